@@ -1,11 +1,12 @@
 # The image of the definition server; docs/containers.md describes how to build, run and replace it, with reasons.
 #   docker build -t definition-server .
 ARG BASE_IMAGE=python:3.12-slim
-# Where the wheel is built: an image with the same Python as BASE_IMAGE. It gets a C compiler from Debian where it has none.
+# The image in which the wheel is built, with the same Python as BASE_IMAGE. If it has no C compiler, one is installed
+# from Debian.
 ARG BUILD_IMAGE=${BASE_IMAGE}
 
 FROM ${BUILD_IMAGE} AS wheel
-# pip's own variables, for builds with another package index: --build-arg PIP_INDEX_URL. None is kept in the image.
+# pip's own variables, for builds with another package index: --build-arg PIP_INDEX_URL. The image does not keep them.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
@@ -18,8 +19,8 @@ COPY pyproject.toml constraints.txt deploy/image/compiler.sh ./
 RUN python3 -m venv --without-pip /opt/tools \
  && python3 -m pip --python /opt/tools/bin/python install -q --no-compile --only-binary=:all: -c constraints.txt \
         $(python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
-# 1: the engine is compiled where that is possible, and pure elsewhere, and a line says why; required: compiled, or there
-# is no image; 0: pure.
+# 1: the engine is compiled if possible, and otherwise pure, and a line says why; required: the build fails if it cannot
+# be compiled; 0: pure.
 ARG COMPILED_ENGINE=1
 RUN sh compiler.sh
 COPY README.md LICENSE hatch_build.py ./
@@ -36,9 +37,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /src
 # An environment without pip: the base image's pip fills it from outside, and the server cannot install anything.
 RUN python3 -m venv --without-pip /opt/venv
-# The dependencies alone, in a layer that is reused until they change. Wheels only: here is no compiler.
+# Only the dependencies, in a layer that is reused until they change. Wheels only, because there is no compiler here.
 COPY pyproject.toml constraints.txt ./
-# EXTRAS=otel: with the export to OpenTelemetry.
+# EXTRAS=otel adds the export to OpenTelemetry.
 ARG EXTRAS=
 RUN python3 -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
         extras = (project["optional-dependencies"][name] for name in sys.argv[1:]); \
@@ -60,15 +61,15 @@ RUN printf 'avap:x:10001:10001::/nonexistent:/sbin/nologin\n' >> /etc/passwd \
  && chmod 2770 /var/lib/definition-server
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/bytecode /opt/bytecode
-# Bytecode comes from one read-only tree; modules come from where they were installed, not from the directory in which
-# a process is started.
+# Bytecode comes from one read-only tree; modules come from their installation, not from the directory in which a
+# process is started.
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONSAFEPATH=1
 USER 10001:0
 WORKDIR /
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
-# No shell in between: this process is PID 1, and handles SIGTERM itself. No HEALTHCHECK: gRPC health and /readyz are
-# probed from outside, and a HEALTHCHECK would start a Python interpreter every few seconds.
+# Without a shell: this process is PID 1, and handles SIGTERM itself. No HEALTHCHECK: gRPC health and /readyz are probed
+# from outside, and a HEALTHCHECK would start a Python interpreter every few seconds.
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "definition_server"]
 CMD ["serve"]
 # Last, because they change with every build.

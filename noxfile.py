@@ -35,7 +35,7 @@ COMPILED_TESTS = (
     "tests/integration/test_key_rotation.py",
 )
 COMPILED_MARKS = "not slow and not quiet and not thorough and not interpreted"
-"""The tests of the session ``compiled``: the engine whole, and some tests of the whole server."""
+"""The tests of the session ``compiled``: all tests of the engine, and some of the whole server."""
 MUTATION_TOOL = ("cosmic-ray==8.7.0", "-c", "constraints.txt")
 """The packages that only the session ``mutants`` needs."""
 TESTS_FAILED, NOTHING_COLLECTED = 1, 5
@@ -69,7 +69,7 @@ def _install(session: nox.Session, extra: str) -> None:
     ).hexdigest()
     stamp, python = ENVIRONMENT / "installed.json", ENVIRONMENT / "bin/python"
     installed = _read_stamp(stamp)
-    # The interpreter is a link: it has no target where the machine's Python was removed.
+    # The interpreter is a link, whose target is missing if the machine's Python was removed.
     if installed.get("of") == wanted and installed.get("extra") in (extra, "dev") and python.exists():
         return
     stamp.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def _lock(session: nox.Session) -> Iterator[None]:
 
 
 def _read_stamp(stamp: Path) -> dict[str, str]:
-    """The installed packages; nothing where the file is missing or cut off."""
+    """The installed packages; empty if the file is missing or cut off."""
     try:
         return dict(json.loads(stamp.read_text()))
     except (OSError, ValueError, TypeError):
@@ -107,7 +107,7 @@ def _read_stamp(stamp: Path) -> dict[str, str]:
 
 
 def _remove_broken(session: nox.Session) -> None:
-    """Remove an environment without an interpreter; fail where the directory is something else."""
+    """Remove an environment without an interpreter. Fail if the directory is not an environment."""
     if any(ENVIRONMENT.iterdir()) and not (ENVIRONMENT / "pyvenv.cfg").exists():
         session.error(
             f"{ENVIRONMENT} is not a virtual environment: remove it, or name another directory in NOX_ENVIRONMENT"
@@ -133,8 +133,8 @@ def _install_by_uv(session: nox.Session, *what: str) -> bool:
 
 
 def _without_cache() -> list[str]:
-    """uv's option for a user who may not write to the place of its cache, where uv would stop: a home that is not
-    writable, or none.
+    """The option with which uv uses no cache, for a user without a writable directory for it (no home, or a read-only
+    one), for whom uv would fail.
     """
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -172,11 +172,11 @@ def run_tests(
     again: Sequence[str] = ("python",),
     **options: Any,
 ) -> None:
-    """Run pytest. In CI (CI is set), tests that fail beside others decide nothing until they have run again alone:
-    at once, or after this session where ``CI_BESIDE`` says that another one runs beside it. ``again``: the Python that
-    then runs them, and options of pytest.
+    """Run pytest. In CI (CI is set), the tests that failed run again alone, and only this run decides. It follows at
+    once, or, if ``CI_BESIDE`` says that another session runs at the same time, after this session. ``again``: the
+    Python of that run, and options of pytest.
     """
-    cache = Path(".pytest_cache", session.name)  # of its own: two sessions may run at the same time
+    cache = Path(".pytest_cache", session.name)  # separate, because two sessions may run at the same time
     last = cache / "v/cache/lastfailed"
     if os.environ.get("CI"):
         last.unlink(missing_ok=True)
@@ -201,7 +201,7 @@ def run_suites(session: nox.Session, *suites: str) -> None:
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """The fast unit tests, side by side: for use while you work."""
+    """The fast unit tests, in parallel, for use while you work."""
     install(session, "test")
     run(
         session,
@@ -264,16 +264,16 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def containers(session: nox.Session) -> None:
-    """The image: built, run, replaced under load. Needs a Docker engine; BASE_IMAGE and BUILD_IMAGE name the images
-    that it is made from."""
+    """Tests that build the image, run it and replace it under load. Needs a Docker engine; BASE_IMAGE and BUILD_IMAGE
+    name the images from which it is made."""
     run_suites(session, "containers")
 
 
 def run_all(
     session: nox.Session, *pytest: str, suites: Sequence[str] = SUITES, options: Sequence[str] = (), thorough: bool
 ) -> None:
-    """Run the tests of ``suites``, without drills: side by side, then the quiet ones. Not the thorough ones, unless
-    they are asked for.
+    """Run the tests of ``suites``, without drills: first in parallel, then the quiet ones alone. Thorough tests run
+    only if ``thorough`` is set.
     """
     where = [*(f"tests/{suite}" for suite in suites), *(f"--ignore-glob={each}" for each in DRILLS)]
     left_out = "" if thorough else " and not thorough"
@@ -281,7 +281,7 @@ def run_all(
     files = (path for suite in suites for path in sorted(Path("tests", suite).rglob("test_*.py")))
     others = (path for path in files if not any(path.match(each) for each in DRILLS))
     if quiet := [str(path) for path in others if "pytest.mark.quiet" in path.read_text()]:
-        codes = [0, NOTHING_COLLECTED]  # the second: -k has selected none of them
+        codes = [0, NOTHING_COLLECTED]  # the second: -k has selected no test
         run_tests(
             session, *quiet, "-q", "-m", f"quiet{left_out}", *options, *session.posargs, by=pytest, success_codes=codes
         )
@@ -289,10 +289,11 @@ def run_all(
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Unit, fuzz, simulation, integration and chaos tests, side by side; quiet tests run alone at the end.
+    """Unit, fuzz, simulation, integration and chaos tests, in parallel; quiet tests run alone at the end.
 
-    Without the drills, which take long: `nox -s chaos` runs them. Tests with whole servers run on one transport each,
-    half of them on each; `nox -s coverage` runs them on the other one, and the tests marked `thorough`.
+    The drills, which take long, are left out: `nox -s chaos` runs them. Each test with a whole server runs on one of
+    the two transports, half of the tests on each; `nox -s coverage` runs them on the other one, and the tests marked
+    `thorough`.
     """
     install(session, "test")
     run_all(session, "pytest", options=["--one-transport=alternate"], thorough=False)
@@ -314,7 +315,7 @@ def coverage(session: nox.Session) -> None:
     covering = ("integration", "chaos") if recorded else ("unit", "integration", "chaos")
     options = ("--one-transport=other", "--ignore=tests/unit/perf")
     run_all(session, "coverage", "run", "-m", "pytest", suites=covering, options=options, thorough=True)
-    # `combine` takes the records of this folder by itself, unless it is given others.
+    # Without arguments, `combine` takes the records of this folder.
     run(session, "coverage", "combine", "-q", *((".", recorded) if recorded else ()))
     run(session, "coverage", "report")
 
@@ -323,7 +324,7 @@ def coverage(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Put small faults into the code and see whether the tests notice: `-- --sample 200 --seed 1` (docs/testing.md).
 
-    `-- --listed` tries those that the project lists, and no others.
+    `-- --listed` tries only the faults that the project lists.
     """
     install(session)
     if not _install_by_uv(session, *MUTATION_TOOL):
@@ -335,7 +336,7 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def judges(session: nox.Session) -> None:
-    """Programs of others judge the transport; docs/conformance.md lists them and the required tools."""
+    """Independent programs judge the transport; docs/conformance.md lists them and the required tools."""
     install(session)
     run_tests(session, "tests/judges", *session.posargs)
 
@@ -348,7 +349,9 @@ def deploy(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build two wheels into dist/: with the compiled engine, for this Python and system, and pure, for every Python."""
+    """Build two wheels into dist/: one with the compiled engine, for this Python and system, and a pure one for every
+    Python.
+    """
     install(session)
     for wanted in ("required", "0"):
         build_wheel(session, Path("dist"), compiled_engine=wanted)
@@ -383,7 +386,9 @@ def compiled(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Build the servers on other gRPC stacks for comparison; one without its toolchain is skipped with a message."""
+    """Build the servers on other gRPC stacks for comparison; a server whose toolchain is missing is skipped with a
+    message.
+    """
     install(session)
     run(session, "python", "-m", "perf", "peers", "build", *session.posargs)
 

@@ -1,7 +1,7 @@
 """The one command of ``perf``: ``python -m perf COMMAND [OPTION…]``.
 
-Each command is the ``main`` of a module, which is imported only when its command is given. `COMMANDS` describes what
-each does, how long it takes and what it needs; ``python -m perf COMMAND --help`` shows that and its options.
+Each command is the ``main`` of a module, which is imported only when its command is given. `COMMANDS` states the
+purpose, the duration and the requirements of each; ``python -m perf COMMAND --help`` shows that and its options.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ COMMANDS: dict[str, Command] = {
     "peers": Command(
         "perf.peers.command",
         "build the servers on other stacks and our compiled engine (`peers build`), or list them (`peers list`)",
-        "some minutes, once", "npm, Go, cargo or a C compiler; what lacks its toolchain is skipped",
+        "some minutes, once", "npm, Go, cargo or a C compiler; a stack without its toolchain is skipped",
     ),
 }  # fmt: skip
 

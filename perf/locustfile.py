@@ -98,7 +98,7 @@ class Catalogue:
         self.version = answer.version_hash
         self.hashes = {command.name: command.hash for command in answer.commands}
         self.names = sorted(self.hashes)
-        random.Random(7).shuffle(self.names)  # the rank of a name does not follow the alphabet
+        random.Random(7).shuffle(self.names)  # so that ranks are not in alphabetical order
         self._sums = list(accumulate(1 / rank**exponent for rank in range(1, len(self.names) + 1)))
 
     @classmethod
@@ -140,7 +140,7 @@ class LanguageServer(User):
         self._get = self._method("GetCommand", avap_pb2.CommandRequest, avap_pb2.CommandResponse)
         self._sync = self._method("SyncCatalog", avap_pb2.Empty, avap_pb2.CatalogResponse)
         while not self.synchronize():
-            time.sleep(1.0)  # as a language server does; locust can end a user that waits
+            time.sleep(1.0)  # as a language server does; locust can end a waiting user
 
     def on_stop(self) -> None:
         """Close the connection."""
@@ -184,7 +184,7 @@ class LanguageServer(User):
             self.known(self.catalogue.choose())
 
     def known(self, name: str) -> None:
-        """Request ``name``. A hash that differs from the catalogue's is right only if the catalogue has changed."""
+        """Request ``name``. A hash that differs from the catalogue's is accepted only if the catalogue has changed."""
         before, changed = self.catalogue, False
 
         def checked(answer: avap_pb2.CommandResponse) -> None:

@@ -321,7 +321,7 @@ PUBLICATION = (
         "table-damaged", (("max by (reason) (avap_catalogue_held{<HERE>})", "{{reason}}"),), columns=6,
     ),
     Shown(
-        "Pinned", "1: a pin counts, or the pinned version is not known to the instance.", "pinned",
+        "Pinned", "1: a pin is in effect, or the pinned version is not known to the instance.", "pinned",
         (
             ("avap_catalogue_pinned{<HERE>}", "{{instance}} pinned"),
             ("avap_pin_missing{<HERE>}", "{{instance}} not known"),
@@ -339,7 +339,7 @@ PUBLICATION = (
         columns=6,
     ),
     Shown(
-        "Log lines dropped", "In an hour: stdout did not take them.", "machine-limits",
+        "Log lines dropped", "Lines within an hour that stdout did not take.", "machine-limits",
         (("increase(avap_log_lines_dropped_total{<HERE>}[1h])", "{{instance}}"),), columns=6,
     ),
 )  # fmt: skip
@@ -382,7 +382,7 @@ def query(shown: Shown, expression: str, legend: str, ref: str) -> prometheus.Da
 
 
 def empty_panel(shown: Shown) -> Panel:
-    """The panel's kind, with what only that kind has."""
+    """The panel's kind, with the fields that only that kind has."""
     if shown.kind == STAT:
         return stat.Panel().graph_mode(BigValueGraphMode.NONE)
     if shown.kind == HEAT:
@@ -413,7 +413,7 @@ def fleet_table() -> table.Panel:
 
 
 def heatmap_colour() -> heatmap.HeatmapColorOptions:
-    """Darker where more calls are."""
+    """The more calls, the darker."""
     return heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
 
 
@@ -434,7 +434,7 @@ def panel(shown: Shown, number: int) -> Panel:
 
 
 def variables() -> list[dashboard.DatasourceVariable | dashboard.QueryVariable | dashboard.TextBoxVariable]:
-    """Where the data come from, whose they are, and where the runbooks are."""
+    """The data source, the jobs and instances to show, and the address of the runbooks."""
 
     def labels(name: str, of: str) -> dashboard.QueryVariable:
         every = VariableOption(selected=True, text="All", value="$__all")

@@ -1,6 +1,6 @@
 # Install what only a compiled engine needs, in the stage of the image that builds the wheel: mypyc, and, where they are
-# missing, a C compiler and Python's headers. What cannot be had is left out: then hatch_build.py makes the pure wheel and
-# says why in one line, or fails with COMPILED_ENGINE=required.
+# missing, a C compiler and Python's headers. What cannot be installed is left out: then hatch_build.py makes the pure
+# wheel and says why in one line, or fails with COMPILED_ENGINE=required.
 set -u
 [ "${COMPILED_ENGINE:-0}" != 0 ] || exit 0
 

@@ -3,8 +3,8 @@
 --   psql "$ADMIN_DATABASE_URL" -v password="$DB_PASSWORD" -f deploy/sql/role.sql
 --
 -- Run it as the owner of the table, with the right to create roles; that role need not be a superuser. -v connections=N
--- sets another limit than 50: each replica keeps one connection, and for a moment twice as many as there are replicas
--- may be open (during a rollout, or half-open ones that the database has not noticed yet).
+-- sets another limit of connections than 50. Each replica keeps one; for a moment twice as many may be open, during a
+-- rollout or because the database has not noticed that a connection is half-open.
 --
 -- The role also has the privileges of PUBLIC: temporary tables, other tables granted to PUBLIC, and on PostgreSQL 14 or
 -- older its own tables in the schema public. If the database is shared, revoke these from PUBLIC:

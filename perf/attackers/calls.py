@@ -14,11 +14,11 @@ from perf.attackers.peer import Peer
 
 _BATCH = 50
 _AT_ONCE_SECONDS = 1.0
-"""A refusal that comes later than this did not come at HEADERS."""
+"""Seconds. A refusal that takes longer than this was not sent at HEADERS."""
 _BODY_SECONDS = 12.0
-"""The server's deadline for a body is 10 s; its timer and a busy machine add to it."""
+"""Seconds. The server's deadline for a body is 10 s; the slack of its timer and a busy machine add to it."""
 _EXPIRED_SECONDS = 2.5
-"""For a deadline of 1 s."""
+"""Seconds, for a deadline of 1 s."""
 
 
 def _streams(count: int, first: int = 1) -> range:
@@ -125,7 +125,7 @@ async def _bodies(crew: Crew, block: bytes, in_time: float) -> None:
         await judging
 
     async def act(number: int, peer: Peer) -> None:
-        await asyncio.sleep(0.1)  # until the server's SETTINGS are known: its streams are limited
+        await asyncio.sleep(0.1)  # until the server's SETTINGS are known, which limit the number of streams
         crew.started()
         async with asyncio.TaskGroup() as group:
             for stream in _streams(crew.job.streams):
@@ -152,7 +152,7 @@ async def expired_bodies(crew: Crew) -> None:
 
 
 async def open_streams(crew: Crew) -> None:
-    """Calls without an end, of a peer without the key and of one with it: bodies that never end, and watches."""
+    """Calls without an end (bodies that never end, and watches), from peers without the key and with it."""
     blocks = [crew.block(wire.GET_COMMAND, key) for key in (b"wrong", crew.job.key.encode())]
     watch = crew.block(HEALTH_WATCH)
 
@@ -190,7 +190,7 @@ async def gzip_bombs(crew: Crew) -> None:
 
 
 async def wrong_keys(crew: Crew) -> None:
-    """Flights of calls, each with a key of its own that is wrong."""
+    """Flights of calls, each with another wrong key."""
     request = crew.request()
 
     async def act(number: int, peer: Peer) -> None:
@@ -210,7 +210,7 @@ async def wrong_keys(crew: Crew) -> None:
 
 
 async def late_resets(crew: Crew) -> None:
-    """An honest client: it resets each stream after the whole answer has come, as old grpc-js does."""
+    """An honest client: it resets each stream after the whole answer has arrived, as old grpc-js does."""
     block, request = crew.block(wire.GET_COMMAND, crew.job.key.encode()), crew.request()
 
     async def act(number: int, peer: Peer) -> None:
@@ -251,7 +251,8 @@ async def rapid_resets(crew: Crew) -> None:
 
 
 async def _once_and_stay(crew: Crew, act: Callable[[int, Peer], Awaitable[None]]) -> None:
-    """Run ``act``, which does not end by itself, once on every connection; wait where the server has ended it."""
+    """Run ``act``, which does not end by itself, once on every connection. Where the server has ended a connection,
+    wait."""
     await crew.each(act, again=False)
     crew.started()
     await asyncio.Event().wait()

@@ -25,7 +25,7 @@ def huffman_block(crew: Crew, octets: int) -> bytes:
 
 
 async def huffman_blocks(crew: Crew) -> None:
-    """Blocks of ``octets``, as many as the server takes; a client that is disconnected connects again."""
+    """Blocks of ``octets``, as fast as the server accepts them; a client that is disconnected connects again."""
     block = huffman_block(crew, crew.job.octets)
 
     async def act(number: int, peer: Peer) -> None:

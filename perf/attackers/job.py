@@ -1,4 +1,4 @@
-"""The job of a process of attackers, and what all its clients share."""
+"""The job of a process of attackers, and the state that all its clients share."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Crew:
             self._say("started")
 
     async def finished(self) -> None:
-        """Report that all has been done, and stay connected."""
+        """Report that all work is done, and stay connected."""
         self.started()
         self._say("finished")
         await asyncio.Event().wait()
@@ -101,7 +101,7 @@ class Crew:
             peer.close()
 
     async def each(self, act: Callable[[int, Peer], Awaitable[None]], *, again: bool = True) -> None:
-        """Run ``act`` on all connections; with ``again``, replace each that has ended, without end."""
+        """Run ``act`` on all connections. With ``again``, replace each connection that has ended, and never return."""
 
         async def one(number: int) -> None:
             while True:
@@ -116,7 +116,7 @@ class Crew:
 
 
 def _unverified() -> ssl.SSLContext:
-    """The certificate is not verified: the measurement has made it."""
+    """The certificate is not verified, because the measurement itself has made it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""A connection of an attacker: it writes any frame, and keeps to the server's windows where an attack has to."""
+"""A connection of an attacker: it can send any frame, and respects the server's windows where an attack has to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ = 1 << 16
 
 
 class Peer:
-    """One connection. A task reads and interprets all that the server sends."""
+    """One connection. A task reads and interprets everything that the server sends."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
@@ -122,7 +122,7 @@ class Peer:
             raise EOFError
 
     async def end_of(self, stream: int) -> str:
-        """How the server ends the stream.
+        """Wait until the server ends the stream, and return how it did so.
 
         Raises:
             EOFError: if it ends the connection first.

@@ -54,7 +54,7 @@ async def run(job: Job) -> Counter[str]:
 def main() -> None:
     """Do the job."""
     os.nice(_NICENESS)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a server that ends a connection is no news here
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the server may end connections at any time
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     job = Job(**json.loads(sys.stdin.readline()))

@@ -14,7 +14,7 @@ ACTIONS = ("", "publish", "drain", "shutdown")
 SHORT_SECONDS = 2.5
 STRETCH = "worker_stretch"
 """The figure: CPU time of the worker during the attack, plus the time that it waited for its CPU, in relation to the
-former. 1 on a machine that nobody else uses."""
+former. 1 on a machine without other work."""
 CALM = "calm_"
 """The prefix of a figure of the undisturbed victim."""
 
@@ -29,8 +29,8 @@ class Limit:
     ratio: float | None = None
     """The figure may be this many times the undisturbed one, if that is more than ``most``."""
     stretched: bool = False
-    """``most`` holds for a worker that has its CPU to itself. It grows as the time grew that the worker needed because
-    others had its CPU: by `STRETCH`."""
+    """``most`` holds for a worker that has its CPU to itself. Where other processes had its CPU, ``most`` is multiplied
+    by the figure `STRETCH`."""
     why: str = ""
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Limit:
             raise ValueError(f"{self.figure}: a ratio needs most")
 
     def kept(self, figures: Mapping[str, float]) -> bool:
-        """Whether the figures of a run keep it. A missing figure does not."""
+        """Whether the figures of a run keep this limit. A missing figure does not."""
         value = figures.get(self.figure)
         if value is None:
             return False
@@ -62,7 +62,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """One attack: what is done, for how long, and what it may cost."""
+    """One attack: its actions, its duration, and the limits of its effects."""
 
     name: str
     title: str
@@ -71,7 +71,7 @@ class Attack:
     seconds: float = 0.0
     limits: tuple[Limit, ...] = ()
     short: tuple[str, ...] = ()
-    """The variants in which it is part of the short measurement."""
+    """The variants in which the attack is part of the short measurement."""
     transports: tuple[str, ...] = ("native", "grpcio")
     why_not: str = ""
     variants: tuple[str, ...] = VARIANTS
@@ -79,11 +79,11 @@ class Attack:
     action: str = ""
 
     def made_in(self, variant: str, *, short: bool) -> bool:
-        """Whether it is made in that variant."""
+        """Whether the attack is made in that variant."""
         return variant in (self.short if short else self.variants)
 
     def duration(self, usual: float, *, short: bool) -> float:
-        """Its seconds: an attack of the usual duration takes `SHORT_SECONDS` in the short measurement."""
+        """Its duration in seconds. In the short measurement, an attack of the usual duration takes `SHORT_SECONDS`."""
         return min(self.seconds, SHORT_SECONDS) if short and self.seconds <= usual else self.seconds
 
 
@@ -95,7 +95,7 @@ class AttackList:
     seconds: float
     calm_seconds: float
     settle_seconds: float
-    """How long the memory of an attack may stay, after it has ended."""
+    """How long the memory of an attack may stay in use after the attack has ended."""
     attacks: tuple[Attack, ...]
 
 

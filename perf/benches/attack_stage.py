@@ -55,7 +55,7 @@ class Child:
             raise TargetFailed("a process of the measurement has ended") from None
 
     def read(self, seconds: float) -> dict[str, Any]:
-        """The next object; empty if none comes in time.
+        """The next object; empty if none arrives in time.
 
         Raises:
             TargetFailed: if the process ends first, or reports an error.
@@ -84,7 +84,7 @@ class Child:
         return last
 
     def close(self) -> None:
-        """End it in any state."""
+        """End the process, whatever its state."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -111,13 +111,13 @@ class Variant:
 
     transport: str
     certificate: Certificate | None = None
-    """The server's; None: cleartext."""
+    """The server's certificate; None: cleartext."""
     authority: Path | None = None
-    """The file that its clients trust."""
+    """The certificate file that clients trust."""
 
     @property
     def name(self) -> str:
-        """In the record."""
+        """The name in the record."""
         return f"{self.transport}, {self.encryption}"
 
     @property
@@ -153,7 +153,8 @@ class Stage:
         return VictimJob(self.server.port, KEY, NAME, self._content.hex(), tls=self.variant.encryption == "tls")
 
     def play(self, attack: Attack, plan: AttackList, *, short: bool = False) -> tuple[Figures, dict[str, Any]]:
-        """One attack: the victim alone, the victim beside it, the memory afterwards. Returns figures and details.
+        """Make one attack: measure the victim alone, the victim beside the attack, and the memory afterwards. Returns
+        figures and details.
 
         With ``short`` the victim is not measured alone.
 
@@ -198,14 +199,14 @@ class Stage:
         return figures, details
 
     def shut_down(self) -> float:
-        """End the server by SIGTERM while nobody attacks it. Returns the seconds that it takes."""
+        """End the server by SIGTERM while no attack is in progress. Returns the seconds that it takes."""
         asked = time.monotonic()
         self.server.signal(signal.SIGTERM)
         self.server.wait_exit(_SHUTDOWN_SECONDS)
         return round(time.monotonic() - asked, 2)
 
     def _act(self, attack: Attack, attackers: Child, seconds: float) -> Figures:
-        """Wait for the attack's duration, and do what its ``action`` says meanwhile."""
+        """Wait for the attack's duration, and carry out its ``action`` meanwhile."""
         if attack.action == "publish":
             for _ in range(3):
                 time.sleep(seconds / 5)
@@ -219,7 +220,7 @@ class Stage:
             time.sleep(1.0)
             return {"shutdown_seconds": self.shut_down()}
         else:
-            attackers.read(seconds)  # it reports where it has finished before
+            attackers.read(seconds)  # an attack that has finished before reports that
         return {}
 
     def _publish(self) -> None:
@@ -228,7 +229,7 @@ class Stage:
         until(lambda: self.server.statusz()["catalog"]["generation"] > generation, self.server.tail, seconds=30)
 
     def _settle(self, pids: dict[str, int], before: dict[str, int], seconds: float, figures: Figures) -> None:
-        """Note the memory once it is near that before the attack, or when the time is over."""
+        """Note the memory once it is near its size before the attack, or when the time is over."""
         figures["workers_died"] = float(self.server.worker_pids() != [pids["worker"]])
         if figures["workers_died"]:
             until(lambda: len(self.server.worker_pids()) == 1, self.server.tail, seconds=30)
@@ -295,7 +296,7 @@ def _warm(job: VictimJob, seconds: float) -> None:
 
 @contextmanager
 def stage(table: Table, variant: Variant, settings: dict[str, str]) -> Iterator[Stage]:
-    """A server with one worker on its own CPU, its log at the level of production."""
+    """A server with one worker on its own CPU; the log level is that of production."""
     server = ServerProcess(table.url, **variant.settings, **settings)
     server.command = on_cpu(SERVER_CPU, server.command)
     with server:

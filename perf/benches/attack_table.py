@@ -1,4 +1,4 @@
-"""The table of a record of attacks: before, today, the victim, the memory, the verdict."""
+"""The table of a record of attacks: the figures before and now, the victim, the memory, the verdict."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The cost of attackers for other clients: ``python -m perf attacks [--only NAME] [--transport …] [--short] …``.
 
-Each attack of ``perf/attacks.toml`` is made on a whole server with one worker, by processes of their own, from other
+Each attack of ``perf/attacks.toml`` is made by separate processes on a whole server with one worker, from other
 addresses than the victim's. The victim is measured alone and beside the attack in the same run: steady calls on an open
-connection, and connect + call on new ones. Then the memory of worker and master is read until it is back near that
-before the attack. With ``--short``, only the attacks whose counts decide are made, and no time is judged.
+connection, and connect + call on new ones. Then the memory of worker and master is read until it is near its size
+before the attack again. With ``--short``, only attacks that are judged by counts are made, and no time is judged.
 
 The record goes to ``perf/results/``; ``--show`` prints the table of the newest one. The
 command ``floods`` measures attacks by floods of frames.
@@ -47,7 +47,7 @@ class Measurement:
         self._figures, self._plan, self._table, self._variant, self._short = figures, plan, table, variant, short
 
     def run(self, attacks: Sequence[Attack]) -> None:
-        """All attacks, each on a server of its own: what one leaves in memory does not count for another."""
+        """All attacks, each on a server of its own, so that memory left by one does not count for another."""
         for attack in attacks:
             if attack.made_in(self._variant.encryption, short=self._short):
                 try:
@@ -97,11 +97,11 @@ class Measurement:
 
 
 _NOT_AFTER_THE_END = {"worker_after_mb", "master_after_mb", "workers_died"}
-"""Figures that do not exist where the server has ended."""
+"""The figures of an attack during which the server has ended."""
 
 
 def variants(transports: Sequence[str], encryption: Sequence[str], folder: Path) -> Iterator[Variant]:
-    """All pairs; the certificate is made once."""
+    """All pairs of transport and encryption; the certificate is made once."""
     authority = Authority(folder)
     certificate = authority.sign("localhost")
     for transport in transports:
@@ -119,7 +119,7 @@ def main(given: Sequence[str] | None = None) -> int:
                         help="make only this attack; may be repeated")  # fmt: skip
     parser.add_argument("--transport", choices=("native", "grpcio"), action="append", help="default: native")
     parser.add_argument("--variant", choices=VARIANTS, action="append", help="default: both")
-    parser.add_argument("--short", action="store_true", help="only attacks that counts decide; no time is judged")
+    parser.add_argument("--short", action="store_true", help="only attacks judged by counts; no time is judged")
     parser.add_argument("--name", default=RECORD, help="name of the record's file, after the date")
     parser.add_argument("--no-record", action="store_true", help="store no record")
     parser.add_argument("--show", action="store_true", help="print the table of the newest record, and measure nothing")

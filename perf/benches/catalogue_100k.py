@@ -3,7 +3,7 @@
     python -m perf catalogue [--rows N] [--workers N] [--rate N]
 
 Needs a PostgreSQL provider of the tests. Another process offers the load on a schedule; latency counts from the
-scheduled instant. The record goes to ``perf/results/``. The limits are what the project promises.
+scheduled instant. The record goes to ``perf/results/``. The limits are the project's promises.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.
     """The slowest request without a publication, and while whole catalogues are published."""
     for name, publishes in (("quiet", 0), ("publishing", PUBLISHES)):
         with load_process(server.port, arguments.rate, arguments.rows) as finish:
-            time.sleep(5)  # the measured period itself
+            time.sleep(5)  # the measured period only
             for _ in range(publishes):
                 generation = server.statusz()["catalog"]["generation"]
                 # One changed row makes the server read, build and publish all rows; further changes only cost CPU time.

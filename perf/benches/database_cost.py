@@ -39,13 +39,14 @@ class Cost:
 
     definitions: int
     look_cpu_seconds: float
-    """From BEGIN to ROLLBACK. The whole time counts as CPU time of the database, since nearly all of it is the scan."""
+    """Seconds from BEGIN to ROLLBACK. All of it counts as CPU time of the database, because nearly all of it is the
+    scan."""
     look_octets: float
     read_seconds: float
     octets: float
     """Octets that the database sends for a reading."""
     build_seconds: float
-    """From the last row to a snapshot that is ready to be published."""
+    """Seconds from the last row to a snapshot that is ready to be published."""
 
 
 def costs() -> tuple[dict[int, Cost], str]:

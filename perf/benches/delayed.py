@@ -2,7 +2,7 @@
 
 ``python -m perf.benches.delayed FD`` runs it.
 
-It serves to compare the latencies that generators report: nine calls of ten take `USUAL_SECONDS`, the tenth
+It is used to compare the latencies that generators report: nine calls of ten take `USUAL_SECONDS`, the tenth
 `SLOW_SECONDS`, so the P95 is `SLOW_SECONDS` for every generator, and the server has nothing else to do. ``FD`` is an
 inherited descriptor of sealed memory that holds the catalogue. Prints its port; ends when its standard input ends.
 """
@@ -45,7 +45,7 @@ def delayed(catalogue: Catalogue) -> Iterator[Target]:
         try:
             yield Target("delayed", int(line), process.pid)
         finally:
-            process.communicate(timeout=20)  # closes its standard input
+            process.communicate(timeout=20)  # this closes the server's standard input
 
 
 async def _serve(snapshot: Snapshot) -> None:

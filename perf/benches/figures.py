@@ -1,4 +1,5 @@
-"""The figures of a measurement beside their promised limits: stored as JSON, and shown as a table rendered from it."""
+"""The figures of a measurement beside their promised limits. They are stored as JSON, and the table is rendered from
+that."""
 
 from __future__ import annotations
 
@@ -74,7 +75,8 @@ class Figures:
         return self.add(Row(name, unit, round(value, 3), most=most))
 
     def measure(self, row: Row, how: Callable[[], tuple[float, Any]], *failures: type[Exception]) -> Row:
-        """Fill in ``row`` from ``how``, which returns value and details; an exception of ``failures`` is its error."""
+        """Fill in ``row`` with the value and the details that ``how`` returns. An exception of ``failures`` becomes the
+        row's error."""
         try:
             row.value, row.detail = how()
         except failures as error:

@@ -90,7 +90,7 @@ class Bench:
 
 
 def median(results: list[Result], key: str = "per_server_cpu_second") -> tuple[float, list[Result]]:
-    """The median of the results, and all of them as details."""
+    """The median of the results, and all results as details."""
     return statistics.median(result[key] for result in results), results
 
 
@@ -151,7 +151,8 @@ def hot(bench: Bench) -> None:
 
 
 def checked(bench: Bench) -> None:
-    """Our own generator compares every answer octet for octet: found, not found, unauthenticated, with deadlines."""
+    """Measure calls whose answers our own generator compares octet for octet: found, not found, unauthenticated, with
+    deadlines."""
     rows: list[tuple[str, float | None, dict[str, Any]]] = [
         ("GetCommand, one definition, every answer checked", None, {"names": "one"}),
         ("GetCommand, 1,000 definitions in turn", None, {}),
@@ -225,8 +226,8 @@ def publishing(
     """Pairs of runs, without and with publications; the median of the differences of their slowest calls.
 
     The generations are built and sealed beforehand: on two CPUs the master's work would slow the generator down.
-    Without ``keep`` only the worker holds the generation that it serves, so it frees 200 MB of memory when it switches
-    to the next.
+    Without ``keep``, no process but the worker holds the generation that it serves, so the worker frees 200 MB of
+    memory when it switches to the next.
     """
     differences, details = [], []
     kept: list[int] = []
@@ -267,7 +268,7 @@ def idle(bench: Bench) -> None:
             before = [once() for _ in range(TURNS)]
             during = [once(idle=count) for _ in range(TURNS)]
         measured.update(before=before, during=during)
-        # The first time only: later connections use memory that the worker has kept.
+        # Only the first measurement counts: later connections use memory that the worker has kept.
         return during[0]["idle"]["resident_kb_each"], {"connections": count}
 
     def kept() -> tuple[float, Any]:

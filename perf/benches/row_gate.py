@@ -1,12 +1,13 @@
-"""The cost of the row gate, and what a first check of a large catalogue costs other clients.
+"""The cost of the row gate, and the effect that a first check of a large catalogue has on other clients.
 
     python -m perf gate [--rows N] [--pairs N] [--seconds S] [--one-cpu]
 
-*Cost*: 100 of the rows have changed. Given are the CPU time of the master's part, that of the checker, and the time
-until all are judged. They work one after the other, so on a quiet machine the time is about the CPU time of both.
-*Beside*: a server with one worker has just started, and judges its rows while it serves. The checker process is stopped
-and continued by turns: in each round a victim is measured alone, beside the check, and alone again. The figures alone
-are compared too, which shows how much the machine varies. The record goes to ``perf/results/``.
+*Cost*: 100 of the rows have changed. The figures are the CPU time of the master's part, that of the checker, and the
+time until all rows are judged. They work one after the other, so on a quiet machine the time is about the CPU time of
+both. *Beside*: a server with one worker has just started, and judges its rows while it serves. The checker process is
+stopped and continued in turn: in each round a victim is measured alone, beside the check, and alone again. The two
+figures of the victim alone are compared too, which shows how much the machine varies. The record goes to
+``perf/results/``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ NAME = "command7"
 
 
 def rows(count: int, round_: int) -> list[TableRow]:
-    """A table of which `CHANGED` rows are others in each round."""
+    """A table in which `CHANGED` rows differ in each round."""
     line = "value = args.get('target')\n" * (CODE_OCTETS // 28)
     every = max(1, count // CHANGED)
     return [
@@ -69,7 +70,8 @@ def rows(count: int, round_: int) -> list[TableRow]:
 
 
 async def cost(count: int) -> list[tuple[float, float, float]]:
-    """What the gate takes in each of `ROUNDS`, in ms: CPU time of this process, CPU time of the checker, time."""
+    """The cost of the gate in each of `ROUNDS`, in ms: CPU time of this process, CPU time of the checker, elapsed
+    time."""
     gate, checker, background = Gate(), Checker(), Background()
     row_gate = RowGate(gate, checker, background=background, logs=False)
     first = SnapshotBuilder()
@@ -94,7 +96,7 @@ async def cost(count: int) -> list[tuple[float, float, float]]:
 
 
 def measure_cost(count: int, figures: Figures) -> None:
-    """Note what the gate costs."""
+    """Note the cost of the gate."""
     taken = asyncio.run(cost(count))
     what = f"gate, {CHANGED} of {count:,} rows changed"
     cpu, ran, whole = zip(*taken, strict=True)
@@ -154,15 +156,15 @@ def judged(what: str, before: list[float], beside: list[float], after: list[floa
 
 
 def _is_patient(pid: int) -> bool:
-    """Whether a checker is the one that judges beside serving."""
+    """Whether a checker process is the one that judges rows beside serving."""
     return os.sched_getscheduler(pid) == os.SCHED_IDLE
 
 
 def _rounds(server: ServerProcess, checker: int, victim: Child, arguments: argparse.Namespace) -> list[float]:
-    """Let the victim measure by turns. Returns the checker's share of a CPU in each round, before all rows were judged.
+    """Measure the victim alternately alone and beside the checker, until all rows are judged or the rounds are over.
 
-    The checker pauses after each batch, and longer where it was stopped meanwhile: it counts as running from its first
-    work on.
+    Returns the checker's share of a CPU in each round. The checker pauses after each batch, and for longer where it was
+    stopped meanwhile, so a round begins only when it works again.
     """
     shares = []
     for number in range(arguments.pairs):

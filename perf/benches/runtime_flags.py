@@ -57,7 +57,7 @@ STEADY_CALLS, CHURNS, CHURN_CONNECTIONS = 100_000, 10, 100
 def server(
     url: str, transport: str, variant: str = "as it is", **settings: str
 ) -> Iterator[tuple[ServerProcess, Path]]:
-    """A server that serves and contains the probe, and the directory where its workers write when they end."""
+    """A running server that contains the probe, and the directory to which its workers write when they end."""
     with tempfile.TemporaryDirectory() as out:
         settings = {"WORKERS": "1", "TRANSPORT": transport, "SYNC_INTERVAL_SECONDS": "3600"} | settings
         settings |= {"PYTHON_FLAGS_VARIANT": variant, "PYTHON_FLAGS_OUT": out}
@@ -85,7 +85,7 @@ def start_seconds(url: str, *, bytecode: bool) -> float:
 def bytecode(url: str, rounds: int) -> dict[str, Any]:
     """Seconds until every worker serves."""
     found: dict[str, list[float]] = {"with bytecode": [], "without": []}
-    start_seconds(url, bytecode=True)  # compiles every module that has not been compiled yet
+    start_seconds(url, bytecode=True)  # this compiles every module that has not been compiled yet
     for _ in range(rounds):
         found["with bytecode"].append(start_seconds(url, bytecode=True))
         found["without"].append(start_seconds(url, bytecode=False))
@@ -102,7 +102,8 @@ def call_seconds(port: int) -> float:
         wire.DATA, wire.END_STREAM, 1, wire.message(wire.command_request(b"command1"))
     )
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        # Without it the request would wait for the acknowledgement of the octets sent before: 40 ms on the loopback.
+        # Without this option the request would wait for the acknowledgement of the octets sent before: 40 ms on the
+        # loopback.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(wire.opening())
         stream = connection.makefile("rb")
@@ -155,7 +156,7 @@ def warm_up(url: str, rounds: int) -> dict[str, Any]:
 
 
 def load(port: int, calls: int, connections: int) -> None:
-    """Calls by h2load, all of which must succeed."""
+    """Make calls by h2load, all of which must succeed."""
     with tempfile.NamedTemporaryFile() as body:
         body.write(wire.message(wire.command_request(b"command1")))
         body.flush()

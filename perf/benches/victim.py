@@ -37,7 +37,7 @@ class VictimMeasurements:
         self._errors: dict[str, str] = {}
 
     def take(self, names: Sequence[str]) -> None:
-        """One measurement beside each attack, and one of the victim alone before, between and after them."""
+        """Make one measurement beside each attack, and measure the victim alone before, between and after them."""
         before = self._measurement("")
         for name in names:
             attacked = self._measurement(name)

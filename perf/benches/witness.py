@@ -6,13 +6,13 @@
 *Throughput* is compared on a server that is busy all the time, so that the server limits the rate. The cost of a call
 depends on how many calls arrive together, which depends on how each generator reads. If the rates differ and the
 server's CPU time per call differs in the same proportion, the generators have sent different batches and both have
-counted correctly; the comparison then states that reason. *P95* is compared on two servers whose latency is
-known: on one at a rate far below the capacity of both sides (`delayed.py`), with ghz, and on one at the rated load
-(`perf.harness.slowed`, ``held``), with the latency itself. These two leave no excuse. Then it is compared with ghz on
-our own server at the rated load. There ghz measures above all itself, since it takes some 80 µs of CPU time for a call
-and has one CPU for it. How much it adds is measured in the same run, on the server that holds every call for a known
-time at the same rate. The comparison states that reason if ghz adds there what it shows more here, and disagrees
-otherwise.
+counted correctly; the comparison then states that reason. *P95* is compared on two servers whose latency is known: with
+ghz, on one at a rate far below the capacity of both sides (`delayed.py`), and with the known latency itself, on one at
+the rated load (`perf.harness.slowed`, ``held``). Here no reason is accepted for a difference. Then our P95 is compared
+with that of ghz on our own server at the rated load. There ghz measures mostly its own delays, because it takes some 80
+µs of CPU time for a call and has one CPU for it. How much it adds is measured in the same run at the same rate, on the
+server that holds every call for a known time. If ghz adds as much there as it shows more here, the comparison states
+that reason; otherwise it disagrees.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ _BUSY = 0.9
 _MESSAGE_HEAD = 5
 _SHAPES = (("native", 8, 32), ("native", 8, 1), ("grpcio", 8, 32))
 KNOWN = "the known time"
-"""In place of a witness: how long the server holds each call."""
+"""Stands in place of a witness: the time for which the server holds each call."""
 _ADDED = 2.0
-"""A witness may add so many times more to one latency than to a known one: its P95 varies between runs."""
+"""A witness may add this many times as much to one latency as to a known one, because its P95 varies between runs."""
 _CALLS_EACH = 32
-"""Calls that ghz may have in flight on each connection: more than arrive while the server holds one."""
+"""Calls that ghz may have in flight on each connection: more than become due while the server holds one."""
 Run = dict[str, Any]
 
 
@@ -75,7 +75,7 @@ class Unmeasured(TargetFailed):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One quantity, measured by our generator and by a witness."""
+    """One quantity that was measured by our generator and by a witness."""
 
     witness: str
     what: str
@@ -132,7 +132,7 @@ def ghz_program() -> Path:
 
 
 def ghz(program: Path, target: Target, *, rate: float, connections: int, seconds: float) -> Run:
-    """Calls at ``rate`` by ghz, all answered with OK; latencies in ms.
+    """Make calls at ``rate`` by ghz, all of which must be answered with OK; latencies in ms.
 
     Raises:
         TargetFailed: if an answer is not OK, or the report of ghz cannot be read.
@@ -184,7 +184,8 @@ def parsed_ghz(text: str, errors: str = "") -> Run:
 
 
 def throughput(ours: Run, theirs: Run, witness: str, what: str) -> Comparison:
-    """Compare rates in a closed loop. A difference is explained if a call cost the busy server more with one side."""
+    """Compare rates in a closed loop. A difference is explained if the busy server took more CPU time for a call of one
+    side."""
     made = Comparison(witness, what, "req/s", ours["rate"], theirs["rate"], THROUGHPUT)
     if made.agrees:
         return made
@@ -193,7 +194,7 @@ def throughput(ours: Run, theirs: Run, witness: str, what: str) -> Comparison:
 
 
 def _other_batches(ours: Run, theirs: Run, witness: str) -> str:
-    """The reason if both kept the server busy and a call cost it more with one; otherwise empty."""
+    """The reason, if both kept the server busy and it took more CPU time for a call of one of them; otherwise empty."""
     costs = [run["server_cpu_seconds"] / run["answered"] * 1e6 for run in (ours, theirs)]
     busy = [run["rate"] * cost / 1e6 for run, cost in zip((ours, theirs), costs, strict=True)]
     if min(busy) < _BUSY or abs(busy[0] / busy[1] - 1) > THROUGHPUT:
@@ -205,7 +206,7 @@ def _other_batches(ours: Run, theirs: Run, witness: str) -> str:
 
 
 def _at_its_limit(ours: Run) -> str:
-    """The reason if our generator used all of its CPU and the server did not; otherwise empty."""
+    """The reason, if our generator used all of its CPU and the server did not; otherwise empty."""
     client, server = (ours[key] / ours["seconds"] for key in ("client_cpu_seconds", "server_cpu_seconds"))
     if client < _BUSY or server >= _BUSY:
         return ""
@@ -282,8 +283,9 @@ def known(ours: Run, known_ms: float, what: str) -> Comparison:
 
 
 def added(ours: Run, theirs: Run, known_ms: float) -> float:
-    """The ms that the witness adds to the P95 of a server that holds every call for ``known_ms``. What ours adds is the
-    server's own time, but only where it shows more than is known: ours may be wrong."""
+    """The ms that the witness adds to the P95 of a server that holds every call for ``known_ms``. The time that our
+    generator shows beyond ``known_ms`` is the server's own and is subtracted. If our generator shows less, it may be
+    wrong, and nothing is subtracted."""
     shown: float = theirs["latency"]["p95"]
     ours_ms: float = ours["latency"]["p95"]
     return max(0.0, shown - max(known_ms, ours_ms))

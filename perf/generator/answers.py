@@ -1,8 +1,9 @@
 """Checks answers octet for octet, cheaply enough that one core checks more than 100,000 a second.
 
 **Judging.** Every answer is split into frames and judged: HTTP status, gRPC status and message, every octet of the
-body. A header block that consists only of table entries, or that changed nothing when it was decoded, keeps its meaning
-until another block changes the HPACK table, so it is decoded once (`HeaderBlocks`). The hpack library decodes the rest.
+body. A header block that consists only of table entries, or that did not change the HPACK table when it was decoded,
+keeps its meaning until another block changes the table, so it is decoded once (`HeaderBlocks`). The hpack library
+decodes the rest.
 
 **Shapes.** If all header blocks of an answer are of that kind, its octets become a shape. From then on, answers of that
 gRPC status on that connection are compared with the shape as a whole, until the table changes. An answer that differs
@@ -133,7 +134,8 @@ class HeaderBlocks:
         return len(entries), entries[0] if entries else None, self._table.maxsize
 
     def _changed(self, before: tuple[int, object, int]) -> bool:
-        """Whether an entry was inserted or evicted: then the newest one is another object, or there are fewer."""
+        """Whether an entry was inserted or evicted. In both cases the newest entry is another object, or there are
+        fewer entries."""
         count, newest, size = self._state()
         return count != before[0] or newest is not before[1] or size != before[2]
 
@@ -220,7 +222,7 @@ class ErrorShape:
         self._length = len(content)
 
     def after(self, buffer: bytes, at: int, identifier: bytes, call: Call) -> int:
-        """As `MessageShape.after`. A text of another length differs, since its block does."""
+        """As `MessageShape.after`. A text of another length differs, because its header block differs."""
         if call.length != self._length:
             return DIFFERS
         wanted = identifier.join((self._head, self._left + call.content + self._right))
@@ -231,7 +233,7 @@ Shape = MessageShape | ErrorShape
 
 
 def shape_of(expected: Expected, frames: Frames) -> Shape | None:
-    """The shape of an answer that was judged right; None if the next answer may differ in form."""
+    """The shape of an answer that was judged to be right; None if the next answer may have another form."""
     if any(flags & _PADDED for _, flags, _ in frames):
         return None
     kinds = [kind for kind, _, _ in frames]

@@ -22,7 +22,7 @@ _SLOW_ASKED = 2
 _SLOW_OCTETS, _SLOW_SECONDS = 4096, 0.05
 """Octets of one read, and seconds between two reads: 80 kB/s."""
 _SLOW_BUFFER = 4096
-"""Its receive buffer; octets that do not fit into it stay in the server."""
+"""Octets of a slow reader's receive buffer; octets that do not fit into it stay in the server."""
 
 
 class IdleConnections:
@@ -50,7 +50,8 @@ class IdleConnections:
         """Nothing."""
 
     def close(self) -> dict[str, Any]:
-        """Close them. Returns how many were held, how many the server had not closed, the server's memory for each."""
+        """Close the connections. Returns how many were held, how many of them the server had not closed, and the
+        server's memory for each."""
         alive = 0
         for sock in self._held:
             sock.setblocking(False)
@@ -123,7 +124,8 @@ class SlowReaders:
             self._octets += octets
 
     def close(self) -> dict[str, Any]:
-        """Close them. Returns their number, the octets requested and read, and how many the server disconnected."""
+        """Close the connections. Returns their number, the octets requested and read, and how many the server
+        disconnected."""
         count = len(self._held) + self._gone
         for sock in self._held:
             sock.close()

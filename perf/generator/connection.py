@@ -14,8 +14,8 @@ from tests.support import wire
 from perf.generator.answers import INCOMPLETE, STATUSES, Answer, Call, HeaderBlocks, Shape, WrongAnswer, shape_of
 
 RECEIVE = 1 << 16
-"""Below the size from which malloc maps memory anew each time (128 kB): a larger buffer makes each read take 15 µs
-more."""
+"""Octets. Below the size from which malloc maps memory anew each time (128 kB), because with a larger buffer each read
+takes 15 µs more."""
 _RECORD = 1 << 14
 """The largest size of a TLS record's content."""
 _BIND_ADDRESS_NO_PORT = 24
@@ -73,10 +73,10 @@ class LoadConnection:
     """Sends calls, checks answers, and obeys the server's limits (windows, number of streams).
 
     Call `send` with any number of calls at any time, `receive` when the socket is readable, and `flush` from time to
-    time while octets are `unsent`. With ``acknowledge`` it does what grpc-go does after replies: it sends a connection
-    WINDOW_UPDATE and, if none is unanswered, a PING. With ``stamped`` the latency of a call counts from the instant of
-    its sending, not from the one passed to `send`, to the instant at which the kernel received the answer (`arrived`),
-    so that delays of this process are not included. Not over TLS.
+    time while octets are `unsent`. With ``acknowledge`` it acts as grpc-go does after replies: it sends a WINDOW_UPDATE
+    for the connection and, if no PING is unanswered, a PING. With ``stamped`` the latency of a call counts from the
+    instant of its sending, not from the one passed to `send`, to the instant at which the kernel received the answer
+    (`arrived`), so that delays of this process are not included. Not over TLS.
     """
 
     def __init__(self, port: int, blocks: wire.BlockCycle, deadlines: Sequence[bytes], *, acknowledge: bool = False,
@@ -103,7 +103,7 @@ class LoadConnection:
         self._deadline = start % len(deadlines) if blocks.fresh else 0
         self._next = 1
         self._window = wire.INITIAL_WINDOW
-        self._most = 100  # the minimum that a server should allow (RFC 9113 §6.5.2), until its SETTINGS arrive
+        self._most = 100  # until the server's SETTINGS arrive: the minimum that it should allow (RFC 9113 §6.5.2)
         self._rest = b""
         self._answers: dict[bytes, Answer] = {}
         self._headers = HeaderBlocks()
@@ -322,7 +322,7 @@ class LoadConnection:
         self._write(octets)
 
     def prove(self, call: Call, seconds: float = 10.0) -> None:
-        """Make one call, after which the connection is established and the server's limits are known.
+        """Make one call. Afterwards the connection is established, and the server's limits are known.
 
         Raises:
             WrongAnswer: if it is not answered in time.

@@ -15,7 +15,8 @@ UNIT = "ns"
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 _PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
 _STEP = 100
-"""Latencies are rounded to multiples of it before they are counted, in ns: a thousandth of the shortest call."""
+"""In ns. Latencies are rounded to multiples of this value before they are counted; it is a thousandth of the shortest
+call."""
 _LONGEST = 3600 * 10**9
 
 

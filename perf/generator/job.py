@@ -18,8 +18,8 @@ ZIPF_EXPONENT = 1.1
 """Exponent of Zipf's law. Of 100,000 definitions, the hundred that are requested most often get 57 % of all calls."""
 UNKNOWN_NAMES = 20_000
 _MOST_CALLS = 1 << 17
-"""Calls that are drawn and then repeated: so many that a server cannot exploit the repetition, and few enough to hold
-them in memory with their answers."""
+"""Calls that are drawn and then repeated: too many for a server to exploit the repetition, and few enough to hold them
+in memory with their answers."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Job:
     attack: str = ""
     """One of `tests.support.attacks.ATTACKS`, made in the same loop."""
     member: int = 0
-    """Number among the generator's processes; process 0 also reads the server's CPU time."""
+    """The number of this process among the generator's processes; process 0 also reads the server's CPU time."""
 
     def fields(self, path: bytes, *, wrong_key: bool = False, fresh: bool = False) -> list[wire.Field]:
         """The header fields of a call."""
@@ -106,7 +106,7 @@ class Job:
         return [made[number % len(made)] for number in range(count)]
 
     def _bad(self, count: int, names: list[str]) -> list[Call]:
-        """Calls with a wrong key. Unless all calls have one, they use their own header block."""
+        """Calls with a wrong key. Unless all calls have a wrong key, these use their own header block."""
         usual = self.bad_key >= 1
         block = b"" if usual else wire.literal_block(self.fields(wire.GET_COMMAND, wrong_key=True))
         expected = Expected(UNAUTHENTICATED, b"Invalid Credentials")

@@ -27,11 +27,11 @@ from perf.generator.job import Job
 from perf.targets.processes import peak_resident, precise_cpu_seconds, resident, softirq_seconds, user_seconds
 
 LATE_SECONDS = 0.001
-"""Seconds after its scheduled instant from which on a sent call counts as late."""
+"""Seconds. A call that is sent later than this after its scheduled instant counts as late."""
 _MB = 1e6
 _FLUSH_SECONDS = 0.001
 _SPIN_SECONDS = 1e-5
-"""An iteration of the loop without work takes less; during a longer one, another process had the CPU."""
+"""Seconds. An iteration of the loop without work takes less; during a longer one, another process had the CPU."""
 
 
 class Beside(Protocol):
@@ -126,7 +126,7 @@ class Load:
         more: Callable[[LoadConnection, list[Due]], None] | None = None,
         between: Callable[[], None] | None = None,
     ) -> bool:
-        """Read what has arrived, note the latencies, and pass each connection's finished calls to ``more``.
+        """Read the octets that have arrived, note the latencies, and pass each connection's finished calls to ``more``.
 
         ``between`` is called between two connections, because calls may be due there. Returns whether anything arrived.
 
@@ -162,8 +162,8 @@ class Load:
     def drain(self) -> None:
         """Wait for the answers of all calls in flight.
 
-        A server that still answers is waited for, however many calls it owes: they may be more than the machine can
-        handle because the generator was late, and that is judged afterwards.
+        As long as the server answers, this waits, however many calls are unanswered. There may be more than the machine
+        can handle because the generator was late, which is judged afterwards.
 
         Raises:
             WrongAnswer: if no answer arrives for the job's patience.
@@ -281,7 +281,8 @@ def _schedule(job: Job) -> array[float]:
 
 
 class _Schedule:
-    """Distributes the due calls over all connections in turn; calls due at the same time leave in one write each."""
+    """Distributes the due calls over all connections in turn. Calls of one connection that are due at the same time are
+    sent in one write."""
 
     def __init__(self, load: Load, dues: array[float], start: float) -> None:
         self._connections, self._calls = load.connections, load.calls

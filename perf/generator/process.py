@@ -85,7 +85,7 @@ def _forget_peak(pid: int) -> None:
     try:
         forget_peak(pid)
     except OSError:
-        return  # another user's process: its peak then counts from its start
+        return  # the process belongs to another user, so its peak counts from its start
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ from perf.targets.processes import is_alive, on_cpu
 from perf.targets.target import CLIENT_CPU, KEY, ROOT, Target
 
 LATE_SHARE = 0.01
-"""If a larger share of the calls is sent late, the generator did not offer the required load."""
+"""The allowed share of calls that are sent late. Beyond it, the generator did not offer the required load."""
 GROWN_SHARE = 0.01
 """Allowed growth of the number of unanswered calls, as a share of the calls, while the server is not busy."""
 BUSY = 0.9
@@ -36,7 +36,7 @@ DEADLINES = 100_000
 """Number of different deadlines: more than any memo can hold."""
 SLOW_READERS = 16
 _FEW = 20
-"""Unanswered calls that may be in flight at any instant and mean nothing."""
+"""The number of unanswered calls that is normal at any instant."""
 _READY_SECONDS = 60.0
 _START_SECONDS = 0.02
 _DYING_SECONDS = 0.5
@@ -44,7 +44,7 @@ _LOOPS = {
     "closed": "closed", "idle": "closed", "open": "open", "publish": "open", "slow-reader": "open", "sync": "sync",
 }  # fmt: skip
 _OWN = {each.name for each in fields(Job)} - {each.name for each in fields(Scenario)}
-"""Fields of a job that no scenario has; they can be overridden too."""
+"""Fields of a job that scenarios do not have; they can be overridden too."""
 
 Run = dict[str, Any]
 
@@ -112,7 +112,7 @@ def _client_cpus(target: Target) -> list[int]:
         server = os.sched_getaffinity(target.pid)
     except ProcessLookupError:
         raise Spoilt(f"{target.name} is not running (process {target.pid} has ended)", "server") from None
-    # The mask of the calling thread does not suffice: the caller may be bound to one CPU.
+    # The CPU mask of the calling thread is not enough, because the caller may be bound to one CPU.
     free = sorted(set(range(os.cpu_count() or 1)) - server)
     if not free:
         free = [CLIENT_CPU]
@@ -312,7 +312,7 @@ def judge(made: Run, jobs: Sequence[Job], results: Sequence[Mapping[str, Any]]) 
 
 
 def _judge_schedule(made: Run, results: Sequence[Mapping[str, Any]]) -> None:
-    """Check that calls were sent when they were due, and that only the server delayed their answers."""
+    """Check that calls were sent when they were due, and that nothing but the server delayed their answers."""
     due, grown = sum(each["due"] for each in results), sum(each["grown"] for each in results)
     if not due:
         # The generator was so late that one iteration, which sends all overdue calls, outlasted the measurement.

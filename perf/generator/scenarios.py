@@ -33,7 +33,7 @@ ALL = "all"
 
 
 class ScenarioError(ValueError):
-    """The file is not valid; the text says where, and what to write instead."""
+    """The file is not valid; the text names the place and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Scenario:
     streams: int = 32
     """Calls in flight on each connection, in a closed loop."""
     rate: float | str = 0.0
-    """Calls offered on a schedule, or ``saturate``: in steps, up to the server's limit and beyond. 0: a closed loop."""
+    """Rate of calls that are offered on a schedule, or ``saturate``: in steps, up to the server's limit and beyond. 0:
+    a closed loop."""
     definitions: int = 1000
     answer_octets: int = 1500
     names: str = "all"

@@ -114,7 +114,7 @@ class CatalogueReader:
             self._at, payload = self._at + skipped, payload[skipped:]
         if not payload:
             return
-        if bytes(payload) != bytes(self._expected[self._at : self._at + len(payload)]):  # memcmp, not a loop
+        if bytes(payload) != bytes(self._expected[self._at : self._at + len(payload)]):  # a memcmp, not a loop
             raise WrongAnswer(f"the catalogue differs near octet {self._at:,}")
         self._at += len(payload)
         self.octets += len(payload)

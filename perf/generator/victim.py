@@ -4,8 +4,8 @@ It makes honest calls while others attack the server: steady calls on an open co
 each of which counts from the beginning of ``connect(2)`` to the last octet of the answer. Both are made on a schedule.
 Without TLS an answer ends when the kernel has received it, so that delays of this process do not count.
 
-Each line ``measure NAME`` begins a phase, the end of the input ends the last one. It prints ``{"ready": true}`` once it
-is connected, and at the end ``{"result": {NAME: {"steady": …, "connect": …}}}``.
+Each line ``measure NAME`` begins a phase; the end of the input ends the last phase. It prints ``{"ready": true}`` once
+it is connected, and at the end ``{"result": {NAME: {"steady": …, "connect": …}}}``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MOST_REASONS = 5
 
 @dataclass(frozen=True, slots=True)
 class VictimJob:
-    """What the victim does. Times in seconds, rates per second."""
+    """The job of the victim. Times in seconds, rates per second."""
 
     port: int
     key: str
@@ -50,13 +50,13 @@ class VictimJob:
     """Its serialized ``CommandResponse``, in hexadecimal digits."""
     tls: bool = False
     source: str = "127.0.0.2"
-    """Its address, another one than the attackers'."""
+    """The victim's address, which differs from those of the attackers."""
     steady: float = 200.0
     """Rate of the calls on the open connection."""
     connects: float = 40.0
-    """Rate of new connections; each second one is a probe: health/Check without a key."""
+    """Rate of new connections. Every second one is a probe: health/Check without a key."""
     patience: float = 5.0
-    """After this time a call has failed. It counts as having taken this long."""
+    """After this time a call has failed. Its latency counts as this time."""
 
     def to_json(self) -> str:
         """One line."""
@@ -99,7 +99,7 @@ class Phase:
 
 
 class Victim:
-    """Two schedules, each in a thread; `phase` is that of the calls that begin now."""
+    """Two schedules, each in a thread. Calls that begin now belong to `phase`."""
 
     def __init__(self, job: VictimJob) -> None:
         self.job = job
@@ -124,7 +124,7 @@ class Victim:
             thread.start()
 
     def stop(self) -> None:
-        """End both, and wait for the answers that are due."""
+        """End both schedules, and wait for the answers that are due."""
         self._ended.set()
         for thread in self._threads:
             thread.join()
@@ -248,7 +248,7 @@ def _receive(sock: socket.socket, tls: bool) -> tuple[bytes, float]:
 
 
 def _wait(due: float, interval: float) -> float:
-    """Wait until ``due``. Returns the next instant; lost ones are not made up for."""
+    """Wait until ``due``. Returns the next scheduled instant; instants that have passed already are skipped."""
     now = monotonic()
     if due > now:
         sleep(due - now)

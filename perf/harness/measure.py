@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def usual_servers(scenario: Scenario, which: str, gates: Sequence[sla.Gate]) -> list[str]:
-    """Quick: the servers that a gate judges; standard: also our own two; full: all that the scenario names."""
+    """The servers to measure. Quick: those that a gate judges; standard: also our own two; full: all that the scenario
+    names."""
     gated = {name for gate in gates for name in gate.servers}
     if which == "quick":
         return [name for name in scenario.servers if name in gated]

@@ -81,7 +81,7 @@ def _snapshots(pid: int) -> dict[str, int]:
                 status = descriptor.stat()
                 found[str(status.st_ino)] = max(found.get(str(status.st_ino), 0), status.st_blocks * 512)
         except FileNotFoundError:
-            continue  # it was closed after the listing
+            continue  # the descriptor was closed after the listing
     return found
 
 
@@ -143,7 +143,7 @@ def idle_connection(port: int, pids: list[int]) -> float:
         for _ in range(IDLE):
             sock = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
             sock.sendall(wire.opening())
-            if not sock.recv(4096):  # the server's SETTINGS: it has accepted the connection
+            if not sock.recv(4096):  # the server's SETTINGS show that it has accepted the connection
                 raise AssertionError("the server closed an idle connection")
         return (sum(Memory.of(pids).own.values()) - before) / IDLE
 

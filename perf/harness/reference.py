@@ -64,8 +64,8 @@ def beside(run: Callable[[Callable[[], None]], dict[str, Any]], meter: Callable[
     """Call ``run`` beside the reference work. Returns its result with the machine's speed under the key ``reference``.
 
     Args:
-        run: Is passed a function to call when its measurement begins. If it does not call it, the speed is that at its
-            end.
+        run: Gets a function to call when its measurement begins. If it does not call that function, the speed is that
+            at its end.
     """
     began: list[float] = []
     with meter() as work:

@@ -28,8 +28,8 @@ The built-in functions are the same, too: slices of ``bytes``, ``dict.get``, ``S
 ``list.append``. The work shares no code with the server, because a slower server must not slow down its own measure.
 
 **The kernel** (`kernel_us`). System calls and TCP take a third (batches) to two thirds (one call at a time) of a call's
-CPU time, which does not depend on the build of the interpreter. The work sends as many octets as an answer has over a
-TCP connection on the loopback and reads them.
+CPU time. This part does not depend on the build of the interpreter. The work sends as many octets as an answer has over
+a TCP connection on the loopback and reads them.
 
 ``python perf/harness/reference_work.py`` makes a burst of both every `PAUSE_SECONDS` until its standard input ends, and
 then prints all bursts: ``[[when, python_us, kernel_us], …]``, the time of ``time.monotonic`` and microseconds of CPU

@@ -43,12 +43,12 @@ SLOW_MS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one scenario is measured."""
+    """The measurement of one scenario."""
 
     scenario: Scenario
     servers: tuple[str, ...]
     rounds: int
-    """Rounds for servers that a gate judges, and for our other form of the engine beside one."""
+    """Rounds for servers that a gate judges, and for the other form of our engine where a gate judges one form."""
     other_rounds: int
     """Rounds for the other servers."""
     extra: int = 0
@@ -178,12 +178,13 @@ class Session:
         once = partial(self._run, plan.scenario, name, servers, number)
         if not plan.normalised:
             return once()
-        with suppress(*FAILURES):  # starts the server; if it does not start, its run reports that
+        with suppress(*FAILURES):  # this starts the server; if it does not start, its run reports that
             servers.target(name)
         return reference.beside(lambda measuring: once(measuring=measuring), self.meter)
 
     def _renew(self, names: Sequence[str], servers: Servers) -> None:
-        """Replace the processes. A process that has ended before is reported by its last run or its next one."""
+        """Replace the server processes. A process that has ended already is reported by its last run or its next
+        one."""
         for name in names:
             with suppress(TargetFailed):
                 servers.stop(name)
@@ -296,7 +297,8 @@ def knee_point(run: Run, offered: float) -> Run:
 
 
 def stolen(run: Run, kind: str, ticks: int, seconds: float) -> Run:
-    """``stolen``: the share of a CPU that the hypervisor gave to other machines; too much spoils a run of latency."""
+    """``stolen``: the share of a CPU that the hypervisor gave to other machines. If it is too large, a run that
+    measures latency is spoilt."""
     share = ticks / TICKS / seconds if seconds else 0.0
     reason = f"the hypervisor gave {share:.1%} of a CPU to other machines (allowed: at most {STOLEN_SHARE:.0%})"
     spoilt = run["valid"] and kind in ("open", "publish") and share > STOLEN_SHARE

@@ -61,7 +61,7 @@ class Expected:
 
 
 class SlaError(ValueError):
-    """The file is not valid; the text says where, and what to write instead."""
+    """The file is not valid; the text names the place and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Verdict:
     decided: bool = True
     """False if more rounds could change the verdict: the limit is within the interval, or there are too few samples."""
     disturbed: bool = False
-    """Whether it is invalid only because of the generator or the machine."""
+    """Whether the gate is invalid only because of the generator or the machine."""
 
     def as_dict(self) -> dict[str, Any]:
         """The verdict for the record; an infinite end of the interval becomes None, because JSON has no infinity."""
@@ -213,7 +213,7 @@ def figure(run: Run, path: str) -> float | None:
 
 
 def is_failure(run: Run) -> bool:
-    """Whether the server failed in the run, so that its gates are invalid whatever other runs show."""
+    """Whether the server failed in the run, so that its gates are invalid even if other runs are valid."""
     return not run["valid"] and run.get("fault") not in FAULTS_OF_OTHERS
 
 
@@ -285,7 +285,7 @@ def _starved(run: Run) -> bool:
 
 
 def _starved_of(gate: Gate, runs: Sequence[Run]) -> list[Run]:
-    """Runs that give the gate no sample for that reason."""
+    """Runs that give the gate no sample because the reference work had too little of the CPU."""
     return [run for run in runs if gate.expected and run["server"] == gate.server and _starved(run)]
 
 

@@ -1,8 +1,8 @@
 """A worker that is slowed down deliberately: ``python -m perf.harness.slowed INJECTION CONTROL_FD STATS_FD SLOT``.
 
-It tests the harness: a slowdown that the gates do not detect here would not be detected in a change either. The server
-contains none of this. The worker's own program runs after the method of `Http2Protocol` that receives all octets from
-clients has been replaced.
+It tests the harness: if the gates do not detect a slowdown here, they would not detect it in a change either. The
+server contains none of this. The worker's own program runs after the method of `Http2Protocol` that receives all octets
+from clients has been replaced.
 
 - ``busy``: the serving thread burns a tenth of its CPU time once more.
 - ``twice``: it burns all of its CPU time once more.
@@ -30,13 +30,14 @@ DELAY_SECONDS = 0.003
 HELD_SECONDS = 0.020
 ONE_IN = 100
 _BATCHES = 16
-"""Batches between two measurements of the CPU time: each takes a microsecond, which is much compared with one batch."""
+"""Batches between two measurements of the CPU time. A measurement takes a microsecond, which is much compared with one
+batch."""
 
 Receive = Callable[[Http2Protocol, bytes], None]
 
 
 def busy(receive: Receive, share: float = BUSY_SHARE, clock: Callable[[], float] = thread_time) -> Receive:
-    """``receive`` that burns, for each second of CPU time of the thread, ``share`` of a second more."""
+    """A ``receive`` that burns ``share`` of a second more for each second of the thread's CPU time."""
     last, batches = clock(), 0
 
     def slowed(protocol: Http2Protocol, data: bytes) -> None:
@@ -54,7 +55,7 @@ def busy(receive: Receive, share: float = BUSY_SHARE, clock: Callable[[], float]
 
 
 def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_IN) -> Receive:
-    """``receive`` that delays one batch in ``one_in`` by ``seconds``; the order of a connection's octets is kept."""
+    """A ``receive`` that delays one batch in ``one_in`` by ``seconds``; the order of a connection's octets is kept."""
     held: dict[int, list[bytes]] = {}
     batches = 0
 
@@ -80,7 +81,7 @@ def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_
 
 
 def held(receive: Receive, seconds: float = HELD_SECONDS) -> Receive:
-    """``receive`` that delays every batch by ``seconds``, in order."""
+    """A ``receive`` that delays every batch by ``seconds``, in order."""
     waiting: deque[tuple[Http2Protocol, bytes]] = deque()
 
     def release() -> None:
@@ -102,11 +103,12 @@ INJECTIONS: dict[str, Callable[[Receive], Receive]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Inject what the first argument names, then run the worker with the other arguments. Returns its exit code."""
+    """Apply the injection that the first argument names, then run the worker with the other arguments. Returns its exit
+    code."""
     if not arguments or arguments[0] not in INJECTIONS:
         print(f"the first argument must be one of {', '.join(INJECTIONS)}", file=sys.stderr)
         return 2
-    # By name, because the type checker rejects an assignment to a class's method.
+    # With setattr, because the type checker rejects an assignment to a method of a class.
     setattr(Http2Protocol, "data_received", INJECTIONS[arguments[0]](Http2Protocol.data_received))  # noqa: B010
     return worker_main(arguments[1:])
 

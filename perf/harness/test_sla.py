@@ -7,7 +7,7 @@ import pytest
 from perf.harness import sla
 from perf.harness.run import Session
 
-# All gates share one measurement, which the first of them waits for.
+# All gates share one measurement; the first test waits for it.
 pytestmark = [pytest.mark.perf, pytest.mark.timeout(3600)]
 
 

@@ -1,7 +1,7 @@
 """Runs by h2load, for servers that do not implement the contract and servers compared with them.
 
-h2load reports the HTTP statuses and the number of octets of all bodies, which are checked; it does not check their
-content. That suffices to compare costs; all other runs are made by our own generator.
+h2load reports the HTTP statuses and the number of octets of all bodies; both are checked here. It does not check the
+content of bodies. That is enough to compare costs; all other runs are made by our own generator.
 """
 
 from __future__ import annotations

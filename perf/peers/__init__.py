@@ -12,8 +12,8 @@ A peer answers ``GetCommand`` and ``SyncCatalog`` from memory, with the statuses
 not found". Answers are slices of the catalogue, encoded before the measurement: no peer spends time on encoding
 protobuf, unlike production code on these stacks. So the measurement is that of the stack, with its default settings.
 
-Not a peer: pajamax 0.4 (Rust, synchronous). Of a request's header fields it reads ``:path`` alone, so a server on it
-cannot check ``x-avap-auth``; and it ignores the client's WINDOW_UPDATE frames, so it sends catalogues regardless of the
+Not a peer: pajamax 0.4 (Rust, synchronous). It reads no header field of a request but ``:path``, so a server on it
+cannot check ``x-avap-auth``. And it ignores the client's WINDOW_UPDATE frames, so it sends catalogues regardless of the
 client's windows.
 """
 
@@ -37,12 +37,12 @@ from perf.peers.stacks import STACKS, Build, Stack, tool_version
 from perf.targets import target as targets
 
 BUILDS: dict[str, Build] = {COMPILED.name: COMPILED, **STACKS}
-"""All that has to be built: beside the peers our own compiled engine."""
+"""Everything that has to be built: the peers, and our own compiled engine."""
 _FILES = {
     "nghttpd": ("Debian nghttp2-server", "--version", targets.nghttpd),
     "nginx": ("Debian nginx", "-v", targets.nginx),
 }
-"""Servers of files: name → where it comes from, its option that prints the version, the function that starts it."""
+"""Servers of files: name → the package, the option that prints the version, the function that starts the server."""
 NAMES = (*STACKS, *_FILES)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -84,7 +84,7 @@ def versions(name: str) -> dict[str, str]:
 
 
 def compiled_engine() -> Path:
-    """The folder to import our packages with the compiled engine from.
+    """The folder from which our packages with the compiled engine are imported.
 
     Raises:
         PeerMissing: if it is not built from the present sources, or cannot be.
@@ -185,7 +185,7 @@ def _last_words(errors: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End it and all of its child processes."""
+    """End the process and all of its child processes."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
@@ -194,6 +194,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    # It leads its own session, so all processes that it left are in its group.
+    # It leads its own session, so all processes that it has started are in its group.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

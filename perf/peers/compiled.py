@@ -33,7 +33,7 @@ class CompiledEngine(stacks.Build):
 
     @property
     def cache(self) -> Path:
-        """Another one for each version of Python."""
+        """The directory of the build; each version of Python has another one."""
         return stacks.CACHE / str(sys.implementation.cache_tag)
 
     @property

@@ -57,7 +57,7 @@ class Build(ABC):
         return place(self.source, self.cache, self._also)
 
     def build(self) -> Path:
-        """Build it unless it is built. Returns the directory of the build.
+        """Build the program unless it is built already. Returns the directory of the build.
 
         Raises:
             BuildFailed: with the output of the compiler or the package manager.
@@ -66,11 +66,11 @@ class Build(ABC):
 
     @abstractmethod
     def _fill(self, out: Path) -> None:
-        """Put what is built into ``out``."""
+        """Build into ``out``."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
-        """Versions of what it consists of, for a record."""
+        """Versions of its components, for a record."""
 
 
 class Stack(Build):
@@ -167,7 +167,7 @@ class Grpcio(Stack):
 
 
 def _lacking(tools: Tools) -> str:
-    """A text that names the missing ones of ``tools``; empty if none is missing."""
+    """A text that names those of ``tools`` that are missing; empty if none is missing."""
     lacking = [f"{tool} ({package})" for tool, package in tools.items() if shutil.which(tool) is None]
     return f"missing on this machine: {', '.join(lacking)}" if lacking else ""
 

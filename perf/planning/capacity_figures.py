@@ -23,16 +23,16 @@ SERVER = "native"
 PLANNED = ("rated", "get-zipf", "deadlines", "upstream-stress")
 """Scenarios that resemble a fleet. The command plans with the most expensive one that the record holds."""
 P95_LIMIT_MS = 5.0
-"""Beyond this P95 a worker is past its knee, whatever rate it still answers."""
+"""A worker with a P95 above this (ms) is past its knee, whatever rate it still answers."""
 GENERATIONS = 2
-"""A worker drops an answer only when it is in neither of the two generations that it remembers."""
+"""Generations of remembered answers: a worker drops an answer only when it is in neither of the two."""
 MB = 1 << 20
 Content = dict[str, Any]
 """A record as JSON."""
 
 
 class RecordUnusable(Exception):
-    """The record does not hold what is needed; the text says what is missing and how to get it."""
+    """The record lacks a figure that is needed; the text says which one, and how to get it."""
 
 
 def figures(record: Content, source: str, memory: Sequence[Content] | None = None) -> Content:
@@ -73,7 +73,7 @@ def _per_core(record: Content, source: str) -> dict[str, float]:
 
 
 def _knee(record: Content) -> dict[str, float] | None:
-    """The last step before the first that was too slow. Later steps do not count, even if they are fast again."""
+    """The last step before the first step that was too slow. Later steps do not count, even if they are fast again."""
     reached = None
     steps = [step for step in record.get("knee") or [] if step.get("server", SERVER) == SERVER]
     for step in sorted(steps, key=lambda step: step["offered_rate"]):

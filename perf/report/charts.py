@@ -294,7 +294,8 @@ def over_time(records: Sequence[Record]) -> Chart:
                     )  # fmt: skip
         if not figure.data:
             continue
-        # One server at a time: beside one that is fifty times as fast, no change of another would be visible.
+        # One server at a time, because changes of a slow server would not be visible beside one that is fifty times as
+        # fast.
         if any(trace.name == "native" for trace in figure.data):
             figure.for_each_trace(lambda trace: trace.update(visible=True if trace.name == "native" else "legendonly"))
         figure.update_xaxes(type="date", title="measured")

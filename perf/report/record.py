@@ -35,7 +35,7 @@ class RecordError(ValueError):
 
 
 class _Part(BaseModel):
-    """A part of a record. It may have further keys, which are for other readers."""
+    """A part of a record. It may have further keys, for other readers."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -208,9 +208,10 @@ class Record(_Part):
         return in_order(run.server for run in self.runs)
 
     def times(self, scenario: str, other: str) -> float | None:
-        """How many times as many calls as ``other`` a core of the native server answers.
+        """Calls per core of the native server, divided by those of ``other``.
 
-        As a gate judges it (the median of the rounds' quotients), or the quotient of the medians where no gate does.
+        This is the quotient that a gate judges (the median of the rounds' quotients) or, where no gate judges it, the
+        quotient of the medians.
         """
         judged = [
             gate for gate in self.gates if gate.scenario == scenario and gate.gate.startswith(f"native ÷ {other},")
@@ -224,7 +225,7 @@ class Record(_Part):
 
     @property
     def valid(self) -> bool:
-        """Whether no gate is invalid, which would mean that the machine was disturbed."""
+        """Whether no gate is invalid. An invalid gate means that the machine was disturbed."""
         return all(gate.verdict != "invalid" for gate in self.gates)
 
     @property
@@ -234,7 +235,8 @@ class Record(_Part):
 
     @property
     def partial(self) -> bool:
-        """Whether it is not a whole measurement: a quick run, a selection, a comparison, or a self-test alone."""
+        """Whether the record is not a whole measurement but a quick run, a selection, a comparison, or a self-test
+        alone."""
         return not self.runs or any(self.arguments.get(name) for name in ("quick", "only", "servers", "against"))
 
 
@@ -279,14 +281,15 @@ class Cell:
 
     @property
     def kernel_share(self) -> float | None:
-        """The share of the server's CPU time that is not user time. Of all valid runs together: user time has steps."""
+        """The share of the server's CPU time that is not user time, of all valid runs together, because user time is
+        counted in coarse steps."""
         counted = [(run.server_user_seconds, run.server_cpu_seconds) for run in self.valid]
         known = [(user, whole) for user, whole in counted if user is not None and whole]
         return 1 - sum(user for user, _ in known) / sum(whole for _, whole in known) if known else None
 
     def curve(self, percentiles: Sequence[float]) -> list[tuple[float, float]]:
-        """(percentile, milliseconds) of all valid runs together, at those of ``percentiles`` for which there are enough
-        answers; empty if the record has no histogram.
+        """Pairs (percentile, milliseconds) of all valid runs together, for those of ``percentiles`` for which there are
+        enough answers; empty if the record has no histogram.
 
         Raises:
             RecordError: if a histogram cannot be read.

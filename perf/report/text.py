@@ -18,7 +18,7 @@ _BRIEF = ("get-hot", "one-by-one", "rated")
 _BRIEF_SERVERS = ("native", "compiled", "grpcio", "grpc-js", "grpc-go", "tonic")
 SCHEDULED = ("open", "publish", "slow-reader")
 CERTIFIED = ("upstream-stress",)
-"""Closed loops whose latency is shown nevertheless, because another server was certified with that load."""
+"""Closed loops whose latency is shown all the same, because another server was certified with that load."""
 NOTHING = "–"
 _P95_HEAD = f"P95 in ms, from the instant a call was due ({', '.join(CERTIFIED)}, a closed loop: from sending):"
 
@@ -107,7 +107,7 @@ def gates(record: Record) -> str:
 
 
 def selftest(record: Record) -> str:
-    """How often the harness raised an alarm, and how often it should have."""
+    """How often the harness raised an alarm, and how often it should have raised one."""
     rows = []
     for case in record.selftest.cases if record.selftest else []:
         wanted = ("≥ " if case.alarm_expected else "≤ ") + str(case.limit if case.limit is not None else NOTHING)
@@ -159,7 +159,7 @@ def readme(record: Record, link: str) -> str:
 
 
 def brief(record: Record, link: str) -> str:
-    """Three rows for the README, and the latency that the SLA is about."""
+    """Three rows for the README, and the latency that the SLA limits."""
     servers = [server for server in _BRIEF_SERVERS if server in record.servers]
     rows = []
     for name in (name for name in _BRIEF if name in record.measured_scenarios):
@@ -177,7 +177,7 @@ def brief(record: Record, link: str) -> str:
 
 
 def _commit(record: Record) -> str:
-    """Which sources were measured."""
+    """The revision of the sources that were measured."""
     if not record.commit:
         return "commit unknown"
     changed = " with changes that were not committed" if record.commit.endswith("+") else ""

@@ -1,1 +1,2 @@
-"""What is measured: one of our workers, or a server of files, on a CPU of its own; its catalogue and processes."""
+"""The servers that are measured, each on a CPU of its own: our workers and servers of files; their catalogues and
+processes."""

@@ -73,14 +73,14 @@ def source(number: int, octets: int, mark: str = "") -> bytes:
     lines = "".join(_LINE.format(line, number * 2654435761 + line & 0xFFFFFFFF, line % 7) for line in range(count))
     cut = (mark + "\n" + lines if mark else lines).encode()[:octets]
     whole = cut.rfind(b"\n") + 1
-    return cut[:whole] + b"#" * (octets - whole)  # a comment: half a line would not compile
+    return cut[:whole] + b"#" * (octets - whole)  # as a comment, because half a line would not compile
 
 
 def _first_length(pieces: Sequence[bytes | memoryview]) -> int:
-    """Octets of the first ``CommandResponse``: the number that follows the tag of its field.
+    """Octets of the first ``CommandResponse``, which is the number that follows the tag of its field.
 
-    It is read from the octets of the snapshot, which all revisions agree on: this module also builds a catalogue with
-    the code of the base of a comparison.
+    It is read from the octets of the snapshot, because all revisions have that format in common: this module also
+    builds a catalogue with the code of the base of a comparison.
     """
     start = b"".join(bytes(piece[:16]) for piece in pieces[:2])
     length = shift = 0

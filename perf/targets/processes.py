@@ -37,8 +37,8 @@ def precise_cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def scheduled(pid: int) -> tuple[float, float]:
-    """Seconds that the main thread of ``pid`` has run so far, and seconds that it was ready and another thread had its
-    CPU (``/proc/PID/schedstat``, proc_pid_schedstat(5))."""
+    """Seconds that the main thread of ``pid`` has run so far, and seconds during which it was ready but another thread
+    had its CPU (``/proc/PID/schedstat``, proc_pid_schedstat(5))."""
     ran, waited, _ = map(int, Path(f"/proc/{pid}/schedstat").read_text().split())
     return ran / 1e9, waited / 1e9
 
@@ -95,7 +95,7 @@ def _status(pid: int, label: str) -> int:
 
 
 _CHECKER = b"control_plane.checker_process"
-"""In the command line of the process that judges rows: it comes and goes, and serves nobody."""
+"""Part of the command line of the process that judges rows. That process runs only at times, and serves no client."""
 
 
 def children(pid: int) -> list[int]:
@@ -120,7 +120,7 @@ def _is_checker(pid: str) -> bool:
     try:
         return _CHECKER in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return False  # it has ended, which the caller notices
+        return False  # the process has ended, which the caller notices
 
 
 def on_cpu(cpu: int, command: list[str]) -> list[str]:

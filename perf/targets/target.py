@@ -100,8 +100,8 @@ class Target:
 
 
 def engine_program(form: str, folder: Path | None = None) -> tuple[str, ...]:
-    """A worker's program that ends at once unless its engine has the form ``pure`` or ``compiled``, so that no figure
-    is taken for that of the other form. ``folder``: import the packages from there.
+    """A worker's program that ends at once unless its engine has the ``form`` ``pure`` or ``compiled``, so that no
+    figure is taken for that of the other form. The packages are imported from ``folder``.
     """
     path = [] if folder is None else [str(folder)]
     return sys.executable, "-c", _ENGINE_PROGRAM.format(path=path, form=form, program=_PROGRAM)
@@ -272,7 +272,7 @@ def nginx(folder: Path) -> Iterator[Target]:
     """nginx with one worker, serving the files of ``folder``, in which it stores its own files, too."""
     port = free_port()
     config = folder / "nginx.conf"
-    # Started by root, it gives its rights up; but the folder is its user's alone.
+    # Started by root, nginx would give up its rights; but only root may use the folder.
     user = "user root;\n" if os.geteuid() == 0 else ""
     config.write_text(user + _NGINX.format(folder=folder, port=port))
     with _serving_files(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], port) as target:

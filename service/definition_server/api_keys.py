@@ -15,7 +15,7 @@ DEFAULT_ID = "default"
 """The id of the key in ``API_KEY``."""
 
 MOST_KEYS = 64
-"""A worker compares every one of them, some 0.3 µs each, for calls that it does not remember."""
+"""For a call that a worker does not remember, it compares the call's key with every one of them: about 0.3 µs each."""
 
 LONGEST_KEY = 4096
 """Octets. Both transports refuse a request whose header fields are too long in total: ours above 16 KiB, grpcio above

@@ -1,12 +1,12 @@
 """Reads the environment into typed settings, secrets from files too, and reports every problem with its remedy.
 
 The only reader of ``os.environ``. `settings` declares the settings, as fields of a subclass of `EnvironmentSettings`:
-a field's description says what it does, and its `advice` what to write when a value is refused. A secret ``X`` may
-come from a file instead, which ``X_FILE`` names.
+a field's description explains the setting, and its `advice` is the remedy when a value is refused. A secret ``X`` may
+come from the file that ``X_FILE`` names instead.
 
-White space around a value is dropped, except around a secret: there only line ends and a byte order mark are, from
-variables as from files, and other white space is refused. A value of white space alone counts as unset. Choices (as
-``LOG_LEVEL``) may be in any case.
+White space around a value is dropped. Around a secret, from a variable or a file, only line ends and a byte order mark
+are dropped, and other white space is refused. A value of white space alone counts as unset. Choices (as ``LOG_LEVEL``)
+may be in any case.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EX_CONFIG = 78
 """Exit code for an invalid environment (sysexits.h EX_CONFIG), to distinguish it from a crash."""
 
 Check: TypeAlias = Callable[[str], str | None]
-"""Value → the reason why it is refused, without the value; None if it is not."""
+"""Value → the reason why it is refused, which does not contain the value; None if it is accepted."""
 
 _BYTE_ORDER_MARK = "\ufeff"
 _LARGEST_SECRET_FILE = 1024 * 1024
@@ -44,25 +44,27 @@ _USER_INFORMATION = re.compile(r"//[^/?#\s]*@")
 _FLAGS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
 
 _SIMILARITY = 0.85
-"""Of names, by `difflib`: one or two letters. HOSTNAME, which every container has, is not like HOST (0.67)."""
+"""The least similarity of two names, by `difflib`: they differ in one or two letters. HOSTNAME, which every container
+has, is not similar to HOST (0.67).
+"""
 _SHORTEST_PART = 7
-"""Letters of a name that is taken for the beginning of another."""
+"""The fewest letters of a name that is taken for the beginning of another."""
 
 
 def forget_libpq_variables() -> None:
-    """Remove ``PGSERVICE``, ``PGSSLMODE`` and their like, which libpq adds to every address that it is given.
+    """Remove ``PGSERVICE``, ``PGSSLMODE`` and similar variables, which libpq adds to every address.
 
-    For a database of our own, whose address is complete; these variables describe other servers of the user.
+    For a database of our own, whose address is complete, while these variables describe other servers of the user.
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
 
 def end_with_the_exit_code() -> None:
-    """Start this program anew without ``PYTHONINSPECT``, where that is set.
+    """If ``PYTHONINSPECT`` is set, start this program anew without it.
 
-    With it, Python does not end with the exit code that `sys.exit` gives, but prints a traceback and ends with 1, or
-    waits for a reader at a terminal. It is judged before the first line of a program, which therefore cannot undo it.
+    With it, Python does not end with the exit code of `sys.exit`, but prints a traceback and ends with 1, or waits for
+    input at a terminal. Python reads the variable before the first line of a program, so the program cannot undo it.
     """
     if sys.flags.inspect and os.environ.pop("PYTHONINSPECT", None) is not None:
         os.execv(interpreter(), sys.orig_argv)
@@ -93,20 +95,21 @@ class SettingsError(Exception):
 def advice(
     text: str, *, secret: bool = False, unless: str | None = None, computed: str | None = None
 ) -> dict[str, Any]:
-    """A field's ``json_schema_extra``: what to write when a value is refused, and whether values must stay hidden.
+    """A field's ``json_schema_extra``: the remedy when a value is refused, and whether values must stay hidden.
 
-    ``unless``: the setting is required unless that variable is set. ``computed``: what its default is computed from.
+    ``unless``: the setting is required unless that variable is set. ``computed``: the origin of a default that is
+    computed.
     """
     return {"remedy": text, "secret": secret, "unless": unless, "computed": computed}
 
 
 class EnvironmentSettings(BaseSettings):
-    """Settings that are read once from the environment, or from files where they are secret. Immutable."""
+    """Settings that are read once, from the environment or, if they are secret, from files. Immutable."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, validate_default=True)
 
     without_counterpart: ClassVar[Mapping[str, str]] = {}
-    """Variables that other servers of the kind read and this one does not → what serves their purpose here."""
+    """Variables that other servers of this kind read and this one does not → the counterpart here."""
 
     @classmethod
     def settings_customise_sources(
@@ -122,7 +125,7 @@ class EnvironmentSettings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _read_text(cls, value: object, info: ValidationInfo) -> object:
-        """The same rules for every text, whatever the setting: see `_number`, `_flag`, `_choice`."""
+        """Apply the same rules to every text, whatever the setting: see `_number`, `_flag`, `_choice`."""
         field = cls.model_fields[str(info.field_name)]
         if not isinstance(value, str):
             return value
@@ -152,7 +155,7 @@ def load_settings(
     Args:
         cls: The declaration of the settings.
         defaults: By variable name, for variables that the environment does not set.
-        checks: By variable name: further judges of a value, which this module cannot import.
+        checks: By variable name: further checks of a value, which this module cannot import.
         overrides: By variable name; they take precedence over the environment. None: as if the variable were unset.
 
     Raises:
@@ -198,7 +201,7 @@ def variables(field: FieldInfo) -> tuple[str, ...]:
 
 
 def remedy(field: FieldInfo) -> str:
-    """The remedy where the value of ``field`` is refused."""
+    """The remedy if the value of ``field`` is refused."""
     extra = field.json_schema_extra
     return str(extra["remedy"]) if isinstance(extra, dict) else ""
 
@@ -210,7 +213,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def alternative(field: FieldInfo) -> str | None:
-    """The variable without which ``field`` is required; None if there is none."""
+    """The variable that makes ``field`` optional if it is set; None if there is none."""
     extra = field.json_schema_extra
     return str(extra["unless"]) if isinstance(extra, dict) and extra.get("unless") else None
 
@@ -253,10 +256,10 @@ def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> 
 
 @contextmanager
 def grpc_without_lines_of_its_own() -> Iterator[None]:
-    """gRPC, imported in this context, writes no lines of its own unless GRPC_VERBOSITY is set.
+    """If gRPC is imported in this context, it writes no lines of its own unless GRPC_VERBOSITY is set.
 
-    The lines are about failed connections, which a command reports itself. gRPC reads its variable when it is imported,
-    which is what the block does; a server that the command starts does not inherit it.
+    The lines are about failed connections, which a command reports itself. gRPC reads the variable only when it is
+    imported, so it is unset again afterwards, and a server that the command starts does not inherit it.
     """
     if "GRPC_VERBOSITY" in os.environ:
         yield
@@ -284,7 +287,7 @@ def without_user_information(text: str) -> str:
 
 
 def _given(variable: str, field: FieldInfo) -> str | None:
-    """The value of a variable, without white space (of a secret: line ends) around it; None where nothing is left."""
+    """The value of a variable without white space (of a secret: line ends) around it; None if nothing is left."""
     text = os.environ.get(variable, "")
     if not text.strip():
         return None
@@ -292,12 +295,14 @@ def _given(variable: str, field: FieldInfo) -> str | None:
 
 
 def _without_line_ends(text: str) -> str:
-    """A secret as it was meant: editors and ``echo`` add a line end, and some editors a byte order mark."""
+    """A secret as it was intended, without the line end that editors and ``echo`` add, and the byte order mark of some
+    editors.
+    """
     return text.removeprefix(_BYTE_ORDER_MARK).strip("\r\n")
 
 
 def _check_secret(text: str) -> None:
-    """Refuse a secret with characters that nobody sees: the other side has most likely one without them.
+    """Refuse a secret with invisible characters, because the other side most likely has one without them.
 
     Raises:
         ValueError: the reason, without the value.
@@ -347,7 +352,9 @@ def _choice(text: str, choices: tuple[str, ...]) -> str:
 
 
 def _secret_files(cls: type[EnvironmentSettings], overridden: Container[str]) -> tuple[dict[str, str], list[Problem]]:
-    """The secrets from the files that ``<VARIABLE>_FILE`` names, by variable, and the files that cannot be used."""
+    """The secrets, by variable, from the files that ``<VARIABLE>_FILE`` names; and the problems of files that cannot be
+    used.
+    """
     contents: dict[str, str] = {}
     problems: list[Problem] = []
     for field in cls.model_fields.values():
@@ -375,7 +382,7 @@ class _UnusableFile(Exception):
 
 def _read_secret(path: str) -> str:
     try:
-        # Not blocking: to open a pipe would wait for a writer.
+        # Not blocking, because opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -423,7 +430,7 @@ def _refused_by(
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something in the environment that is probably not meant, and does not prevent a start."""
+    """Something in the environment that is probably a mistake, but does not prevent a start."""
 
     variable: str
     text: str
@@ -447,7 +454,7 @@ def notices(cls: type[EnvironmentSettings]) -> list[Notice]:
 
 
 def _meant(name: str, names: set[str]) -> str | None:
-    """The one of ``names`` that somebody who wrote ``name`` probably meant."""
+    """The one of ``names`` for which ``name`` is probably a misspelling."""
     # Variables that libpq, the client commands or OpenTelemetry's SDK read, and those that Kubernetes sets for every
     # Service.
     if name.startswith(("PG", "DEFINITION_SERVER_", "OTEL_")) or "://" in os.environ.get(name, ""):

@@ -1,12 +1,11 @@
-"""The inheritance of a process from the one that starts it: descriptors 0 to 2, actions of signals, mode of new files,
-and its name.
+"""Corrects what a process inherits from its parent: descriptors 0 to 2, actions of signals, the mode of new files, and
+its name. Each may differ from what a program expects.
 
-Each may be other than a program expects. A parent may have closed stdin, stdout or stderr: the next descriptor that is
-opened would then take its number, a listening socket for instance, and whatever writes to stderr writes there. And
-signals reach whole process groups (systemd's default, a terminal's Ctrl-C and hang-up, ``dumb-init``), while only the
-master decides what a signal means. A parent that ignores SIGCHLD has the kernel reap the workers, whose exit codes are
-then lost. And a umask may take a file's own rights away (the next start could not read the stored catalogue), or none
-from others.
+If the parent has closed stdin, stdout or stderr, the next descriptor that is opened, for instance a listening socket,
+takes its number, and output to stderr is written to it. Signals reach whole process groups (systemd's default, a
+terminal's Ctrl-C and hang-up, ``dumb-init``), while only the master decides what a signal means. If the parent ignores
+SIGCHLD, the kernel reaps the workers, and their exit codes are lost. A umask may deny the owner access to new files
+(the next start could not read the stored catalogue), or allow access to other users.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ UNUSED = frozenset(
         signal.SIGTTOU,
     }
 )
-"""Signals that mean nothing to the server, and that would end or stop it by default."""
+"""Signals that have no meaning for the server, and that would end or stop it by default."""
 
 MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2})
-"""Signals that the master acts on, and its workers do not."""
+"""Signals on which the master acts, and its workers do not."""
 
 
 _RUNNING = "/proc/self/exe"
-"""The file that the kernel executes."""
+"""The link to the file that the kernel executes."""
 
 
 def interpreter() -> str:
-    """The path of the Python that runs, to start others of it.
+    """The path of the running Python, to start further processes with it.
 
-    ``sys.executable`` is derived from argv[0], which may be any text: the parent chooses it. Python looks for it in
-    PATH, where it may find another program. Hence the path is compared with the file that the kernel executes. Where it
-    is another, the virtual environment's own Python is preferred to that file: it finds the same packages.
+    ``sys.executable`` is derived from argv[0], which the parent may set to any text. Python searches for it in PATH,
+    where it may find another program. So the path is compared with the file that the kernel executes. If they differ,
+    the virtual environment's own Python is preferred to that file, because it finds the same packages.
 
-    Without /proc, and where that file is gone because an upgrade has replaced it, the name decides.
+    Without /proc, or if an upgrade has removed that file, ``sys.executable`` is used.
     """
-    # Without pathlib: its import is a sixth of what a checker process imports.
+    # Without pathlib, whose import would take a sixth of a checker's import time.
     environment = os.path.join(sys.prefix, "bin")  # noqa: PTH118
     paths = (sys.executable or "", f"{environment}/python", f"{environment}/python3")
     for path in paths:
@@ -94,7 +93,7 @@ def reserve_standard_descriptors() -> None:
             os.fstat(number)
         except OSError:
             opened = _open_null()
-            if opened != number:  # a lower one is free: it comes first in this loop, so this cannot be
+            if opened != number:  # only if a lower one were free, but this loop has opened the lower ones first
                 os.dup2(opened, number)
                 os.close(opened)
             os.set_inheritable(number, True)
@@ -107,13 +106,13 @@ def reserve_standard_descriptors() -> None:
 
 
 class EarlySignals:
-    """Signals that arrive while the master starts. Each is recorded once, and acted on once it runs."""
+    """Signals that arrive while the master starts. Each is recorded once, and handled as soon as the master runs."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
 
     def install(self) -> None:
-        """Record from now on."""
+        """Begin to record."""
         for number in MASTERS:
             signal.signal(number, self._record)
         for number in UNUSED:
@@ -124,30 +123,30 @@ class EarlySignals:
             self.received.append(signal.Signals(number))
 
     def take(self) -> list[signal.Signals]:
-        """What was recorded, once."""
+        """Return the recorded signals, and empty the record."""
         taken, self.received = self.received, []
         return taken
 
 
 early_signals = EarlySignals()
-"""Of this process."""
+"""The recorded signals of this process."""
 
 
 _SERVERS = ("serve", "demo")
 _UMASK = 0o077
-"""Files that a server writes are its own."""
+"""Set the umask so that only the server's account can access the files that it writes."""
 
 
 def prepare() -> None:
-    """Begin a process of the command line: reserve descriptors and, where it is to be a server, record signals, watch
-    its children and keep its files to itself. Ends the process with 78 where it needs /dev/null, and there is none."""
+    """Prepare a process of the command line: reserve descriptors and, if it is to be a server, record signals, reset
+    SIGCHLD and restrict the mode of its files. Ends the process with 78 if it needs /dev/null and there is none."""
     server = bool(sys.argv[1:2]) and sys.argv[1] in _SERVERS
     try:
         reserve_standard_descriptors()
         if server:
             os.close(_open_null())
     except NoNullDevice as error:
-        with suppress(OSError):  # stderr may be what is closed
+        with suppress(OSError):  # stderr may be closed
             os.write(2, f"Error: {error}\n".encode())
         sys.exit(os.EX_CONFIG)
     if server:
@@ -157,16 +156,18 @@ def prepare() -> None:
 
 
 def leave_signals_to_the_master() -> None:
-    """For a worker: ignore every signal that the master acts on, or that means nothing."""
+    """For a worker: ignore every signal on which the master acts, or that has no meaning for the server."""
     for number in MASTERS | UNUSED:
         signal.signal(number, signal.SIG_IGN)
-    # A signal that came since the process was started is discarded with this.
+    # This also discards signals that have arrived since the process was started.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTERS)
 
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Start a worker within this block: signals wait until it ignores them, instead of ending a Python that starts."""
+    """A block in which a worker is started: signals wait until the worker ignores them, instead of ending it during its
+    start.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, MASTERS)
     try:
         yield

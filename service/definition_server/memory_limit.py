@@ -1,6 +1,6 @@
 """The memory that this process may use.
 
-A container's memory limit is a cgroup's, which the machine's own figure does not show. Sources: Linux
+A container's memory limit is set on its cgroup; the machine's total memory does not show it. Sources: Linux
 ``admin-guide/cgroup-v2.rst`` (``memory.max``, ``memory.high``) and ``cgroup-v1/memory.rst``
 (``memory.limit_in_bytes``).
 """
@@ -17,12 +17,12 @@ _MOST = 2**31 - 1
 """No protobuf implementation serializes a message above 2 GiB."""
 
 _SHARE = 4
-"""A publication needs its catalogue three times: as it is encoded, in shared memory, and as the one before, which
-workers hold until they have the new one. The fourth part is for all else."""
+"""A publication needs memory for three catalogues: the encoded one, the one in shared memory, and the previous one,
+which workers keep until they have the new one. The fourth part is for everything else."""
 
 
 def default_catalogue_bytes(root: Path = Path("/")) -> int:
-    """The largest catalogue that the granted memory has room for."""
+    """The largest catalogue for which the granted memory suffices."""
     granted = granted_memory(root)
     return _MOST if granted is None else min(_MOST, max(_LEAST, granted // _SHARE))
 

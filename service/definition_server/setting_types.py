@@ -1,6 +1,6 @@
 """The types of settings: the values that `settings` and `cli.client_settings` allow.
 
-A check of one value alone is here. Relations between settings are checked where those are declared.
+This module checks single values. Relations between settings are checked where the settings are declared.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def _check_ip_address(value: str) -> str:
 
 def _check_http_url(value: str) -> str:
     if not value.lower().startswith(("http://", "https://")):
-        raise ValueError("it is no URL of HTTP")
+        raise ValueError("it is not an HTTP URL")
     return value
 
 
 def _check_postgres_url(value: SecretStr) -> SecretStr:
-    # libpq judges the rest of the URL: `control_plane.postgres.url_fault`.
+    # libpq checks the rest of the URL: `control_plane.postgres.url_fault`.
     scheme, separator, _ = value.get_secret_value().partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
         lower = separator and scheme.lower() in ("postgresql", "postgres")
@@ -61,7 +61,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Growth = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-"""Percent of growth."""
+"""Growth in percent."""
 ApiKey = Annotated[SecretStr, AfterValidator(_check_api_key)]
 IpAddress = Annotated[str, AfterValidator(_check_ip_address)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]

@@ -1,6 +1,6 @@
 """The settings of the server. This one declaration feeds parsing (`environment`), ``definition-server serve --help``,
-``definition-server config`` and ``docs/settings.md``. Those of the client commands are in `cli.client_settings`, and
-the types of the values in `setting_types`.
+``definition-server config`` and ``docs/settings.md``. The settings of the client commands are in `cli.client_settings`,
+and the types of the values in `setting_types`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Settings(EnvironmentSettings):
 
     without_counterpart: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("DATABASE_POOL_SIZE", "DB_POOL_SIZE", "PG_POOL_SIZE", "POOL_SIZE"), _NO_POOL),
-        "NODE_OPTIONS": "the server is no Node.js program; docs/runtime-flags.md has the counterpart of each flag",
+        "NODE_OPTIONS": "the server is not a Node.js program; docs/runtime-flags.md has the counterpart of each flag",
     }
 
     database_url: PostgresUrl = Field(
@@ -56,7 +56,7 @@ class Settings(EnvironmentSettings):
         "The role needs SELECT on that table and nothing else.",
         json_schema_extra=advice(
             "Set it to postgresql://USER:PASSWORD@HOST:5432/DATABASE; percent-encode every character of user and "
-            "password that is no letter or digit (@ as %40, / as %2F, % as %25)",
+            "password that is not a letter or digit (@ as %40, / as %2F, % as %25)",
             secret=True,
         ),
     )
@@ -74,7 +74,7 @@ class Settings(EnvironmentSettings):
         None,
         validation_alias="API_KEYS",
         description="Keys by id, one `id:key` a line: a call may carry any of them, and that of `API_KEY`. Lines that "
-        "begin with `#` are skipped. `avap_key_last_used_timestamp_seconds` shows which are in use.",
+        "begin with `#` are skipped. `avap_key_last_used_timestamp_seconds` shows which keys are in use.",
         json_schema_extra=advice(
             "Write one id:key a line, at most 64, the key without white space, for example from `openssl rand -hex 24`",
             secret=True,
@@ -90,8 +90,8 @@ class Settings(EnvironmentSettings):
     avap_internal_key_previous: SecretStr | None = Field(
         None,
         validation_alias="AVAP_INTERNAL_KEY_PREVIOUS",
-        description="The `AVAP_INTERNAL_KEY` of before. What SNAPSHOT_DIR has with its MAC counts at a start, and gets "
-        "the MAC of the present key. Nothing that is served is signed with it.",
+        description="The previous `AVAP_INTERNAL_KEY`. At a start, files in SNAPSHOT_DIR with its MAC are valid, and "
+        "get the MAC of the present key. Nothing is signed with the previous key.",
         json_schema_extra=advice(
             "Set it for the first start with another AVAP_INTERNAL_KEY, then remove it", secret=True
         ),
@@ -101,15 +101,15 @@ class Settings(EnvironmentSettings):
         ge=1,
         le=2,
         validation_alias="PACKAGE_VERSION",
-        description="Version of the signed package. 1: what every language server verifies; its HMAC covers the code "
-        "alone. 2: it covers name, type, interface and hash too, for clients that know it.",
+        description="Version of the signed package. 1: every language server verifies it; its HMAC covers only the "
+        "code. 2: the HMAC also covers name, type, interface and hash, for clients that know this version.",
         json_schema_extra=advice("Give 1, or 2 where every client verifies version 2"),
     )
     host: str = Field(
         "::",
         validation_alias="HOST",
-        description="Address that the gRPC port is bound to, and the metrics port, unless `METRICS_HOST` is set. "
-        "`::` is every address, IPv4 included; `0.0.0.0` every IPv4 address.",
+        description="Address of the gRPC port, and of the metrics port unless `METRICS_HOST` is set. `::` is every "
+        "address, IPv4 included; `0.0.0.0` is every IPv4 address.",
         json_schema_extra=advice("Give an IP address of this machine, :: or 0.0.0.0"),
     )
     port: Port = Field(
@@ -127,7 +127,7 @@ class Settings(EnvironmentSettings):
     metrics_host: IpAddress | None = Field(
         None,
         validation_alias="METRICS_HOST",
-        description="Address that the metrics port is bound to. Unset: that of `HOST`.",
+        description="Address of the metrics port. Unset: that of `HOST`.",
         json_schema_extra=advice("Give an IP address of this machine, 127.0.0.1, 0.0.0.0 or ::, or leave it unset"),
     )
     workers: Workers = Field(
@@ -145,73 +145,74 @@ class Settings(EnvironmentSettings):
     snapshot_dir: Path | None = Field(
         None,
         validation_alias="SNAPSHOT_DIR",
-        description="Directory of the last-known-good snapshot, which is served when the database is down at start, of "
-        "the history and of pins. Unset: nothing is kept, and a change is not compared across a restart.",
+        description="Directory of the last-known-good snapshot (served if the database is down at the start), the "
+        "history and the pins. Unset: nothing is stored, and after a restart the first catalogue is not compared with "
+        "the previous one.",
         json_schema_extra=advice("Give a directory that the server may write to, or leave it unset"),
     )
     control_socket: Path | None = Field(
         None,
         validation_alias="CONTROL_SOCKET",
         description="Unix socket on which the server answers the operator's commands (`status`, `accept`, `pin` …). "
-        "Unset: `control.sock` in `SNAPSHOT_DIR`; where that is unset too, there is none.",
+        "Unset: `control.sock` in `SNAPSHOT_DIR`; if that is unset too, there is no socket.",
         json_schema_extra=advice(SOCKET_REMEDY),
     )
     publication_policy: Path | None = Field(
         None,
         validation_alias="PUBLICATION_POLICY",
-        description="TOML file that says which catalogues are accepted, and which one is pinned, for many replicas "
-        "alike. A change counts within about a second. Unset: none.",
+        description="TOML file that names the accepted catalogues and the pinned one, for many replicas alike. A "
+        "change takes effect within about a second. Unset: none.",
         json_schema_extra=advice("Name a TOML file that the server may read, or leave it unset"),
     )
     allow_empty_catalog: bool = Field(
         False,
         validation_alias="ALLOW_EMPTY_CATALOG",
-        description="Serve a catalogue without any definition. False: an empty table is held, "
-        "and the last good catalogue stays.",
+        description="Serve a catalogue without definitions. False: an empty catalogue is held, and the last good "
+        "catalogue stays.",
         json_schema_extra=advice("Give true or false"),
     )
     gate_code: Literal["module", "function", "off"] = Field(
         "module",
         validation_alias="GATE_CODE",
-        description="How clients compile code; a row whose code does not compile so does not replace a good version. "
-        'module: `compile(code, name, "exec")`. function: the same, and a top-level `return` is allowed. off: code is '
-        "not checked.",
+        description="How clients compile code. A row whose code does not compile in this way does not replace a good "
+        'version. module: `compile(code, name, "exec")`. function: the same, but a top-level `return` is allowed. '
+        "off: code is not checked.",
         json_schema_extra=advice("Give module, function or off"),
     )
     gate_interface: Literal["on", "off"] = Field(
         "on",
         validation_alias="GATE_INTERFACE",
-        description="A row whose interface Python's `json.loads` refuses, or that is no array, does not replace a good "
-        "version. off: interfaces are not checked.",
+        description="on: a row whose interface is refused by Python's `json.loads`, or is not an array, does not "
+        "replace a good version. off: interfaces are not checked.",
         json_schema_extra=advice("Give on or off"),
     )
     guard_max_changed_percent: Percent = Field(
         100.0,
         validation_alias="GUARD_MAX_CHANGED_PERCENT",
-        description="A catalogue in which a larger share of the commands, and more than 5, would have another code, "
-        "interface, type or bytecode is held until an operator accepts it. 100: never, since a release may change "
-        "them all.",
+        description="A catalogue in which a larger share of the commands than this, and more than 5, would have "
+        "another code, interface, type or bytecode is held until an operator accepts it. 100: never, because a "
+        "release may change all commands.",
         json_schema_extra=advice("Give a percentage from 0 to 100"),
     )
     guard_max_removed_percent: Percent = Field(
         20.0,
         validation_alias="GUARD_MAX_REMOVED_PERCENT",
-        description="A catalogue from which a larger share of the commands, and more than 5, would vanish is held "
-        "until an operator accepts it. 100: never.",
+        description="A catalogue that lacks a larger share of the commands than this, and more than 5, is held until "
+        "an operator accepts it. 100: never.",
         json_schema_extra=advice("Give a percentage from 0 to 100"),
     )
     guard_max_growth_percent: Growth = Field(
         100.0,
         validation_alias="GUARD_MAX_GROWTH_PERCENT",
-        description="A catalogue that grows by a larger share of its octets, and by more than 1 MiB, is held until an "
-        "operator accepts it. 100: it would double.",
+        description="A catalogue that grows by a larger share of its octets than this, and by more than 1 MiB, is "
+        "held until an operator accepts it. 100: it may double.",
         json_schema_extra=advice("Give a percentage from 0 to 1000000"),
     )
     guard_max_held_percent: Percent = Field(
         20.0,
         validation_alias="GUARD_MAX_HELD_PERCENT",
-        description="A catalogue in which the gate holds a larger share of the commands, and more than 5 more than "
-        "before, is held until an operator accepts it. 100: never.",
+        description="A catalogue in which the gate holds a larger share of the commands than this, and at least 6 "
+        "more than before, is held until an operator accepts it. 100: never.",
         json_schema_extra=advice("Give a percentage from 0 to 100"),
     )
     history_snapshots: int = Field(
@@ -219,8 +220,8 @@ class Settings(EnvironmentSettings):
         ge=0,
         le=1000,
         validation_alias="HISTORY_SNAPSHOTS",
-        description="How many of the catalogues that were published last are kept in `SNAPSHOT_DIR/history`, to be "
-        "compared and pinned. The served and the pinned catalogue are kept beyond that.",
+        description="Number of the last published catalogues that are kept in `SNAPSHOT_DIR/history`, to be compared "
+        "and pinned. The served and the pinned catalogue are kept in any case.",
         json_schema_extra=advice("Give a whole number from 0 to 1000"),
     )
     transport: Literal["native", "grpcio"] = Field(
@@ -245,16 +246,16 @@ class Settings(EnvironmentSettings):
     tls_client_ca_file: Path | None = Field(
         None,
         validation_alias="TLS_CLIENT_CA_FILE",
-        description="PEM file of the authorities that clients' certificates must come from. Unset: clients need none. "
-        "Read again on SIGHUP.",
+        description="PEM file of the authorities that must have issued the clients' certificates. Unset: clients need "
+        "no certificate. Read again on SIGHUP.",
         json_schema_extra=advice("Name a PEM file and set TLS_CERT_FILE and TLS_KEY_FILE, or leave it unset"),
     )
     version_metadata: Literal["auto", "on", "off"] = Field(
         "auto",
         validation_alias="VERSION_METADATA",
-        description="Name the served catalogue in every answer: initial metadata `avap-version`, the first 16 hex "
-        "digits of its version hash. `auto`: where that costs nothing, on the native transport. On grpcio it "
-        "costs a quarter more CPU time a call.",
+        description="Name the served catalogue in every answer: the initial metadata `avap-version` is the first 16 "
+        "hex digits of its version hash. `auto`: only on the native transport, where it costs nothing. On grpcio it "
+        "costs a quarter more CPU time per call.",
         json_schema_extra=advice("Give auto, on or off"),
     )
     reflection: bool = Field(
@@ -266,14 +267,14 @@ class Settings(EnvironmentSettings):
     max_connection_age_seconds: SecondsOrZero = Field(
         3600.0,
         validation_alias="MAX_CONNECTION_AGE_SECONDS",
-        description="Age (with jitter) at which a client is asked to reconnect, so that connections spread over added "
-        "replicas. 0: never.",
+        description="Age (with jitter) of a connection at which the client is made to reconnect, so that connections "
+        "spread over added replicas. 0: never.",
         json_schema_extra=advice(SECONDS_REMEDY.format("3600, or 0 for never")),
     )
     max_connection_idle_seconds: SecondsOrZero = Field(
         0.0,
         validation_alias="MAX_CONNECTION_IDLE_SECONDS",
-        description="Time without a call after which a connection is closed in order. 0: never.",
+        description="Time without a call after which a connection is closed gracefully. 0: never.",
         json_schema_extra=advice(SECONDS_REMEDY.format("900, or 0 for never")),
     )
     max_connections: int = Field(
@@ -281,8 +282,9 @@ class Settings(EnvironmentSettings):
         ge=0,
         le=1_000_000,
         validation_alias="MAX_CONNECTIONS",
-        description="Most connections of a worker. Beyond it a new one takes the place of the longest idle one without "
-        "an authorized call, or one of 64 in reserve (grpcio: is closed). 0: only the limit of open files applies.",
+        description="Most connections of a worker. At the limit, a new connection replaces the one without an "
+        "authorized call that has been idle longest, or takes one of 64 reserved places (grpcio: it is closed). 0: "
+        "only the limit of open files applies.",
         json_schema_extra=advice("Give a whole number from 0 to 1000000"),
     )
     max_connections_per_peer: int = Field(
@@ -291,7 +293,7 @@ class Settings(EnvironmentSettings):
         le=1_000_000,
         validation_alias="MAX_CONNECTIONS_PER_PEER",
         description="Most connections of a worker from one IPv4 address or one IPv6 /64 network; further ones are "
-        "closed (grpcio: no such limit). A proxy or NAT is one address. 0: no limit.",
+        "closed (grpcio: no such limit). All clients behind a proxy or NAT count as one address. 0: no limit.",
         json_schema_extra=advice("Give a whole number from 0 to 1000000"),
     )
     keepalive_time_seconds: Seconds = Field(
@@ -303,7 +305,7 @@ class Settings(EnvironmentSettings):
     keepalive_timeout_seconds: Seconds = Field(
         20.0,
         validation_alias="KEEPALIVE_TIMEOUT_SECONDS",
-        description="Time for the answer to that ping. Without one the connection is closed.",
+        description="Time for the answer to that ping. Without an answer the connection is closed.",
         json_schema_extra=advice(SECONDS_REMEDY.format("20")),
     )
     keepalive_min_time_seconds: Seconds = Field(
@@ -329,8 +331,8 @@ class Settings(EnvironmentSettings):
     jail: Literal["auto", "require", "off"] = Field(
         "auto",
         validation_alias="JAIL",
-        description="Confinement of the workers by Landlock and seccomp. auto: as far as the kernel can; "
-        "what it cannot is logged. require: do not start without both. off: none, for debuggers.",
+        description="Confinement of the workers by Landlock and seccomp. auto: as far as the kernel supports it; "
+        "missing parts are logged. require: do not start without both. off: no confinement, for debuggers.",
         json_schema_extra=advice("Give auto, require or off"),
     )
     threadpool_size: int = Field(
@@ -338,15 +340,15 @@ class Settings(EnvironmentSettings):
         ge=1,
         le=1024,
         validation_alias=AliasChoices("THREADPOOL_SIZE", "UV_THREADPOOL_SIZE"),
-        description="Most threads for blocking handlers in a worker (none of the server's own RPCs blocks). "
+        description="Most threads for blocking handlers in a worker (the server's own RPCs do not block). "
         "Also read as UV_THREADPOOL_SIZE.",
         json_schema_extra=advice("Give a whole number from 1 to 1024"),
     )
     connect_timeout_seconds: Seconds = Field(
         5.0,
         validation_alias="CONNECT_TIMEOUT_SECONDS",
-        description="Longest time to connect to the database; also the time that a start waits for the "
-        "database before it serves the last-known-good snapshot.",
+        description="Longest time to connect to the database. A start waits as long for the database before it serves "
+        "the last-known-good snapshot.",
         json_schema_extra=advice(SECONDS_REMEDY.format("5")),
     )
     statement_timeout_seconds: Seconds = Field(
@@ -358,7 +360,7 @@ class Settings(EnvironmentSettings):
     full_read_interval_seconds: Seconds = Field(
         3600.0,
         validation_alias="FULL_READ_INTERVAL_SECONDS",
-        description="Time after which the table is read whole although the change check has found nothing.",
+        description="Time after which the whole table is read although the change check has found no change.",
         json_schema_extra=advice(SECONDS_REMEDY.format("3600")),
     )
     max_definition_bytes: int = Field(
@@ -375,8 +377,8 @@ class Settings(EnvironmentSettings):
         ge=1,
         le=2**31 - 1,
         validation_alias="MAX_CATALOG_BYTES",
-        description="Most bytes of the catalogue. A larger table is not read: the cycle fails before memory is taken. "
-        "Default: a quarter of the memory granted (cgroup limits, then the machine's), from 64 MiB to 2 GiB.",
+        description="Most bytes of the catalogue. A larger table is not read: the cycle fails before it uses the "
+        "memory. Default: a quarter of the memory granted (cgroup limits, then the machine's), from 64 MiB to 2 GiB.",
         json_schema_extra=advice("Give a whole number of bytes, or leave it unset", computed="memory granted / 4"),
     )
     drain_wait_seconds: SecondsOrZero = Field(
@@ -389,7 +391,7 @@ class Settings(EnvironmentSettings):
     drain_timeout_seconds: Seconds = Field(
         25.0,
         validation_alias="DRAIN_TIMEOUT_SECONDS",
-        description="On shutdown, total time, the wait included, after which calls in flight are cut off.",
+        description="On shutdown, total time, including DRAIN_WAIT_SECONDS, after which calls in flight are cut off.",
         json_schema_extra=advice("Give a number of seconds above DRAIN_WAIT_SECONDS"),
     )
     heartbeat_timeout_seconds: Seconds = Field(
@@ -401,7 +403,7 @@ class Settings(EnvironmentSettings):
     start_timeout_seconds: Seconds = Field(
         60.0,
         validation_alias="START_TIMEOUT_SECONDS",
-        description="A worker that is not READY this long after its start is killed and replaced.",
+        description="A worker that is not READY within this time after its start is killed and replaced.",
         json_schema_extra=advice(SECONDS_REMEDY.format("60")),
     )
     otel_exporter_otlp_endpoint: HttpUrl | None = Field(
@@ -415,27 +417,27 @@ class Settings(EnvironmentSettings):
     otel_exporter_otlp_traces_endpoint: HttpUrl | None = Field(
         None,
         validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        description="Whole URL for traces alone. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/traces`.",
+        description="Complete URL for traces. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` with `/v1/traces` appended.",
         json_schema_extra=advice(_OTLP_REMEDY),
     )
     otel_exporter_otlp_metrics_endpoint: HttpUrl | None = Field(
         None,
         validation_alias="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-        description="Whole URL for metrics alone. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` and `/v1/metrics`.",
+        description="Complete URL for metrics. Unset: `OTEL_EXPORTER_OTLP_ENDPOINT` with `/v1/metrics` appended.",
         json_schema_extra=advice(_OTLP_REMEDY),
     )
     otel_exporter_otlp_headers: SecretStr | None = Field(
         None,
         validation_alias="OTEL_EXPORTER_OTLP_HEADERS",
-        description="Header fields of each export, `name=value` with commas between, for example `authorization=Bearer "
-        "…`.",
-        json_schema_extra=advice("Give name=value pairs with commas between, or leave it unset", secret=True),
+        description="Header fields of each export, `name=value` separated by commas, for example "
+        "`authorization=Bearer …`.",
+        json_schema_extra=advice("Give name=value pairs separated by commas, or leave it unset", secret=True),
     )
     otel_exporter_otlp_protocol: str = Field(
         "http/protobuf",
         validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL",
-        description="The one protocol that is exported by is `http/protobuf`; with another nothing is exported, and a "
-        "log line says so.",
+        description="Only `http/protobuf` is supported. With another protocol nothing is exported, and a log line "
+        "says so.",
         json_schema_extra=advice("Give http/protobuf"),
     )
     otel_traces_exporter: Literal["otlp", "none"] = Field(
@@ -447,7 +449,7 @@ class Settings(EnvironmentSettings):
     otel_metrics_exporter: Literal["otlp", "none"] = Field(
         "otlp",
         validation_alias="OTEL_METRICS_EXPORTER",
-        description="none: no metrics are exported; `/metrics` stays.",
+        description="none: no metrics are exported; `/metrics` is not affected.",
         json_schema_extra=advice("Give otlp or none"),
     )
     otel_metric_export_interval: int = Field(
@@ -461,7 +463,7 @@ class Settings(EnvironmentSettings):
     otel_sdk_disabled: bool = Field(
         False,
         validation_alias="OTEL_SDK_DISABLED",
-        description="true: nothing is exported, whatever else is set.",
+        description="true: nothing is exported, whatever the other variables say.",
         json_schema_extra=advice("Give true or false"),
     )
     trace_one_call_in: int = Field(
@@ -469,7 +471,7 @@ class Settings(EnvironmentSettings):
         ge=0,
         le=1_000_000_000,
         validation_alias="TRACE_ONE_CALL_IN",
-        description="Where traces are exported: one of this many calls becomes a span, at most 50 a second and worker. "
+        description="If traces are exported, one of this many calls becomes a span, at most 50 per second and worker. "
         "0: none.",
         json_schema_extra=advice("Give a whole number, for example 10000, or 0 for none"),
     )
@@ -490,7 +492,7 @@ class Settings(EnvironmentSettings):
     @classmethod
     def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         check_pem(value, Pem.PRIVATE_KEY)
-        if "tls_cert_file" in info.data:  # otherwise its fault is reported already
+        if "tls_cert_file" in info.data:  # if it is missing here, its fault is reported already
             check_pair(info.data["tls_cert_file"], value, "TLS_CERT_FILE and TLS_KEY_FILE")
         return value
 
@@ -518,7 +520,7 @@ class Settings(EnvironmentSettings):
 
     @property
     def otlp_endpoints(self) -> tuple[str | None, str | None]:
-        """The URLs that traces and metrics are exported to; None: they are not."""
+        """The URLs to which traces and metrics are exported; None: they are not exported."""
         base = self.otel_exporter_otlp_endpoint
         found = []
         for signal, exporter, own in (

@@ -1,4 +1,4 @@
-"""Whether the files that settings name for TLS can be used."""
+"""Checks whether the files that settings name for TLS can be used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 LARGEST = 1024 * 1024
-"""Octets of a file: a bundle of all public authorities has a fifth of that."""
+"""The most octets of a file. A bundle of all public authorities has a fifth of that."""
 
 
 _PLACE_IN_THE_LIBRARY = re.compile(r" \(_ssl\.c:\d+\)$")
@@ -22,7 +22,7 @@ class Pem(Enum):
 
 
 def check_pem(path: Path | None, wanted: Pem) -> None:
-    """Refuse what cannot be a PEM file of ``wanted``, by a reason that is about this file alone.
+    """Refuse a file that cannot be a PEM file of ``wanted``, with a reason that concerns only this file.
 
     Raises:
         ValueError: the reason.
@@ -55,7 +55,7 @@ def check_pair(certificate: Path | None, key: Path | None, variables: str) -> No
         raise ValueError(f"{variables} belong together")
     if key is not None and certificate is not None:
         try:
-            # Without this, OpenSSL would ask for the password on the terminal.
+            # Without this, OpenSSL would request the password on the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
         except (OSError, ValueError) as error:
             raise ValueError(f"certificate and key cannot be loaded ({first_line(error)})") from None
@@ -74,7 +74,7 @@ def check_client_authorities(path: Path) -> None:
 
 
 def check_regular(path: Path | None) -> None:
-    """Refuse a pipe: it can be read only once, and the check of its content reads it.
+    """Refuse a pipe, because it can be read only once, and the check of its content would read it.
 
     Raises:
         ValueError: the reason.
@@ -92,6 +92,6 @@ def _no_password() -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The reason, without what OpenSSL adds."""
+    """The reason, without OpenSSL's additions."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
     return _PLACE_IN_THE_LIBRARY.sub("", text)

@@ -1,8 +1,8 @@
 """gRPC over HTTP/2 in pure Python: a server on asyncio, and the sans-IO connection that it is built on.
 
 This module is the package's interface. ``docs/engine-api.md`` shows how to serve with it; every other module of the
-package is internal and may change at any time. A name's module is imported when the name is first used, so that the
-sans-IO part needs no event loop, and a program that uses a constant no engine.
+package is internal and may change at any time. The module of a name is imported when the name is first used, so the
+sans-IO part can be used without an event loop, and a constant without the engine.
 
 **Serving** (asyncio):
 
@@ -11,9 +11,11 @@ sans-IO part needs no event loop, and a program that uses a constant no engine.
 - `ServicerContext`: a call, as its handler sees it; the interface of ``grpc.aio.ServicerContext``.
 - `TlsCredentials`: certificate, key and client CA of a server, which can be replaced while it runs. `CertificateFault`:
   the files do not make a usable certificate.
-- `Trust`: what a connection's peer has shown. `Refusal`: why a connection is closed that did nothing wrong.
-- `set_listening_options`: for a socket that processes share of which some are confined, before it listens.
-- `RateLimitedLog`: a log of clients' faults that no client can make grow without end.
+- `Trust`: how much the peer of a connection has proved. `Refusal`: why a connection is closed although it did nothing
+  wrong.
+- `set_listening_options`: prepares a socket for listening, where several processes share it and some of them are
+  confined.
+- `RateLimitedLog`: a log of clients' faults whose rate is limited, so that no client can fill the disk.
 - `Http2Protocol`: the asyncio protocol of one connection, for tools that wrap or replace its methods.
 
 **Static methods**: unary methods whose answers exist before a client asks for them.
@@ -27,12 +29,12 @@ sans-IO part needs no event loop, and a program that uses a constant no engine.
 **Sans-IO**: no socket, no clock, no randomness.
 
 - `Connection`: one client's connection: octets in, events and octets out.
-- `Router`: the static methods that its calls are held against.
+- `Router`: the static methods that it serves.
 - `Stream`: a call on it. `Event`: `CallStarted`, `MessageReceived`, `HalfClosed`, `CallCancelled`, `Writable`,
   `AnswerCutOff`, `ConnectionClosing`.
 - `Budget`: what all connections of a server may hold together for their peers.
 
-**Of both**:
+**For both**:
 
 - `ENGINE`: the form that runs, ``pure`` Python or ``compiled`` (docs/engine.md).
 - `BACKLOG`: how many connections may wait to be accepted.
@@ -122,7 +124,8 @@ __all__ = [
     "set_listening_options",
 ]
 
-# Of a module that is imported here anyway; all of the list in pyproject.toml are compiled, or none.
+# Judged by a module that is imported here anyway: either all modules of the list in pyproject.toml are compiled, or
+# none.
 ENGINE: Final = "pure" if isinstance(frames.frame, FunctionType) else "compiled"
 
 _HOMES = {
@@ -160,7 +163,7 @@ _HOMES = {
     "frame_message": "grpc_h2.rpc.messages",
     "set_listening_options": "grpc_h2.aio.listening_options",
 }
-"""Name → the module that has it."""
+"""Name → the module that defines it."""
 
 
 def __getattr__(name: str) -> Any:

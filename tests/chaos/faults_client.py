@@ -154,7 +154,7 @@ def _a_name(stage: Stage) -> str:
     return next((name for name in names if len(name.encode()) < 128), "command")
 
 
-# -- what must have come of it ----------------------------------------------------------------------------------------
+# -- effects that must be seen ----------------------------------------------------------------------------------------
 
 
 def tried(size: int, done: Told) -> str | None:

@@ -223,8 +223,8 @@ def must_be_refused(stage: Stage, server: ServerProcess) -> None:
     """Check that a server on the stage's port logs that the port is in use, and exits with 69."""
     must(stage, lambda: server.logged("Cannot start", level="FATAL"), "a server whose port is taken cannot start")
     line = server.logged("Cannot start")[0]
-    told = f"{stage.target} is in use"
-    must(stage, lambda: told in line["error"], f"it says that {told}", 0)
+    reason = f"{stage.target} is in use"
+    must(stage, lambda: reason in line["error"], f"its error is {reason!r}", 0)
     code = exit_code(server)
     must(stage, lambda: code == EX_UNAVAILABLE, f"it exits {EX_UNAVAILABLE} (exit code: {code})", 0)
 

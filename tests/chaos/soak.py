@@ -48,7 +48,7 @@ a stopped worker costs no call of clients with a retry.
 """
 _MIB = 1 << 20
 _MOST_FAILURES = 1_000_000
-"""Failures to judge one by one: a stopped worker costs hundreds of calls without a retry."""
+"""How many failures are judged one by one: a stopped worker costs hundreds of calls without a retry."""
 _MOST_RECORDED = 20
 
 

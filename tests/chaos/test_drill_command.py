@@ -89,7 +89,7 @@ def test_the_database_faults_end_with_the_drill(served: tuple[ServerProcess, Tab
     found = outcomes(tmp_path / "drill.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {each["verdict"] for each in found.values()} == {"held"}
-    assert all(each["fresh_seconds"] is not None for each in found.values()), "when the table was read again is told"
+    assert all(each["fresh_seconds"] is not None for each in found.values()), "times are reported"
     with psycopg.connect(table.url) as connection:
         left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'definition-server-drill'"
         assert connection.execute(left).fetchone() == (0,)

@@ -101,7 +101,7 @@ def test_code_of_no_known_version_is_wrong() -> None:
         (lambda found: setattr(found, "total_count", 19), "total_count is 19, there are 20"),
         (lambda found: setattr(found, "version_hash", "0" * 64), "is not that of the 20 definitions"),
         (lambda found: found.commands.reverse(), "not sorted by name"),
-        (lambda found: found.MergeFrom(ONE_MORE), "comes twice"),
+        (lambda found: found.MergeFrom(ONE_MORE), "occurs twice"),
         (lambda found: setattr(found.commands[3], "code", b"x"), "command000003: its hash"),
     ],
 )

@@ -167,7 +167,7 @@ def test_with_an_allowance_only_calls_in_flight_during_a_wound_may_fail(
     ("sent", "answered", "allowed"),
     [(2.3, 0.9, True), (2.3, 1.5, True), (2.3, 0.0, True), (6.9, 0.9, True), (2.3, 2.1, False), (7.1, 0.9, False)],
 )
-def test_a_call_may_fail_that_was_sent_before_its_client_noticed_that_the_connection_is_lost(
+def test_a_call_sent_before_the_client_noticed_the_lost_connection_may_fail(
     sent: float, answered: float, allowed: bool
 ) -> None:
     outcome = sound(IN_FLIGHT)
@@ -177,9 +177,7 @@ def test_a_call_may_fail_that_was_sent_before_its_client_noticed_that_the_connec
 
 
 @pytest.mark.parametrize(("details", "sent"), [("Socket closed", 2.3), ("Failed to connect to all addresses", 2.15)])
-def test_a_call_may_not_fail_that_was_sent_after_its_client_noticed_that_the_connection_is_lost(
-    details: str, sent: float
-) -> None:
+def test_a_call_sent_after_the_client_noticed_the_lost_connection_may_not_fail(details: str, sent: float) -> None:
     outcome = sound(IN_FLIGHT)
     outcome.wounds = [(1.0, 2.0)]
     first = failure(2.1, 2.2, 0.9)
@@ -190,7 +188,7 @@ def test_a_call_may_not_fail_that_was_sent_after_its_client_noticed_that_the_con
 
 
 @pytest.mark.parametrize(("kind", "held"), [("late", True), ("thrown out", False), ("not connected", False)])
-def test_of_a_crowd_only_clients_that_were_late_themselves_may_lack_an_answer(kind: str, held: bool) -> None:
+def test_only_clients_of_a_crowd_that_were_late_may_get_no_answer(kind: str, held: bool) -> None:
     assert (all_answered(10, {"grpc-status 0": 9, kind: 1}) is None) is held
 
 

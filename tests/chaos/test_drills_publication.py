@@ -1,5 +1,6 @@
-"""Drills of publication: whatever is written to the table, a client that takes a catalogue whole or not at all, as the
-AVAP language server does, refreshes. Each drill is also played on a server without the protection, where it must fail.
+"""Drills of publication: a client that takes a catalogue whole or not at all, as the AVAP language server does, can
+refresh whatever is written to the table. Each drill is also played on a server without the protection, where it must
+fail.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def hide_half(table: Table) -> None:
     table.run("ALTER TABLE obex_dapl_functions ENABLE ROW LEVEL SECURITY")
 
 
-def test_rows_that_a_policy_hides_are_served_on(filled: Table, start_server: StartServer) -> None:
+def test_rows_that_a_policy_hides_are_still_served(filled: Table, start_server: StartServer) -> None:
     with reader(filled) as url:
         server = start_server(url).wait_ready()
         with strict_client(server) as client:
@@ -223,7 +224,7 @@ def test_rows_that_a_policy_hides_are_served_on(filled: Table, start_server: Sta
         assert client.failures == []
 
 
-def test_a_server_that_serves_what_policies_leave_loses_half_of_the_catalogue(
+def test_a_server_that_serves_only_the_visible_rows_loses_half_of_the_catalogue(
     filled: Table, start_server: StartServer
 ) -> None:
     with reader(filled) as url:
@@ -315,7 +316,7 @@ def test_a_pin_by_a_policy_that_is_swapped_by_symlink_holds_under_load(
 
 
 def excesses_of(server: ServerProcess, table: Table, changes: int) -> list[float]:
-    """By how many seconds the measured delay of each of ``changes`` exceeds the least that the true one can be."""
+    """For each of ``changes``: the measured delay minus the least possible true delay, in seconds."""
     request = wire.command_request(b"command7")
     excesses = []
     with Client(server.port) as client:
@@ -346,7 +347,7 @@ PROVED = {"WORKERS": "1", "SYNC_INTERVAL_SECONDS": "0.2"}
 
 
 @pytest.mark.thorough  # half a minute of waiting for cycles
-def test_each_of_100_changes_has_one_measured_delay_that_is_the_true_one_and_at_most_a_second_more(
+def test_each_of_100_changes_has_one_measured_delay_at_most_a_second_above_the_true_one(
     filled: Table, start_server: StartServer
 ) -> None:
     excesses = excesses_of(start_server(filled.url, **PROVED).wait_ready(), filled, 100)
@@ -363,7 +364,7 @@ def test_each_of_100_changes_has_one_measured_delay_that_is_the_true_one_and_at_
     ],
     ids=["from_the_wrong_check", "from_long_before"],
 )
-def test_a_server_that_measures_its_delays_wrong_does_not_pass_the_drill_of_them(
+def test_a_server_that_measures_delays_wrongly_fails_the_drill_of_delays(
     filled: Table, start_server: StartServer, variant: str, promise: Callable[[list[float]], bool]
 ) -> None:
     server = start_server(filled.url, **PROVED, **defect(variant)).wait_ready()

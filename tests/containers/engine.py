@@ -172,7 +172,7 @@ class Running:
 
     def wait_exit(self, seconds: float = 30) -> int:
         """Wait until it has exited by itself. Returns its exit code."""
-        until(lambda: not self.state["Running"], lambda: f"the container runs on:\n{self.output()}", seconds=seconds)
+        until(lambda: not self.state["Running"], lambda: f"the container still runs:\n{self.output()}", seconds=seconds)
         return int(self.state["ExitCode"])
 
     def execute(self, *command: str) -> str:

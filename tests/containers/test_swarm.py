@@ -1,4 +1,4 @@
-"""deploy/swarm/stack.yaml: Docker's own reader of stack files accepts it without a warning, and its promises."""
+"""deploy/swarm/stack.yaml: Docker's own reader accepts it without a warning, and it keeps its promises."""
 
 from __future__ import annotations
 

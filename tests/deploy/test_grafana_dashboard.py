@@ -146,7 +146,7 @@ OF_A_PROVIDER = {
     "options",
 }  # fmt: skip
 OF_A_DATA_SOURCE = {"name", "orgId", "uid", "type", "access", "url", "isDefault", "editable", "version", "jsonData"}
-"""As pkg/services/provisioning of Grafana's source reads them; it drops other fields without a word."""
+"""As pkg/services/provisioning of Grafana's source reads them; it drops other fields silently."""
 
 
 def read(path: str) -> Any:

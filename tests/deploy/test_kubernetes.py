@@ -232,7 +232,7 @@ def test_a_broken_promise_is_reported(guide: Manifests, promise: Promise, breaki
     assert list(promise(guide)), promise.__doc__
 
 
-def test_a_test_breaks_every_promise() -> None:
+def test_every_promise_is_broken_by_a_case_of_the_test() -> None:
     assert {promise for promise, _ in BREAKINGS} == set(PROMISES)
 
 
@@ -270,7 +270,7 @@ def test_an_image_that_is_built_as_documented_is_labelled_with_this_version() ->
 
 
 def test_the_user_is_that_of_the_image_in_its_own_group(manifests: Manifests) -> None:
-    """The image's USER has group 0, for OpenShift; the pod takes that right away again."""
+    """The image's USER has group 0, for OpenShift; the pod runs in the account's own group."""
     image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     account = re.search(r"'avap:x:(\d+):(\d+):", image)
     assert account

@@ -33,9 +33,9 @@ COMMANDS = [f"command{number}" for number in range(150)]
 NATIVE_ONLY = ("avap_connections",)
 """The prefix of the metrics that only the native transport has."""
 TLS_ONLY = "avap_certificate_expiry_timestamp_seconds"
-"""This server has no TLS; `tests/integration/test_key_rotation.py` reads it of one that has."""
+"""A metric that this server lacks, because it has no TLS; `tests/integration/test_key_rotation.py` reads it."""
 NOT_OURS = ("kube_", "job:avap_cache_size:expected")
-"""Of kube-state-metrics; recorded by those who have a small catalogue."""
+"""Metrics of kube-state-metrics, and the series that an installation with a small catalogue records."""
 VARIABLES = {"$__rate_interval": "2s", "$job": ".*", "$instance": ".*"}
 
 

@@ -50,7 +50,7 @@ def test_the_unit_tests_of_the_alerts_pass(path: Path) -> None:
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_fires_and_is_silent_in_some_scenario(alert: str) -> None:
     moments = [scenario["promql_expr_test"] for scenario in scenarios()]
-    assert all(moment["expr"] == FIRING for test in moments for moment in test), "a moment tells every firing alert"
+    assert all(moment["expr"] == FIRING for test in moments for moment in test), "every moment lists all firing alerts"
     turning = [
         test
         for test in moments

@@ -249,7 +249,7 @@ def test_a_command_that_the_image_does_not_have_is_detected(machine: Machine, co
     assert machine.run(command).returncode
 
 
-def test_a_fault_that_the_database_causes_by_refusing_has_its_own_page() -> None:
+def test_refusals_of_the_database_have_a_page_of_their_own() -> None:
     """Not the page about a database that cannot be reached, where nobody finds what to do about a password."""
     rule = ALERTS["DefinitionServerDatabaseRefuses"]
     assert rule["annotations"]["runbook_url"].endswith("/database-access.md")

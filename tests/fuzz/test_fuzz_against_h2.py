@@ -1,4 +1,5 @@
-"""A state machine over frames, with python-hyper's `h2` as the client: `h2` must accept all that the engine sends."""
+"""A state machine over frames, with python-hyper's `h2` as the client: `h2` must accept everything that the engine
+sends."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ WANTED = {STATIC: (b"0", grpc_message(ANSWER)), REFUSING: (b"5", b""), GUARDED: 
 
 
 class Call:
-    """The expected outcome of one call, and what has come of it."""
+    """The expected outcome of one call, and its outcome so far."""
 
     def __init__(self, path: bytes, unsent: bytes) -> None:
         self.path = path
@@ -86,7 +87,7 @@ class Client(RuleBasedStateMachine):
                 self._seen(event)
             if not inbound and not outbound:
                 return
-        raise AssertionError("client and engine send without end")
+        raise AssertionError("client and engine never stop sending")
 
     def _events(self, events: list[Event]) -> None:
         for event in events:
@@ -122,7 +123,7 @@ class Client(RuleBasedStateMachine):
             case h2.events.ConnectionTerminated():
                 raise AssertionError(f"GOAWAY: {event.additional_data!r}")
 
-    # -- what a client does -----------------------------------------------------------------------------------------
+    # -- actions of a client ----------------------------------------------------------------------------------------
 
     @rule(
         target=open_calls,
@@ -212,7 +213,7 @@ class Client(RuleBasedStateMachine):
         self.unacknowledged.clear()
         self.exchange()
 
-    # -- what handlers do ----------------------------------------------------------------------------------------------
+    # -- actions of handlers -------------------------------------------------------------------------------------------
 
     def _live(self) -> list[int]:
         live = self.handled.keys() - self.cancelled

@@ -1,4 +1,4 @@
-"""Any octets: no exception, bounded memory, and the same outcome however they are cut.
+"""Any octets: no exception, bounded memory, and the same outcome however the octets are divided.
 
 Seeds are the captures of real clients and the files of `tests/fuzz/corpus` (inputs that once failed, and openings of
 attacks). Each run replays every file unchanged. `FUZZ_EXAMPLES` sets the number of mutations; without it
@@ -46,7 +46,7 @@ MIB = 1024 * 1024
 
 
 def outcome(peer: Peer) -> dict[str, object]:
-    """All that the client and the handlers saw."""
+    """Everything that the client and the handlers received."""
     events = [
         (type(event).__name__, getattr(getattr(event, "stream", None), "id", None), getattr(event, "message", None))
         for event in peer.events
@@ -70,8 +70,9 @@ def check(octets: bytes) -> None:
     for other in others:
         codes = {first.code, other.code}
         if ENHANCE_YOUR_CALM in codes or (len(codes) > 1 and STREAM_CLOSED in codes):
-            # What our own answers allow (PING, WINDOW_UPDATE) depends on when they went out; so does whether a stream
-            # is closed both ways, where a late frame may end the connection, or half (section 5.1).
+            # The number of PINGs and WINDOW_UPDATEs that our answers allow depends on when these were sent. So does
+            # whether a stream is closed, so that a late frame may end the connection, or only half-closed (section
+            # 5.1).
             continue
         assert outcome(other) == outcome(first)
         for stream in first.replies.streams.keys() | other.replies.streams.keys():
@@ -85,12 +86,12 @@ def check(octets: bytes) -> None:
 
 
 def reset_by_client(octets: bytes, stream: int) -> bool:
-    # An answer that a reset overtakes is dropped; whether the reset overtakes it depends on the cuts.
+    # An answer that a reset overtakes is dropped; whether the reset overtakes it depends on how the octets are divided.
     return any(got.kind == 3 and got.stream == stream for got in split_frames(octets.removeprefix(PREFACE))[0])
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_a_file_of_the_corpus_has_one_outcome_however_it_is_cut(name: str):
+def test_a_file_of_the_corpus_has_one_outcome_however_it_is_divided(name: str):
     check(SEEDS[name])
 
 
@@ -160,7 +161,7 @@ def _mutated(octets: bytes, what: str, where: float, how: object) -> bytes:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(SEEDS)), st.lists(_MUTATION, min_size=1, max_size=6))
-def test_a_mutated_capture_has_one_outcome_however_it_is_cut(name: str, mutations: list[tuple[str, float, object]]):
+def test_a_mutated_capture_has_one_outcome_however_it_is_divided(name: str, mutations: list[tuple[str, float, object]]):
     check(mutate(SEEDS[name], mutations))
 
 
@@ -205,14 +206,14 @@ def _frames(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_frames(), max_size=12))
-def test_random_frames_have_one_outcome_however_they_are_cut(frames: list[bytes]):
+def test_random_frames_have_one_outcome_however_they_are_divided(frames: list[bytes]):
     check(HELLO + SETTINGS_ACK + b"".join(frames))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @example(b"")
 @given(st.binary(max_size=300))
-def test_random_octets_have_one_outcome_however_they_are_cut(octets: bytes):
+def test_random_octets_have_one_outcome_however_they_are_divided(octets: bytes):
     check(octets)
     check(PREFACE + octets)
     check(HELLO + call(1) + octets)

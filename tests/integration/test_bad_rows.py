@@ -16,7 +16,7 @@ pytestmark = pytest.mark.any_transport
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: their number does not matter here."""
+    """One worker: the number of workers does not matter here."""
     return {"WORKERS": "1"}
 
 

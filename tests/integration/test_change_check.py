@@ -213,7 +213,7 @@ async def test_a_foreign_table_of_another_postgresql_is_read_whole_in_every_cycl
         assert await reader.codes() == {b"if": b"changed"}
 
 
-async def test_why_the_table_is_read_whole_is_said_once_for_each_reason(table: Table) -> None:
+async def test_each_reason_for_reading_the_whole_table_is_logged_once(table: Table) -> None:
     table.run("ALTER TABLE obex_dapl_functions RENAME TO below")
     table.run("CREATE VIEW obex_dapl_functions AS SELECT * FROM below")
     with captured_logs() as lines:

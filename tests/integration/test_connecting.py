@@ -29,7 +29,7 @@ MARK = "S3cretWord"
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: their number does not matter here."""
+    """One worker: the number of workers does not matter here."""
     return {"WORKERS": "1"}
 
 

@@ -172,7 +172,7 @@ def test_a_server_without_a_place_for_the_socket_serves(
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 9000, id="broken frames"),
     ],
 )
-def test_a_damaged_client_costs_nobody_but_itself(server: ServerProcess, directory: Path, octets: bytes) -> None:
+def test_a_client_that_sends_garbage_harms_only_itself(server: ServerProcess, directory: Path, octets: bytes) -> None:
     with ExitStack() as stack:
         for _ in range(100):  # more than may connect
             client = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -1,4 +1,4 @@
-"""The demo on a terminal: whatever ends the terminal or its program ends the demo, and leaves nothing of it."""
+"""The demo on a terminal: the demo ends with its terminal or on a signal, and nothing of it is left."""
 
 from __future__ import annotations
 

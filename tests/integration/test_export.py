@@ -179,7 +179,7 @@ DAMAGE = {
         "DELETE FROM avap_bytecode WHERE id % 3 = 0; UPDATE avap_bytecode SET avbc_version = 9 WHERE id % 3 = 1; "
         "UPDATE avap_bytecode SET avbc_bytecode = 'other', source_hash = 'other' WHERE id % 5 = 2; "
         "UPDATE obex_dapl_functions SET code = code || ' ' WHERE id % 2 = 0; "
-        # Bytecode that the exported catalogue does not have, of the very code that it has.
+        # Bytecode that the exported catalogue lacks, of exactly the code that it has.
         f"INSERT INTO avap_bytecode (command_name, bytecode, source_hash, avbc_bytecode) "
         f"SELECT name, 'kept', upper({HASH}), 'newer' FROM obex_dapl_functions WHERE name = 'bare' "
         "ON CONFLICT (command_name) DO UPDATE SET bytecode = 'kept', source_hash = excluded.source_hash, "
@@ -191,7 +191,7 @@ DAMAGE = {
 
 @pytest.mark.thorough  # starts servers
 @pytest.mark.parametrize("damage", sample(DAMAGE))
-def test_bytecode_comes_back_and_none_that_the_catalogue_does_not_have(
+def test_only_the_bytecode_of_the_catalogue_is_restored(
     start_server: StartServer, rows: Table, tmp_path: Path, damage: str
 ) -> None:
     rows.run(BYTECODE)
@@ -376,7 +376,7 @@ def test_every_literal_means_its_text_to_postgresql(table: Table) -> None:
 
 
 @pytest.mark.thorough  # takes seconds
-def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path: Path) -> None:
+def test_a_catalogue_that_cannot_be_exported_is_refused_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "damaged").write_bytes(b"x" * 1000)
     for arguments, code in (
         (("--snapshot", str(tmp_path / "damaged"), "--sql"), 1),

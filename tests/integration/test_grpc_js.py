@@ -24,7 +24,7 @@ PROTO = Path(__file__).parents[2] / "service/definition_server/proto/avap.proto"
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: their number does not matter here."""
+    """One worker: the number of workers does not matter here."""
     return {"WORKERS": "1"}
 
 

@@ -16,7 +16,7 @@ MANY = 40
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: their number does not matter here."""
+    """One worker: the number of workers does not matter here."""
     return {"WORKERS": "1"}
 
 

@@ -76,7 +76,7 @@ def _descriptors(server: ServerProcess) -> int:
 
 
 @pytest.mark.parametrize("attack", sample(ATTACKS, ("resized and forged stats",)))
-def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: str, tmp_path: Path) -> None:
+def test_a_hostile_worker_harms_only_itself(attack: str, table: Table, database_url: str, tmp_path: Path) -> None:
     table.add_commands(1)
     armed = tmp_path / "armed"
     path = take_over(tmp_path, armed, ATTACKS[attack])
@@ -117,10 +117,10 @@ def test_a_hostile_worker_costs_itself(attack: str, table: Table, database_url: 
 
 
 @pytest.mark.thorough  # takes seconds
-def test_a_worker_that_makes_the_shared_socket_wait_costs_the_others_no_connection(
+def test_a_worker_that_makes_the_shared_socket_blocking_costs_the_others_no_connection(
     table: Table, database_url: str, tmp_path: Path
 ) -> None:
-    """O_NONBLOCK is of all that share the listening socket, and no filter can judge what FIONBIO points to."""
+    """All processes that share the listening socket share O_NONBLOCK; no filter can read what FIONBIO points to."""
     table.add_commands(1)
     armed = tmp_path / "armed"
     attack = """
@@ -148,7 +148,7 @@ def test_a_worker_that_makes_the_shared_socket_wait_costs_the_others_no_connecti
 def test_a_port_that_a_worker_shuts_down_is_opened_again_and_the_workers_are_replaced(
     port: str, table: Table, database_url: str, tmp_path: Path
 ) -> None:
-    """The jail permits only SHUT_WR, which has no effect on a socket that listens; so this is without it."""
+    """The jail permits only SHUT_WR, which has no effect on a socket that listens; so this test turns the jail off."""
     table.add_commands(1)
     armed = tmp_path / "armed"
     attack = "    socket.socket(fileno=os.dup(int(sys.orig_argv[-1]))).shutdown(socket.SHUT_RDWR)"

@@ -1,5 +1,4 @@
-"""The inheritance of a server: closed standard descriptors, and signals to its whole process group or during its
-start."""
+"""The state that a server inherits, such as closed descriptors; signals to its process group or during its start."""
 
 from __future__ import annotations
 

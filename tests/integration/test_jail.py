@@ -1,4 +1,4 @@
-"""The jail of a worker, from inside a real one: what it must not do is refused, and what it must do works."""
+"""The jail of a worker, from inside a real one: forbidden actions are refused, and its work succeeds."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_where_landlock_does_not_exist_auto_warns_and_confines_by_seccomp(
 def test_with_tls_and_without_landlock_a_worker_opens_no_file_and_another_certificate_is_served(
     table: Table, servers: ExitStack, transport: str, tmp_path: Path
 ) -> None:
-    """OpenSSL opens a certificate by its path, and seccomp does not tell paths apart."""
+    """OpenSSL opens a certificate by its path, and seccomp cannot distinguish paths."""
     authority = Authority(tmp_path)
     shown = authority.sign("shown")
     files = {"TLS_CERT_FILE": str(shown.cert), "TLS_KEY_FILE": str(shown.key), "PYTHON_TEST_STORED": str(shown.key)}
@@ -245,7 +245,7 @@ def test_a_confined_worker_is_shown_in_status_and_metric(table: Table, start_ser
 
 @pytest.mark.thorough  # takes seconds
 def test_with_jail_off_the_status_says_so_and_there_is_no_sample(table: Table, start_server: StartServer) -> None:
-    """Otherwise the alert could not tell a missing jail from one that is switched off."""
+    """Otherwise the alert could not distinguish a missing jail from one that is switched off."""
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true", JAIL="off").wait_ready()
     assert {worker["jail"] for worker in server.statusz()["workers"]} == {"off"}
     assert "avap_worker_jailed{" not in server.http("/metrics")[1]

@@ -51,7 +51,7 @@ def test_a_rotation_with_overlap_refuses_no_call(table: Table, start_server: Sta
         reload(server)
         until(lambda: last_used(server, "old") > 0, server.tail)
         assert last_used(server, "new") == 0
-        # Sent to workers without a confirmation; clients are told the new key later than they have it.
+        # Workers do not confirm that they have the new keys; an operator gives clients the new key later.
         with Client(server.port, key="key-two") as client:
             until(lambda: not refused(client), server.tail)
         with Load(server.port, NAMES, key="key-two") as new:
@@ -121,7 +121,7 @@ def test_the_longest_key_that_is_allowed_reaches_the_server(table: Table, start_
 
 @pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
-def test_a_certificate_that_does_not_fit_its_key_holds_up_no_rotation_of_keys(
+def test_a_certificate_that_does_not_fit_its_key_does_not_prevent_a_rotation_of_api_keys(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add_commands(20)

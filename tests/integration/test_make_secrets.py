@@ -24,7 +24,7 @@ def test_the_secrets_can_be_read_by_their_owner_alone_whatever_the_umask(tmp_pat
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     owner = IMAGE_ACCOUNT if os.getuid() == 0 else os.getuid()
     for name in ("api-key", "database-url"):
-        assert (directory / name).stat().st_uid == owner, "whom compose.yaml runs the server as"
+        assert (directory / name).stat().st_uid == owner, "the account that compose.yaml runs the server as"
     for path in directory.iterdir():
         assert path.read_text() not in done.stdout + done.stderr
 

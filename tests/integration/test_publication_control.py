@@ -100,7 +100,7 @@ def test_a_mass_delete_is_held_and_accept_releases_it_on_every_worker_within_a_s
     assert "held_catalogue" not in answer("status", directory=directory)
 
 
-def test_a_pin_reaches_every_worker_within_a_second_and_follows_the_table_afterwards(
+def test_a_pin_reaches_every_worker_within_a_second_and_the_table_is_followed_afterwards(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
     before, after = publish(server, lambda: table.add_commands(1, start=MANY))
@@ -155,7 +155,7 @@ def test_a_policy_swapped_by_symlink_pins_and_one_that_does_not_parse_changes_no
     pinned_after = time.monotonic() - started
     assert answer("status", directory=directory)["pin"]["source"] == "policy"
     swap(policy.parent, "[pin\n")
-    server.wait_log("Publication policy not usable; the one before it stays")
+    server.wait_log("Publication policy not usable; the previous one stays")
     assert served(server) == {before}
     assert any("PUBLICATION_POLICY" in notice for notice in answer("status", directory=directory)["notices"])
     refused = run("unpin", directory=directory)
@@ -198,7 +198,7 @@ def test_a_held_command_is_named_with_its_reason_and_hashes(
 
 
 @pytest.mark.thorough  # takes seconds
-def test_a_full_disk_pins_nonetheless_and_says_that_it_would_not_survive(
+def test_with_a_full_disk_a_pin_is_served_and_the_answer_says_that_it_is_not_stored(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
     before, _ = publish(server, lambda: table.add_commands(1, start=MANY))

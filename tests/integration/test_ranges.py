@@ -33,7 +33,7 @@ def fill(table: Table, more: str = "WITH (fillfactor=20, autovacuum_enabled=fals
 
 
 class Master:
-    """A reader that deals with what it reads, and one that always reads all rows."""
+    """A reader that reads the ranges that changed, and one that always reads all rows."""
 
     def __init__(
         self, url: str, limits: ReadLimits | None = None, *, on_change: Callable[[], None] | None = None
@@ -228,7 +228,7 @@ async def test_the_reading_after_a_failure_is_a_full_one(table: Table) -> None:
         found = await master.reader.read(None, serving=True)
         assert found is not None
         assert found.ranges_read is not None
-        # It was not dealt with.
+        # Nothing was built of that reading.
         assert await master.read() is None
 
 

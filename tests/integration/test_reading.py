@@ -130,7 +130,7 @@ async def test_code_and_interface_of_any_type_are_served_as_their_text(table: Ta
     assert (row.interface, row.code) == (b"[1]", '["\u00f1", 2]'.encode())
 
 
-async def test_octets_of_a_bytea_are_text_and_what_is_none_costs_its_row(table: Table) -> None:
+async def test_octets_of_a_bytea_are_text_and_other_octets_cost_only_their_row(table: Table) -> None:
     empty(table, "id int, name bytea, type bytea, interface bytea, code bytea")
     table.run(
         r"INSERT INTO obex_dapl_functions VALUES (1, 'if', 'function', '[]', '\x636f6465'), (2, 'a\000b', '', '', '')"
@@ -249,13 +249,14 @@ UNREADABLE = {
         "GRANT SELECT ON avap_bytecode TO {role}; ALTER TABLE avap_bytecode ENABLE ROW LEVEL SECURITY", "row-level",
     ),
     "other types": (
-        "GRANT SELECT ON avap_bytecode TO {role}; ALTER TABLE avap_bytecode ALTER avbc_bytecode TYPE text", "no bytea",
+        "GRANT SELECT ON avap_bytecode TO {role}; ALTER TABLE avap_bytecode ALTER avbc_bytecode TYPE text",
+        "not of type bytea",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("why", UNREADABLE)
-async def test_bytecode_that_cannot_be_read_is_as_if_there_were_none_and_said_once(table: Table, why: str) -> None:
+async def test_bytecode_that_cannot_be_read_is_left_out_and_logged_once(table: Table, why: str) -> None:
     statement, reason = UNREADABLE[why]
     table.run(BYTECODE)
     table.add([("if", "function", "[]", "pass")])
@@ -270,7 +271,7 @@ async def test_bytecode_that_cannot_be_read_is_as_if_there_were_none_and_said_on
     assert reason in said[0]
 
 
-async def test_without_a_table_of_bytecode_nothing_is_said(table: Table) -> None:
+async def test_without_a_table_of_bytecode_nothing_is_logged(table: Table) -> None:
     table.add_commands(1)
     with captured_logs() as lines:
         async with Reader(table.url) as reader:

@@ -35,7 +35,7 @@ def expected(row: tuple[str, str | None, str | None, str]) -> tuple[str, str, st
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: their number does not matter here."""
+    """One worker: the number of workers does not matter here."""
     return {"WORKERS": "1"}
 
 

@@ -1,4 +1,4 @@
-"""stdout stands still, and the server does not: calls, probes, supervision and the shutdown go on; then lines flow."""
+"""A stalled reader of stdout stops neither calls nor probes, supervision or shutdown; later all lines are written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 class StalledServer(ServerProcess):
-    """A server whose stdout and stderr are one full pipe, which nobody reads until the test says so."""
+    """A server whose stdout and stderr are one full pipe, which nobody reads until the test does."""
 
     def __init__(self, database_url: str, **settings: str) -> None:
         self.ports = free_port(), free_port()

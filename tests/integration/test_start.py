@@ -31,7 +31,7 @@ pytestmark = pytest.mark.any_transport
 
 @pytest.fixture(scope="module")
 def usual_settings() -> dict[str, str]:
-    """One worker: their number does not matter here."""
+    """One worker: the number of workers does not matter here."""
     return {"WORKERS": "1"}
 
 
@@ -148,7 +148,7 @@ def test_a_stored_snapshot_that_was_not_signed_with_the_key_is_refused(
         until(lambda: client.health() == "NOT_SERVING", "the worker answers health checks")
 
 
-def test_a_snapshot_that_was_stored_with_the_key_of_before_is_served_and_gets_the_mac_of_the_new_key(
+def test_a_snapshot_that_was_stored_with_the_previous_key_is_served_and_gets_the_mac_of_the_new_key(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add_commands(5)

@@ -1,5 +1,7 @@
-"""The inheritance of a server beside descriptors and signals: Python's own variables, locale, limits of the process,
-file systems that are missing or small. It serves, ends with its exit code, and prints nothing that is no log line."""
+"""The surroundings of a server: Python's own variables, locale, limits of the process, missing or small file systems.
+
+In all of them it serves, ends with its exit code, and prints nothing but log lines.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,7 @@ def test_a_server_serves_whatever_a_variable_of_python_or_of_the_system_says(
 
 
 @pytest.mark.parametrize("name", sample(SHELL, ("64 open files",)))
-def test_a_server_serves_whatever_a_shell_leaves_it(name: str, table: Table, database_url: str) -> None:
+def test_a_server_serves_with_any_limits_and_signals_of_its_shell(name: str, table: Table, database_url: str) -> None:
     serves_and_ends(in_shell(ServerProcess(database_url, WORKERS="1"), SHELL[name]), table)
 
 

@@ -204,7 +204,7 @@ def imported(table: Table, **settings: str) -> set[str]:
     ],
     ids=["protocol", "extra"],
 )
-def test_what_cannot_be_exported_is_said_and_does_not_stop_the_server(
+def test_telemetry_that_cannot_be_exported_is_logged_and_does_not_stop_the_server(
     table: Table, start_server: StartServer, tmp_path: Path, settings: dict[str, str], error: str
 ) -> None:
     table.add_commands(3)

@@ -1,4 +1,4 @@
-"""Chromium without a way to any network but this machine's, and what it makes of a page."""
+"""Chromium without access to any network but this machine's, and its rendering of a page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SECONDS = 90
 
 
 def chromium(tmp_path: Path, *options: str) -> str:
-    """Run the browser; what it prints."""
+    """Run the browser. Returns its output."""
     arguments = [
         command("chromium", "Debian chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
         "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=20000", *options,
     ]  # fmt: skip
-    # A group of its own, so that none of the browser's processes is left if it hangs.
+    # A process group of its own, so that none of the browser's processes is left if it hangs.
     with subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -35,7 +35,8 @@ def chromium(tmp_path: Path, *options: str) -> str:
 
 
 def inked(picture: Path) -> int:
-    """How much there is to see: PNG keeps how pixels differ from their neighbours, so drawings need many values."""
+    """How much the picture shows. PNG stores how pixels differ from their neighbours, so drawings need many different
+    values."""
     octets, place, packed = picture.read_bytes(), 8, b""
     while place < len(octets):
         length = int.from_bytes(octets[place : place + 4])

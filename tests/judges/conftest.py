@@ -17,7 +17,7 @@ STOP_SECONDS = 20
 
 @contextmanager
 def judged_server(transport: str, *options: str) -> Iterator[int]:
-    """A server of the judges' services; its port. It must end in order."""
+    """The port of a server with the judges' services. The server must end in an orderly way."""
     arguments = [sys.executable, "-m", "tests.judges.serve", "--transport", transport, *options]
     with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -61,7 +61,7 @@ def roomy() -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def grpcio() -> Iterator[int]:
-    """Port of a server on grpcio: what fails on both is the judge's fault."""
+    """Port of a server on grpcio. A check that fails on both servers is a fault of the judge."""
     with judged_server("grpcio") as port:
         yield port
 

@@ -1,6 +1,6 @@
-"""``grpc.testing.TestService``, what gRPC's interoperability clients call, in terms of ``grpc.aio`` servicers.
+"""``grpc.testing.TestService``, which gRPC's interoperability clients call, as a ``grpc.aio`` servicer.
 
-Both styles that ``grpc.aio`` knows occur: generators, and coroutines that ``write``.
+It has handlers in both styles of ``grpc.aio``: generators, and coroutines that call ``write``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Context = Any
 
 
 async def empty_call(request: Any, context: Context) -> Any:
-    """Nothing for nothing."""
+    """An empty answer to an empty request."""
     await _echo_metadata(context)
     return message_class("Empty")()
 
 
 async def unary_call(request: Any, context: Context) -> Any:
-    """A payload of the size that is asked for, or the status."""
+    """A payload of the requested size, or the requested status."""
     await _abort_if_asked(request, context)
     if request.HasField("response_compressed"):
         context.set_compression(_compression(request.response_compressed.value))
@@ -35,7 +35,7 @@ async def unary_call(request: Any, context: Context) -> Any:
 
 
 async def streaming_output_call(request: Any, context: Context) -> AsyncIterator[Any]:
-    """A payload for each size that is asked for."""
+    """A payload for each requested size."""
     await _abort_if_asked(request, context)
     if any(wanted.compressed.value for wanted in request.response_parameters):
         context.set_compression(grpc.Compression.Gzip)
@@ -47,7 +47,7 @@ async def streaming_output_call(request: Any, context: Context) -> AsyncIterator
 
 
 async def streaming_input_call(requests: AsyncIterable[Any], context: Context) -> Any:
-    """How many octets came in all."""
+    """The number of octets of all requests."""
     await _echo_metadata(context)
     total = 0
     async for request in requests:
@@ -56,7 +56,7 @@ async def streaming_input_call(requests: AsyncIterable[Any], context: Context) -
 
 
 async def full_duplex_call(requests: AsyncIterable[Any], context: Context) -> None:
-    """Answer each request with what it asks for, as soon as it arrives."""
+    """Answer each request as it demands, as soon as it arrives."""
     await _echo_metadata(context)
     async for request in requests:
         await _abort_if_asked(request, context)
@@ -65,7 +65,7 @@ async def full_duplex_call(requests: AsyncIterable[Any], context: Context) -> No
 
 
 async def half_duplex_call(requests: AsyncIterable[Any], context: Context) -> AsyncIterator[Any]:
-    """Answer each request with what it asks for, once all have arrived."""
+    """Answer each request as it demands, once all have arrived."""
     await _echo_metadata(context)
     asked = [wanted async for request in requests for wanted in request.response_parameters]
     for wanted in asked:
@@ -73,7 +73,7 @@ async def half_duplex_call(requests: AsyncIterable[Any], context: Context) -> As
 
 
 def interop_handler() -> grpc.GenericRpcHandler:
-    """The handlers that a server registers to serve all of it."""
+    """The handlers that a server registers to serve the whole service."""
 
     def coded(make: Any, behavior: Any, request: str, response: str) -> Any:
         return make(behavior, message_class(request).FromString, message_class(response).SerializeToString)

@@ -1,4 +1,4 @@
-"""Message classes of ``proto/grpc/testing/test.proto``, compiled when asked for and kept in no file."""
+"""Message classes of ``proto/grpc/testing/test.proto``, compiled on demand and not stored in a file."""
 
 from __future__ import annotations
 

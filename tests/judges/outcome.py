@@ -1,12 +1,12 @@
-"""How a server answers octets: send them on a new connection, and sum up in one line what came back.
+"""The outcome of octets: sends them on a new connection, and sums up the server's answer in one line.
 
 ``T:n``     the call ended with grpc-status n (an HTTP status other than 200: ``H:n``)
 ``S:CODE``  its stream was reset; ``T:n+S:CODE``: after the status
 ``C:CODE``  GOAWAY and the end of the connection; ``closed``: the end without GOAWAY
-``open``    nothing of it within `PATIENCE` although the connection lives
+``open`` none of these within `PATIENCE` although the connection lives
 
-A connection that lives must also serve an ordinary call afterwards (so HPACK's table is in step); if it does not, the
-line says so.
+A connection that lives must also serve an ordinary call afterwards, which shows that both HPACK tables are equal; if it
+does not, the line says so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support import h2_wire as wire
 PATIENCE = 1.0
 """Seconds of silence that count as no answer."""
 DEADLINE = 10.0
-"""Seconds within which anything else has to have happened."""
+"""Seconds within which everything else must have happened."""
 
 PROBE = b"/judges.Rows/Unary"
 PROBE_STREAM = 90_001
@@ -74,7 +74,7 @@ class _Peer:
         self._socket.close()
 
     def send(self, octets: bytes) -> None:
-        # Where the server has closed already, its last octets are still to be read.
+        # If the server has closed already, its last octets still have to be read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(octets)
 
@@ -85,7 +85,7 @@ class _Peer:
         return all(self.exchange(s).ended or self.exchange(s).reset is not None for s in streams)
 
     def read(self, deadline: float) -> bool:
-        """Read once. Returns whether anything came before the deadline."""
+        """Read once. Returns whether anything arrived before the deadline."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             return False
@@ -134,16 +134,16 @@ def outcome(
     body: bool = False,
     silence: bool = False,
 ) -> str:
-    """Send ``hello`` and ``octets``; the line for ``streams`` (joined with commas) or for the connection.
+    """Send ``hello`` and ``octets``. Returns the line for ``streams`` (joined with commas) or for the connection.
 
-    ``body``: add what was answered. ``silence``: silence is what is expected, so `PATIENCE` is enough.
+    ``body``: add the body of the answer. ``silence``: no answer is expected, so waiting for `PATIENCE` is enough.
     """
     peer = _Peer(port)
     try:
         peer.send(hello + octets)
         _listen(peer, lambda: peer.finished(streams), PATIENCE if silence else DEADLINE)
         if not peer.over():
-            # Any frame that follows the end of a stream comes before the answer to a PING that was sent after it.
+            # A frame that follows the end of a stream arrives before the answer to a later PING.
             peer.send(wire.ping(b"judgment"))
             _listen(peer, lambda: b"judgment" in peer.echoed, DEADLINE)
         if peer.over():

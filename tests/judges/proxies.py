@@ -32,7 +32,7 @@ http {{
     server {{ listen 127.0.0.1:{port} http2; location / {{ grpc_pass grpc://127.0.0.1:{server}; }} }}
 }}
 """
-"""It opens a connection for each call (no ``keepalive`` in an ``upstream``): the default."""
+"""By default nginx opens a connection for each call (no ``keepalive`` in an ``upstream``)."""
 
 _HAPROXY = """
 defaults
@@ -140,7 +140,8 @@ def proxy(
 ) -> Iterator[int]:
     """The port of a proxy before the server on port ``server``. It runs until the end of the block.
 
-    ``start``: writes its configuration into the folder, for both ports, and returns its command; unset: the one here.
+    ``start`` writes the configuration for both ports into the folder, and returns the command; by default, that of this
+    module.
     """
     port = free_port()
     arguments = (start or PROXIES[kind])(folder, port, server)

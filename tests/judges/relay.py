@@ -1,8 +1,8 @@
-"""A TCP relay that passes on what a client writes in quick succession as one write.
+"""A TCP relay that joins successive writes of a client into one write.
 
 A server may answer before a request has ended (RFC 9113 section 8.1), and ours does where the headers alone decide the
-answer. h2spec writes a request and the fault that is to be judged one after the other. Without the relay the machine
-decides whether the server reads them together, or has refused the request before the fault arrives.
+answer. h2spec writes first a request, and then the fault that is to be judged. Without the relay it would depend on the
+machine whether the server reads both together, or has refused the request before the fault arrives.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 SILENCE_SECONDS = 0.03
-"""A client that has not written for so long waits for the server."""
+"""Seconds. A client that has not written for this time waits for the server."""
 
 _MOST_CONNECTIONS = 32
 _CHUNK = 1 << 20
@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 
 @contextmanager
 def relay(target: int) -> Iterator[int]:
-    """A relay to port ``target`` of this machine; its port. It ends with the context."""
+    """The port of a relay to port ``target`` of this machine. The relay ends with the context."""
     opened: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2 * _MOST_CONNECTIONS) as threads:
 

@@ -1,8 +1,8 @@
 """``judges.Rows``: a few methods on octets, for cases that are written frame by frame.
 
-``Unary`` and ``Ready`` return their request; the second is a static method where the transport has those. ``Stream``
-returns a request twice, ``Collect`` joins its requests, ``Hang`` never answers, ``Fail`` raises, and ``Meta`` returns
-the metadata of the call.
+``Unary`` and ``Ready`` return their request; the second is a static method where the transport has static methods.
+``Stream`` returns a request twice, ``Collect`` joins its requests, ``Hang`` never answers, ``Fail`` raises, and
+``Meta`` returns the metadata of the call.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def meta(request: bytes, context: Any) -> bytes:
 
 
 def row_handler(*, static: bool) -> grpc.GenericRpcHandler:
-    """What a server registers; ``static``: ``Ready`` is an ordinary method here."""
+    """The handlers that a server registers. Without static methods, ``Ready`` is an ordinary method."""
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Stream": grpc.unary_stream_rpc_method_handler(stream),

@@ -1,6 +1,6 @@
 """Cases about framing, streams, settings, windows and HPACK: RFC 9113 and RFC 7541, as octets.
 
-The demanded answer of a case is written as `outcome.outcome` sums it up.
+The demanded answer of a case has the form of `outcome.outcome`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def half(stream: int = 1, path: bytes = UNARY) -> bytes:
 
 
 def with_block(*before: bytes, after: bytes = b"") -> bytes:
-    """A call whose header block has such octets before and after the fields."""
+    """A call whose header block has these octets before and after the fields."""
     return wire.headers(1, b"".join(before) + wire.request_block(UNARY) + after) + LAST_WORD
 
 

@@ -22,7 +22,8 @@ TRANSPORTS = ("native", "grpcio")
 
 
 def create_server(transport: str, max_header_list: int | None = None) -> Any:
-    """The server of that transport with all services, not started; ``max_header_list`` in octets, native only."""
+    """A server on that transport with all services, not started. ``max_header_list``: in octets, only for the native
+    transport."""
     server: Any
     if transport == "native":
         server = Server(limits=Limits() if max_header_list is None else Limits(max_header_list=max_header_list))
@@ -34,7 +35,7 @@ def create_server(transport: str, max_header_list: int | None = None) -> Any:
 
 
 async def serve(server: Any, port: int, tls: TlsCredentials | None) -> None:
-    """Serve until SIGTERM or SIGINT comes."""
+    """Serve until SIGTERM or SIGINT arrives."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

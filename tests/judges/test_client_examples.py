@@ -1,4 +1,5 @@
-"""Every client of docs/clients.md, as it stands there: it reads a catalogue above 4 MiB, in cleartext and over TLS."""
+"""Every client of docs/clients.md, exactly as printed there, reads a catalogue above 4 MiB, in cleartext and over
+TLS."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def examples() -> dict[str, str]:
 
 
 def compiled(language: str, fill: Callable[[Path], None]) -> Path:
-    """The build of one example, kept for every state of the page, of the contract and of the locked versions."""
+    """The build of one example, kept for each state of the page, of the contract and of the locked versions."""
     inputs = CACHE / "example-inputs" / language
     shutil.rmtree(inputs, ignore_errors=True)
     inputs.mkdir(parents=True)
@@ -116,7 +117,7 @@ CLIENTS = {"python": python_client, "node": node_client, "go": go_client, "java"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server with a large catalogue, and what its clients need to know."""
+    """A server with a large catalogue, and the address, key and certificates for its clients."""
 
     environment: dict[str, str]
     version: str

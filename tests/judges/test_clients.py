@@ -1,7 +1,7 @@
 """The gRPC stacks of today read a catalogue from a real definition server: grpc-go, grpc-js, grpc-java and tonic.
 
-Each makes calls with deadlines of their own one after another on one connection, so that what it puts into HPACK's
-dynamic table, its pings and its window updates all come to pass many times over.
+Each stack makes one call after another on one connection, each with another deadline, so that its insertions into
+HPACK's dynamic table, its pings and its window updates occur many times.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def server(request: pytest.FixtureRequest, postgres: DatabaseServer) -> Iterator
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_every_call_of_a_stack_gets_what_the_catalogue_says(
+def test_every_call_of_a_stack_gets_the_answer_of_the_catalogue(
     server: ServerProcess, descriptors: Path, stack: str
 ) -> None:
     answers, connections = _ask(stack, server.port, descriptors, CALLS)
@@ -77,7 +77,7 @@ def test_every_call_of_a_stack_gets_what_the_catalogue_says(
 
 
 def _ask(stack: str, port: int, descriptors: Path, calls: int) -> tuple[Any, set[bytes]]:
-    """The output of the client, and its ports of the connections that it was seen to have."""
+    """The output of the client, and the client's ports of the connections that were seen."""
     arguments = [*STACKS[stack](), f"127.0.0.1:{port}", KEY, str(descriptors), str(calls)]
     before, seen = _client_ports(port), set()
     with ThreadPoolExecutor(1) as pool:
@@ -92,7 +92,7 @@ def _ask(stack: str, port: int, descriptors: Path, calls: int) -> tuple[Any, set
 
 def _client_ports(port: int) -> set[bytes]:
     """The clients' ports of connections to ``port`` that are established, or that either end has closed in the last
-    minute (proc_pid_net(5)): a client that is fast may have come and gone between two looks.
+    minute (proc_pid_net(5)): a fast client may connect and leave between two polls.
     """
     lines = [line for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_bytes().splitlines()[1:]]
     found = set()
@@ -111,8 +111,8 @@ def _plain(command: dict[str, str]) -> tuple[str, str, str, bytes]:
 
 @pytest.fixture(scope="module")
 def restless(postgres: DatabaseServer) -> Iterator[ServerProcess]:
-    """A definition server that asks every connection to go after a quarter of a second. Earlier, a busy client's next
-    connection could be old before its calls are sent, and gRPC tries a refused call only once more.
+    """A definition server that drains every connection after a quarter of a second. If that were less, a busy client's
+    next connection might be drained before its calls are sent, and gRPC repeats a refused call only once.
     """
     url = create_database(postgres.url, "judges_restless")
     Table(url).add(ROWS)
@@ -125,8 +125,8 @@ def restless(postgres: DatabaseServer) -> Iterator[ServerProcess]:
 def test_no_call_of_a_stack_fails_while_connections_are_drained(
     restless: ServerProcess, descriptors: Path, stack: str
 ) -> None:
-    # tonic 0.14 gives CANCELLED ("connection closed") for calls that it had not sent when GOAWAY came, whichever server
-    # it talks to; docs/conformance.md has the figures.
+    # With any server, tonic 0.14 ends calls that it had not sent when GOAWAY arrived with CANCELLED ("connection
+    # closed"); docs/conformance.md has the figures.
     answers, connections = _ask(stack, restless.port, descriptors, MANY_CALLS)
     assert answers["equal"] == MANY_CALLS
     assert len(connections) > 1

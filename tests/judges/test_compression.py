@@ -1,4 +1,4 @@
-"""Compression on the wire: no client library shows it, so the frames are read."""
+"""Compression on the wire. No client library shows it, so the frames are examined."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def unary(compressed: bool) -> bytes:
     return request
 
 
-def test_an_answer_is_compressed_when_the_servicer_says_so(native: int) -> None:
+def test_an_answer_is_compressed_when_the_servicer_requests_it(native: int) -> None:
     # Not on grpcio: grpc.aio 1.85.1 forgets set_compression where the handler is a unary one.
     fields, body = exchange(native, call(b"UnaryCall", unary(True), GZIP))
     [(flag, octets)] = messages(body)

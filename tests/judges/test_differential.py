@@ -1,4 +1,4 @@
-"""Frame by frame, our engine and grpcio get the same octets, and every difference is one that we want.
+"""Our engine and grpcio get the same octets, frame by frame, and every difference between their answers is intended.
 
 A row (``rows_framing.py``, ``rows_calls.py``) states the demanded answer. Our engine must give it, from a handler and
 from a static method; grpcio must give it or the answer that ``deviations.py`` records, so that the list of differences
@@ -22,7 +22,7 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 def ask(port: int, row: Row, octets: bytes, expected: tuple[str, ...]) -> str:
     silence = any("open" in line for line in expected)
     got = outcome(port, octets, streams=row.streams, hello=row.hello, body=row.body, silence=silence)
-    # RST_STREAM behind an early status depends on how much of the request comes, and how soon (requirement A45).
+    # RST_STREAM behind an early status depends on how much of the request arrives, and when (requirement A45).
     return got.replace("+S:NO_ERROR", "")
 
 
@@ -41,7 +41,8 @@ def test_a_static_method_of_our_engine_gives_the_demanded_answer(native: int, ro
 def test_grpcio_gives_the_demanded_answer_or_the_recorded_one(grpcio: int, row: Row) -> None:
     expected = (GRPCIO[str(row)],) if str(row) in GRPCIO else row.demanded
     if any(line.startswith("C:") for line in expected):
-        # C-core mostly closes without GOAWAY, or the TCP reset overtakes it: that the connection ends is what counts.
+        # C-core mostly closes without GOAWAY, or the TCP reset overtakes it, so only the end of the connection is
+        # compared.
         expected += ("closed",)
     assert ask(grpcio, row, row.octets, expected) in expected
 

@@ -12,12 +12,12 @@ from tests.judges.tools import go_programs, may_build, run
 pytestmark = may_build
 
 CASES = 146
-"""All cases of h2spec 2.2.1, the strict one among them. It is the last version that Go's module proxy serves. Version
-2.6.0 has 147, because it divides hpack/2.3.3 into two cases: an index past the table, and a name's index past it. Both
-are among the A23 cases of `test_differential.py`."""
+"""The number of cases of h2spec 2.2.1, including the strict one. It is the last version that Go's module proxy serves.
+Version 2.6.0 has 147, because it divides hpack/2.3.3 into two cases: an index past the table, and a name's index past
+it. Both are among the A23 cases of `test_differential.py`."""
 
 DEVIATIONS: dict[str, str] = {}
-"""Case → why we answer otherwise."""
+"""Case → the reason why our answer differs."""
 
 SECONDS = 170
 
@@ -34,13 +34,13 @@ def test_h2spec_passes_in_full(native: int, tmp_path: Path, path: str) -> None:
 
 
 def test_h2spec_passes_in_full_over_tls(secure: int, tmp_path: Path) -> None:
-    # With TLS a connection cannot be closed on one side only, so its end comes up to a second after GOAWAY, when
-    # nothing can be lost any more (RFC 9113 section 9.1): h2spec has to wait for it longer than that.
+    # With TLS a connection cannot be closed on one side only, so it ends up to a second after GOAWAY, when nothing can
+    # be lost any more (RFC 9113 section 9.1). h2spec has to wait longer than that.
     judge(secure, PATHS["handler"], tmp_path / "report.xml", "-o", "3", "--tls", "--insecure")
 
 
 def judge(port: int, path: str, report: Path, *options: str) -> None:
-    """Every case, the strict one too."""
+    """Run every case, including the strict one."""
     with relay(port) as relayed:
         arguments = ["-h", "127.0.0.1", "-p", str(relayed), "-P", path, "-S", "-j", str(report), *options]
         done = run([str(go_programs() / "h2spec"), *arguments], seconds=SECONDS)

@@ -1,6 +1,7 @@
-"""Plain HTTP/2 clients, which know nothing of gRPC, are served: nghttp and h2load of nghttp2, and curl.
+"""Plain HTTP/2 clients that do not know gRPC are served: nghttp and h2load of nghttp2, and curl.
 
-They do what gRPC clients do not: padding, CONTINUATION, priorities, a header table of zero octets, content-length.
+They use features that gRPC clients do not use: padding, CONTINUATION, priorities, a header table of zero octets,
+content-length.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def test_curl_gets_the_reason_of_a_refusal(native: int, body: str, extra: tuple[
 
 
 @pytest.mark.requirement("A33", "A45")
-def test_curl_gets_the_reason_of_a_refusal_that_comes_before_it_has_sent_its_body(native: int) -> None:
+def test_curl_gets_the_reason_of_a_refusal_that_arrives_before_it_has_sent_its_body(native: int) -> None:
     url = f"http://127.0.0.1:{native}{PATHS['handler']}"
     arguments = ["-sS", "--http2-prior-knowledge", "-X", "POST", "-T", "-", "-w", "\n%{http_code}", url]
     script = '(printf a; sleep 0.3; printf b) | "$@"'

@@ -30,7 +30,7 @@ uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
 {text}
 }}
 """
-"""The lines around the page's text in a configuration of nginx."""
+"""A configuration of nginx with the page's text and the lines around it."""
 
 Start = Callable[[Path, str], Sequence[str]]
 
@@ -89,9 +89,10 @@ def test_a_proxy_as_documented_serves_and_keeps_its_connections_alive(
     with proxy(kind, server.port, tmp_path, documented) as port, Client(port) as client:
         until(lambda: client.health() == "SERVING", "the server answers through the proxy", seconds=20)
         assert [client.get(f"command{n}").name for n in range(5)] == [f"command{n}" for n in range(5)]
-        # Of the proxy's own end: towards clients its port is the local one, towards the server the remote one.
+        # At the proxy's own end: on connections to clients the port is the local one, on those to the server the remote
+        # one.
         for number, column in ((port, 2), (server.port, 3)):
-            # Not at once: while octets are not acknowledged, the kernel shows the timer of their retransmission.
+            # This takes a moment, because the kernel shows the retransmission timer while octets are not acknowledged.
             until(partial(_kept, number, column), f"a keepalive timer in column {column} of port {number}", seconds=10)
 
 

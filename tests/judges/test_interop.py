@@ -1,6 +1,6 @@
 """gRPC's own interoperability clients pass: the one of Go, and the one of C-core (through Ruby).
 
-The same service on grpcio passes too, so a failure on one transport alone is a fault of that transport.
+The same service on grpcio passes, too, so a failure on only one transport is a fault of that transport.
 """
 
 from __future__ import annotations

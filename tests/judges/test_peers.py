@@ -1,4 +1,5 @@
-"""The servers that ours is measured beside keep the contract: a figure about one that answers wrongly says nothing.
+"""The servers beside which ours is measured keep the contract, because the figure of a server that answers wrongly
+means nothing.
 
 The content of the catalogue comes from our own snapshot; the client is grpcio, and it compares octets.
 """
@@ -52,7 +53,7 @@ with peers.start(sys.argv[1], SimpleNamespace(snapshot=opened("if")), workers=2)
     print(*target.pids, flush=True)
     time.sleep(60)
 """
-"""Somebody who measures."""
+"""Stands for a program that measures."""
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -66,13 +67,14 @@ class Served:
 
 @pytest.fixture(scope="module")
 def catalogue() -> Served:
-    """Names that are not ASCII, an answer that fills many frames, and as many commands as make SyncCatalog long."""
+    """A catalogue with names that are not ASCII, an answer that fills many frames, and enough commands to make
+    SyncCatalog long."""
     return Served(opened(row("large", LARGE), *(row(name, f"# {name}\n" * 40) for name in NAMES)))
 
 
 @pytest.fixture(scope="module", params=STACKS)
 def name(request: pytest.FixtureRequest) -> str:
-    """Each stack in turn, built."""
+    """Each stack in turn, after it was built."""
     stack = STACKS[request.param]
     if stack.missing_tools:
         missing(stack.missing_tools)
@@ -91,7 +93,7 @@ def peer(name: str, catalogue: Served) -> Iterator[Target]:
 
 
 class Client:
-    """grpcio, without protobuf: octets in, octets out."""
+    """A client on grpcio without protobuf: it sends and receives octets."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._get, self._sync = channel.unary_unary(GET), channel.unary_unary(SYNC)
@@ -107,7 +109,7 @@ class Client:
         return _outcome(self._sync, b"", metadata)
 
     def other(self) -> bytes | tuple[grpc.StatusCode, str]:
-        """The status of a method that there is not."""
+        """The status of a method that does not exist."""
         return _outcome(self._other, b"", (("x-avap-auth", KEY),))
 
 
@@ -207,7 +209,7 @@ def test_a_stopped_peer_leaves_no_process_and_no_port(name: str, catalogue: Serv
 
 
 def test_a_peer_ends_with_the_process_that_started_it(name: str, tmp_path: Path) -> None:
-    # Killed, a harness closes nothing itself: only what the system does for it is left.
+    # A harness that is killed closes nothing itself, so only the system closes its descriptors.
     command_line, environment = [sys.executable, "-c", HARNESS, name], os.environ | {"FOLDER": str(tmp_path)}
     with subprocess.Popen(command_line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as harness:
         assert harness.stdout is not None
@@ -326,9 +328,10 @@ def _measure_and_kill(name: str, catalogue: Served, pids: list[int]) -> None:
     with peers.start(name, catalogue) as target:
         pids += target.pids
         os.kill(target.pid, signal.SIGKILL)
-        # Not by /proc: it shows a zombie as soon as the first thread is gone, the parent is notified after the last.
+        # Not by /proc, which shows a zombie as soon as the first thread has ended, while the parent is notified after
+        # the last.
         exited = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        until(lambda: os.waitid(os.P_PID, target.pid, exited), "it lives on")
+        until(lambda: os.waitid(os.P_PID, target.pid, exited), "the process still runs")
 
 
 def _runs(pid: int) -> bool:

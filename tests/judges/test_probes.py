@@ -1,5 +1,5 @@
 """Operators' tools for gRPC servers work on a real definition server: grpc-health-probe, as Kubernetes runs it,
-and grpcurl, which finds out by reflection what there is to call.
+and grpcurl, which finds the methods by reflection.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = may_build
 
 SECONDS = 30
 NOT_FOUND = 3
-"""Exit code of grpc-health-probe where the check itself fails, as it does for a service nobody has heard of."""
+"""Exit code of grpc-health-probe where the check itself fails, as it does for an unknown service."""
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)

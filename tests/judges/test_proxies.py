@@ -31,7 +31,7 @@ pytestmark = may_build
 CALLS, PROBES, FLEET = 200, 15, 100
 SECONDS = 90
 PING_SECONDS = 42
-"""Four pings at 10 seconds: a server that allows none cuts the client off at the third."""
+"""Four pings at intervals of 10 seconds: a server that allows no pings disconnects the client at the third."""
 DIRECT = "direct"
 PINGING = (
     ("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5000),
@@ -40,7 +40,7 @@ PINGING = (
 ON_PURPOSE = "A call was not authorized"
 """The catalogue programs make one call with a wrong key each."""
 REFUSALS = ("flood", "evict", "refus", "reject", "strike")
-"""Parts of the names of metrics that count what limits have done."""
+"""Parts of the names of metrics that count the effects of limits."""
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
@@ -73,14 +73,14 @@ def descriptors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def catalogue(program: list[str], port: int, descriptors: Path) -> str:
-    """Let the client ``program`` read the catalogue and make calls. Returns what went wrong; empty if nothing did."""
+    """Let the client ``program`` read the catalogue and make calls. Returns its failures; empty if there were none."""
     done = run([*program, f"127.0.0.1:{port}", KEY, str(descriptors), str(CALLS)], seconds=SECONDS)
     equal = json.loads(done.stdout)["equal"] if done.returncode == 0 else done.stderr
     return "" if equal == CALLS else f"{program}: {equal}"
 
 
 def probes(port: int) -> str:
-    """Probes as kubelet makes them: a new connection each."""
+    """Make probes as kubelet does, each on a new connection."""
     probe = [str(go_programs() / "grpc-health-probe"), f"-addr=127.0.0.1:{port}"]
     failed = [done.stderr for done in (run(probe, seconds=30) for _ in range(PROBES)) if done.returncode]
     return f"{len(failed)} probes failed: {failed[0]}" if failed else ""
@@ -149,7 +149,7 @@ def _reachable(port: int) -> None:
 
 
 def test_a_client_that_pings_every_ten_seconds_is_not_cut_off(server: ServerProcess, tmp_path: Path) -> None:
-    """Over a connection without calls and one that holds a Watch, and behind an Envoy that pings the server."""
+    """On a connection without calls, on one with a Watch, and behind an Envoy that pings the server."""
     after = len(server.lines)
     pings = [str(Path(node_program()[-1]).with_name("pings.js"))]
     target = f"127.0.0.1:{server.port}"
@@ -167,7 +167,8 @@ def test_a_client_that_pings_every_ten_seconds_is_not_cut_off(server: ServerProc
 
 
 def _hold(port: int) -> list[str]:
-    """A grpcio client that pings every 10 seconds: what its Watch ended with, and the states of an idle connection."""
+    """A grpcio client that pings every 10 seconds. Returns the status with which its Watch ended, and the states of an
+    idle connection."""
     found: list[str] = []
     with Client(port, options=PINGING) as idle, Client(port, options=PINGING) as watching:
         idle.health()

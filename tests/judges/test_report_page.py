@@ -1,5 +1,5 @@
-"""The report of a measurement in a real browser: without a network, in light and dark, wide and narrow, it draws what
-the record says, and nothing sticks out.
+"""The report of a measurement in a real browser: without a network, in light and dark, wide and narrow, it draws the
+figures of the record, and nothing exceeds its frame.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.judges.browser import chromium, inked
 from tests.support.perf_record import sample, write
 
 CHARTS = {"per-core", "percentiles", "knee", "cost", "harness", "memory", "history"}
-# Looks at the page from inside when all charts are drawn, shows every view, and leaves what it has seen in an element.
+# Examines the page from inside when all charts are drawn, shows every view, and writes the results into an element.
 PROBE = """
 <script>
 const seen = {errors: [], drawn: false, charts: {}, views: 0};
@@ -59,7 +59,7 @@ wait();
 
 
 def look(tmp_path: Path, html: str, *options: str) -> dict[str, Any]:
-    """The part of the page that the probe sees."""
+    """The results of the probe in the page."""
     path = tmp_path / "page.html"
     path.write_text(html.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     out = chromium(tmp_path, "--dump-dom", *options, path.as_uri())
@@ -155,7 +155,7 @@ wait();
 
 def test_no_table_is_clipped_at_420_pixels(tmp_path: Path, html: str) -> None:
     (tmp_path / "page.html").write_text(html.replace("</body>", NARROW_PROBE + "</body>"), encoding="utf-8")
-    frame = tmp_path / "frame.html"  # the browser's own window cannot be made so narrow
+    frame = tmp_path / "frame.html"  # the browser's own window cannot be that narrow
     frame.write_text(NARROW, encoding="utf-8")
     out = chromium(tmp_path, "--dump-dom", frame.as_uri())
     found = re.search(r'<pre id="seen">(.*?)</pre>', out, re.DOTALL)

@@ -1,5 +1,5 @@
-"""The page of the metrics port in a real browser: nothing sticks out, wide and narrow, light and dark; it follows the
-server; and no name in it does anything.
+"""The page of the metrics port in a real browser: nothing exceeds its frame, wide and narrow, light and dark; the page
+follows the server; and no name in it runs as a script.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from definition_server.observability.status_page import status_page
 
 NOW = 1_700_000_100.0
 EVIL = '<img src=x onerror="document.title=1"></script><script>document.title="run"</script>'
-# Looks at the page from inside, and leaves what it has seen in an element. The page's own policy would not let it.
+# Examines the page from inside, and writes the results into an element. The page's own policy would forbid this script.
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -61,7 +61,7 @@ addEventListener("load", () => {
 
 
 def troubled() -> ServiceStatus:
-    """A status with long and hostile names, and much to say."""
+    """A status with long and hostile names and with many faults."""
     status = service_status(hostname="definition-server-7c9f8d6b5-x2x4z")
     sync = replace(
         status.sync, last_error=Reason.CATALOGUE_SHRUNK, held_reason=Reason.CATALOGUE_SHRUNK, held_version="cd" * 32,
@@ -85,7 +85,7 @@ def troubled() -> ServiceStatus:
 
 
 def look(tmp_path: Path, width: int, *options: str) -> dict[str, Any]:
-    """What the probe sees of the page as a file, without the policy, in a frame of ``width`` pixels.
+    """The results of the probe for the page as a file, without the policy, in a frame of ``width`` pixels.
 
     (The browser's own window is never narrower than 500.)
     """
@@ -100,7 +100,7 @@ def look(tmp_path: Path, width: int, *options: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("width", [1280, 420])
-def test_nothing_sticks_out_of_the_page_and_no_name_runs(tmp_path: Path, width: int) -> None:
+def test_nothing_exceeds_the_page_and_no_name_runs_as_a_script(tmp_path: Path, width: int) -> None:
     seen = look(tmp_path, width)
     assert width - 20 <= seen["width"] <= width
     assert (seen["overflow"], seen["out"], seen["small"]) == (0, 0, 0)
@@ -151,7 +151,8 @@ def test_the_page_follows_the_server_under_its_own_policy(tmp_path: Path, servic
 def test_without_scripts_the_browser_shows_the_whole_page(tmp_path: Path) -> None:
     page = status_page(troubled(), NOW).decode()
     path, picture = tmp_path / "page.html", tmp_path / "page.png"
-    # Less than the time after which the page is loaded again. A frame with a process of its own is not in the picture.
+    # Less than the time after which the page is loaded again. A frame with a process of its own would not be in the
+    # picture.
     same_process = "--disable-features=IsolateSandboxedIframes"
     options = ("--virtual-time-budget=3000", "--window-size=1280,2000", same_process, f"--screenshot={picture}")
 
@@ -162,11 +163,11 @@ def test_without_scripts_the_browser_shows_the_whole_page(tmp_path: Path) -> Non
         return inked(picture)
 
     blank = drawn("")
-    # On a busy machine the browser may make its picture before it has drawn the frame.
+    # On a busy machine the browser may take the picture before it has drawn the frame.
     until(lambda: drawn(page) > 10 * blank, "the page is drawn")
 
 
-def test_a_page_whose_server_has_gone_says_that_it_is_old(tmp_path: Path, service: Service) -> None:
+def test_a_page_whose_server_has_ended_says_that_it_is_old(tmp_path: Path, service: Service) -> None:
     class Ending(Service):
         def read(self) -> ServiceStatus:
             status = super().read()

@@ -1,4 +1,5 @@
-"""Independent generators see what ours sees: throughput as h2load, P95 as ghz; or it is said why not, with figures."""
+"""Our generator agrees with independent ones: with h2load on throughput, and with ghz on P95; or the comparison gives
+the reason with figures."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def catalogue() -> Iterator[Catalogue]:
 
 @pytest.fixture(autouse=True)
 def two_cpus(request: pytest.FixtureRequest) -> None:
-    """Server and generator need a CPU each where anything is measured."""
+    """A measurement needs one CPU for the server and one for the generator."""
     if "catalogue" in request.fixturenames:
         try:
             need_cpus()
@@ -49,17 +50,17 @@ def test_our_p95_agrees_with_ghz(catalogue: Catalogue) -> None:
     found = witness.settled(lambda: witness.by_ghz(catalogue, SECONDS))
     assert [each for each in found if each.verdict == "disagrees"] == []
     delays, holds, _ = found
-    assert delays.agrees, "the server with known delays leaves no excuse"
+    assert delays.agrees, "with the server of known delays no reason is accepted"
     assert 30 <= delays.ours < 36
-    assert holds.agrees, "nor does the one that holds every call"
-    assert holds.ours >= 0.95 * holds.theirs, "no call can be faster, but by a tick of the clock: 1 ms"
+    assert holds.agrees, "nor with the server that holds every call"
+    assert holds.ours >= 0.95 * holds.theirs, "no call can be faster, except by a tick of the clock (1 ms)"
 
 
-# -- the verdicts, which must be able to say no ------------------------------------------------------------------
+# -- the verdicts, which must be able to disagree ----------------------------------------------------------------
 
 
 def ran(rate: float, *, microseconds: float, client: float = 0.5) -> dict[str, Any]:
-    """A run of 2 s in which a call took the server so long."""
+    """A run of 2 s in which a call took so much CPU time of the server."""
     return {
         "rate": rate, "answered": rate * 2, "seconds": 2.0, "server_cpu_seconds": rate * 2 * microseconds / 1e6,
         "client_cpu_seconds": 2.0 * client,
@@ -71,7 +72,7 @@ def ran(rate: float, *, microseconds: float, client: float = 0.5) -> dict[str, A
     [
         (ran(110_000, microseconds=9), ran(100_000, microseconds=10), "agrees"),
         (ran(116_000, microseconds=8), ran(100_000, microseconds=9), "explained"),
-        # Twice as many calls are counted as were made: the server's CPU time does not explain the difference.
+        # Twice as many calls are counted as were made, which the server's CPU time does not explain.
         (ran(200_000, microseconds=10), ran(100_000, microseconds=10), "disagrees"),
         (ran(50_000, microseconds=10), ran(100_000, microseconds=10), "disagrees"),
         (ran(50_000, microseconds=10, client=0.99), ran(100_000, microseconds=10), "explained"),
@@ -98,19 +99,19 @@ HELD = 20.0
         (30.0, 45.0, None, "disagrees"),
         # A quiet machine: ghz adds half a ms to everything.
         (0.09, 0.6, (20.4, 21.0), "explained"),
-        # Two busy CPUs, on which ghz had to wait for its own: it adds as much to what is known.
+        # Two busy CPUs, on which ghz had to wait for its CPU: it adds as much to the known time.
         (0.8, 6.4, (21.0, 27.5), "explained"),
         (0.8, 6.4, (21.0, 23.5), "disagrees"),
-        # Ours is wrong, and ghz has time enough to show it.
+        # Our figure is wrong, and ghz had enough CPU time to show it.
         (0.09, 5.1, (20.4, 21.0), "disagrees"),
         (0.8, 25.0, (21.0, 27.5), "disagrees"),
-        # The speed of a witness needs no explanation where it is faster than ours.
+        # A witness that is faster than our generator needs no explanation.
         (6.4, 0.8, (20.4, 27.5), "disagrees"),
-        # Ours reads too little of the known time as well: that does not enlarge what ghz adds.
+        # Our figure of the known time is too small, too. That does not increase the time that ghz adds.
         (0.05, 1.5, (16.1, 20.6), "disagrees"),
     ],
 )
-def test_a_difference_in_p95_is_explained_only_by_what_ghz_adds_to_a_known_time(
+def test_a_difference_in_p95_is_explained_only_by_the_time_that_ghz_adds_to_a_known_one(
     ours: float, theirs: float, held: tuple[float, float] | None, verdict: str
 ) -> None:
     extra = added(p95(held[0]), p95(held[1]), HELD) if held else 0.0
@@ -119,7 +120,7 @@ def test_a_difference_in_p95_is_explained_only_by_what_ghz_adds_to_a_known_time(
     assert ("70% busy" in made.reason) == (verdict == "explained")
 
 
-def test_a_witness_that_adds_nothing_has_nothing_to_explain() -> None:
+def test_a_witness_that_adds_no_time_explains_no_difference() -> None:
     assert added(p95(21.0), p95(20.5), HELD) == 0.0
 
 

@@ -1,8 +1,8 @@
-"""The judges themselves: where their programs come from, and how they are run.
+"""The programs of the judges: where they come from, and how they are run.
 
 Built programs are kept in ``$JUDGES_CACHE`` (``~/.cache/definition-server-judges``), each under the digest of its
-sources and lock files, so a run builds only what has changed. A tool that is missing fails a run in CI (``CI`` is set);
-elsewhere it skips what needs it.
+sources and lock files, so a run builds only programs that have changed. A missing tool fails a run in CI (``CI`` is
+set); elsewhere the tests that need it are skipped.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tests.support.builds import BUILD_SECONDS, BuildFailed, built, make, run
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("JUDGES_CACHE") or Path.home() / ".cache" / "definition-server-judges")
 may_build = pytest.mark.timeout(BUILD_SECONDS + 180)
-"""For tests that may be the first to need a program: downloads and compilers take their time."""
+"""A time limit for tests that may be the first to need a program, because downloads and compilers take long."""
 RUBY_CLIENT = "pb/test/client.rb"
 
 
 def command(name: str, package: str) -> str:
-    """Path of a program of the machine; ``package`` tells where to get it."""
+    """Path of a program of the machine; ``package``: where to get it."""
     found = shutil.which(name)
     if found is None and Path(f"/usr/sbin/{name}").exists():
         found = f"/usr/sbin/{name}"
@@ -49,7 +49,7 @@ def go_programs() -> Path:
 
 
 def node_program() -> list[str]:
-    """How to run the grpc-js client."""
+    """The command of the grpc-js client."""
     npm, node = command("npm", "Debian npm"), command("node", "Debian nodejs")
 
     def build(out: Path) -> None:
@@ -62,7 +62,7 @@ def node_program() -> list[str]:
 
 
 def java_program() -> list[str]:
-    """How to run the grpc-java client."""
+    """The command of the grpc-java client."""
     maven, java = command("mvn", "Debian maven"), command("java", "Debian default-jdk-headless")
 
     def build(out: Path) -> None:
@@ -80,7 +80,7 @@ def java_program() -> list[str]:
 
 
 def tonic_program() -> list[str]:
-    """How to run the tonic client."""
+    """The command of the tonic client."""
     cargo = command("cargo", "Rust 1.88 or newer")
 
     def build(out: Path) -> None:
@@ -90,7 +90,7 @@ def tonic_program() -> list[str]:
 
 
 def ruby_interop() -> list[str]:
-    """How to run the interoperability client of gRPC's Ruby library, which is C-core."""
+    """The command of the interoperability client of gRPC's Ruby library, which uses C-core."""
     ruby = command("ruby", "Debian ruby-grpc")
     asked = run([ruby, "-e", 'print Gem::Specification.find_by_name("grpc").gem_dir'], seconds=30)
     if asked.returncode:
@@ -107,5 +107,5 @@ def _make(arguments: Sequence[str], cwd: Path) -> None:
 
 
 def _built(name: str, build: Callable[[Path], None]) -> Path:
-    """The directory that ``build`` fills from ``HERE / name``; filled once per state of the sources."""
+    """The directory that ``build`` fills from ``HERE / name``, once for each state of the sources."""
     return built(HERE / name, CACHE, build)

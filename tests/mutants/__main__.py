@@ -45,13 +45,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="faults tried at once")
     made.add_argument("--list", action="store_true", help="show the faults, run no test")
     made.add_argument("--known", type=Path, metavar="FILE",
-                      help="keep there which test runs which line; only what changed is measured again")  # fmt: skip
+                      help="store which test runs which line; only changed test files are measured again")  # fmt: skip
     made.add_argument(
-        "--json", type=Path, metavar="FILE", help="keep the results there; what it holds is not tried again"
+        "--json", type=Path, metavar="FILE", help="store the results; faults with a stored result are not tried again"
     )
     made.add_argument("--seconds", type=float, default=SECONDS_A_FAULT, metavar="S",
-                      help="of tests for one fault; the dearest are left out (default: %(default)g)")  # fmt: skip
-    made.add_argument("--minutes", type=float, default=1e9, metavar="M", help="stop then; --json continues later")
+                      help="of tests for one fault; the slowest are left out (default: %(default)g)")  # fmt: skip
+    made.add_argument("--minutes", type=float, default=1e9, metavar="M", help="stop after M; --json continues later")
     return made
 
 
@@ -127,7 +127,7 @@ class Runner:
         path = self.tree / module
         original, at = path.read_text("utf-8"), path.stat().st_mtime
         path.write_text(source, "utf-8")
-        # Python recognizes by time and size whether a cached module is that of a source: no change has another's time.
+        # Python compares time and size of a source with those of its cached module: each change gets another time.
         self._changes += 1
         os.utime(path, (at + 10 * self._changes,) * 2)
         try:
@@ -219,7 +219,7 @@ def measured(
     """Which test runs which line.
 
     Raises:
-        TooLate: where there was not time enough; ``--known`` has what was measured.
+        TooLate: the time was too short; the file of ``--known`` has the measurements so far.
     """
     known = KnownTests.read(arguments.known) if arguments.known else KnownTests()
     tests = {each for room in ROOMS if room.name in rooms for each in room.tests}

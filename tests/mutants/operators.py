@@ -65,7 +65,7 @@ def _is_statement(node: Any) -> bool:
 
 
 class ReplaceReturn(Operator):  # type: ignore[misc]
-    """``return x`` returns None; ``return True`` and ``return False`` are turned round by `ReplaceTrueWithFalse`."""
+    """``return x`` returns None; `ReplaceTrueWithFalse` swaps ``return True`` and ``return False``."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         """Where: see `Operator.mutation_positions`."""

@@ -63,7 +63,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 class Outcomes:
-    """Writes what became of each test, at the end of the session."""
+    """Writes the outcome of each test, at the end of the session."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -22,7 +22,7 @@ class Room:
 
 
 def mirror(module: Path) -> str:
-    """How the ids of the tests begin that are about ``module`` (below ``service/``)."""
+    """The beginning of the ids of the tests of ``module`` (below ``service/``)."""
     return str(Path("tests/unit") / module.relative_to("service").parent / f"test_{module.stem}")
 
 

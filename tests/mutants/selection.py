@@ -17,7 +17,9 @@ from tests.mutants.rooms import limits_of, mirror
 from tests.mutants.sampling import Mutant
 
 SECONDS_A_FAULT = 100.0
-"""Tests of one fault take so long together. The slowest are left out: a fault that only they notice is a survivor."""
+"""The most that the tests of one fault may take together. The slowest are left out; a fault that only they notice is a
+survivor.
+"""
 SECONDS_OF_FIRST_ROUND = 8.0
 
 _SETTINGS = """\

@@ -49,7 +49,7 @@ class Point: ...
 """
 
 
-def test_what_the_program_never_evaluates_is_no_place_for_a_fault() -> None:
+def test_code_that_the_program_never_evaluates_gets_no_fault() -> None:
     assert list(places(Path("x.py"), NEVER_EVALUATED, operators())) == []
 
 

@@ -1,4 +1,4 @@
-"""Faults that the tests must notice, whatever a seed draws: of each room a few, whose effects show late.
+"""Faults that the tests must notice, whatever a seed draws: a few of each room, whose effects appear late.
 
 Each is a piece of a module, what it becomes, and the test that must fail then. A piece that is no longer in its module
 is to be replaced by one that means the same.
@@ -29,7 +29,7 @@ FAULTS = (
      "test_a_snapshot_is_held_for_its_whole_time_although_an_earlier_one_is_due"),
     ("definition_server/control_plane/delayed_release.py", f"{CANCEL}\n        self._held = []",
      "            pass\n        self._held = []",
-     f"{SERVER}/control_plane/test_delayed_release.py::test_after_close_nothing_is_due"),
+     f"{SERVER}/control_plane/test_delayed_release.py::test_close_cancels_the_release_that_was_due"),
     ("definition_server/control_plane/master.py", "        forever[0].cancel()", "        pass",
      "tests/integration/test_start.py::test_the_table_is_not_read_during_a_drain"),
     # Accounts that do not balance.

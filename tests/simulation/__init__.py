@@ -1,1 +1,1 @@
-"""Simulations: one seed decides everything that is outside of the code under test, so that a failing seed replays."""
+"""Simulations: one seed decides everything outside the code under test, so that a failing seed can be replayed."""

@@ -1,10 +1,10 @@
-"""Attacks on an HTTP/2 server, as octets: one client that does one thing as fast as the server takes it.
+"""Attacks on an HTTP/2 server, as octets: one client that does one thing as fast as the server accepts it.
 
-Each is prepared beforehand, so that sending it costs the attacker only system calls: the first octets, and those that
-follow, in pieces of at most `PIECE` octets. An attacker that is disconnected connects again and starts anew. So does
-one whose script has ended, once the server has answered the PING at its end: as fast as the server works, not as fast
-as the kernel queues unread octets. `Attackers.step` sends one piece, so that an attack and a victim's calls can share
-one loop without delaying the victim's clock.
+The octets of an attack are prepared beforehand, the first ones and the following ones, in pieces of at most `PIECE`
+octets, so sending them costs the attacker only system calls. An attacker that is disconnected connects again and starts
+anew. So does an attacker whose script has ended, once the server has answered the PING at the end of the script: thus
+an attack is as fast as the server works, and not as fast as the kernel queues unread octets. `Attackers.step` sends one
+piece, so that an attack and a victim's calls can share one loop without delaying the victim's clock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CALLS = 4000
 _FINISHED = wire.frame(wire.PING, 0, 0, b"finished")
 _FINISHED_ANSWER = wire.frame(wire.PING, wire.ACK, 0, b"finished")
 _GOAWAY = wire.frame(wire.GOAWAY, 0, 0)[3:]
-"""Without its length."""
+"""The beginning of a frame's header after the length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Attack:
     first: Callable[[Blocks], bytes]
     then: Callable[[Blocks], bytes]
     reads: bool = True
-    """Whether it reads the server's answers."""
+    """Whether the attacker reads the server's answers."""
     again: bool = False
     """Whether ``then`` is repeated on the same connection; otherwise the attacker connects again."""
     stays: bool = False
-    """Whether it keeps a connection open after its script has been sent, to occupy it."""
+    """Whether the attacker keeps a connection open after its script has been sent, in order to occupy it."""
     connections: int = 2
     receive_buffer: int = 0
 
@@ -97,7 +97,7 @@ def _provoke(stream: int, block: bytes) -> bytes:
 
 
 def _dribble(blocks: Blocks) -> bytes:
-    """Forty answers in flight, whose windows are opened by one octet at a time."""
+    """Forty answers in flight, whose windows grow by one octet at a time."""
     calls = _each(lambda stream: _ask(stream, blocks.get, wire.command_request(b"command00000")), 40)
     round_ = b"".join(wire.window_update(stream, 1) for stream in range(1, 80, 2))
     return calls + round_ * 100
@@ -235,7 +235,7 @@ class Attackers:
         self.octets = self.connects = self.thrown_out = self.scripts = 0
 
     def step(self) -> None:
-        """One piece from the next connection."""
+        """Send one piece on the next connection."""
         next(self._turn).step()
 
     def close(self) -> dict[str, Any]:
@@ -247,7 +247,8 @@ class Attackers:
 
 
 class _Attacker:
-    """One connection at a time, repeatedly. No method waits, because the victim's clock is in the same loop."""
+    """One attacker, which makes one connection after the other. No method waits, because the victim's clock is in the
+    same loop."""
 
     def __init__(self, owner: Attackers) -> None:
         self._owner = owner

@@ -1,4 +1,4 @@
-"""Programs of other languages, built once per state of their sources and kept outside the repository."""
+"""Programs in other languages, built once for each state of their sources and kept outside the repository."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def make(arguments: Sequence[str], cwd: Path) -> None:
 
 
 def place(source: Path, cache: Path, also: Sequence[Path] = ()) -> Path:
-    """Where in ``cache`` the build of ``source`` in its present state is kept; it need not be there yet.
+    """The directory in ``cache`` for the build of ``source`` in its present state. It need not exist yet.
 
     ``also``: files beside ``source`` that the build depends on.
     """
     digest = hashlib.sha256()
-    # Python's caches in it are no sources, and come and go.
+    # Python's caches in it are not sources, and appear and vanish.
     files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     for file in sorted((*files, *also)):
         octets = file.read_bytes()

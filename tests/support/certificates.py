@@ -27,7 +27,7 @@ subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 """
 """The extensions that RFC 5280, section 4.2, requires; ``ssl.create_default_context`` checks them since Python 3.13
-(``VERIFY_X509_STRICT``). Complete, so that the machine's own openssl.cnf adds nothing."""
+(``VERIFY_X509_STRICT``). The list is complete, so that the machine's own openssl.cnf adds nothing."""
 
 LOCAL_NAMES = "DNS:localhost, IP:127.0.0.1"
 
@@ -70,7 +70,7 @@ class Authority:
         return made
 
     def intermediate(self, name: str) -> Authority:
-        """An authority of which this one has signed the certificate."""
+        """An authority whose certificate this one has signed."""
         made = Authority.__new__(Authority)
         made._folder, made._config = self._folder, self._config
         made._own = self._files(name)

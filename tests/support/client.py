@@ -35,7 +35,7 @@ class Tls:
 
     @property
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a channel."""
+        """The gRPC credentials for a channel."""
         return grpc.ssl_channel_credentials(
             self.authority.read_bytes(),
             None if self.key is None else self.key.read_bytes(),
@@ -86,7 +86,7 @@ class Client:
         return answer
 
     def raw(self, method: str, request: bytes, metadata: Metadata | None = None) -> bytes:
-        """Any unary method of the service on bytes."""
+        """A stub of any unary method of the service, on bytes."""
         call: Any = self.channel.unary_unary(f"/avap.DefinitionEngine/{method}")
         answer: bytes = call(request, metadata=self.metadata if metadata is None else metadata, timeout=10)
         return answer

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector for tests: it takes OTLP over HTTP and keeps what it was sent, or behaves badly."""
+"""An OpenTelemetry collector for tests: it receives OTLP over HTTP and keeps the exports, or misbehaves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReceivedSpan:
 class Collector:
     """An OTLP/HTTP receiver on a port of 127.0.0.1. A context.
 
-    ``status``: the answer to every export. ``answers``: clear it, and no export is answered until it is set.
+    ``status``: the answer to every export. ``answers``: while it is not set, no export is answered.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Collector:
         self._server.server_close()
 
     def take(self, path: str, body: bytes) -> None:
-        """Keep what an export holds."""
+        """Keep the content of an export."""
         if path == "/v1/traces":
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 self.resource = _values(resource.resource.attributes)

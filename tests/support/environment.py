@@ -6,9 +6,10 @@ import os
 
 
 def inherited_environment() -> dict[str, str]:
-    """PATH, HOME and what coverage needs.
+    """PATH, HOME and the variables of coverage.
 
-    A process writes its coverage when it ends, which a confined worker cannot, so workers are not confined then.
+    A process writes its coverage when it ends. A confined worker cannot do that, so workers are not confined while
+    coverage is measured.
     """
     kept = {
         name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.startswith("COVERAGE_")

@@ -1,4 +1,4 @@
-"""An environment of given variables alone, and the settings that are read from it."""
+"""An environment that holds only given variables, and the settings that are read from it."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class FakeSource:
         self.rows_given = 0
         self.open_readings = 0
         self.answers = asyncio.Event()
-        """While this event is not set, a reading hangs at its beginning."""
+        """A reading hangs at its beginning until this event is set."""
         self.answers.set()
         self._failures: deque[tuple[BaseException, int | None]] = deque()
 

@@ -1,4 +1,5 @@
-"""Families of cases of which the quick session runs a sample, and CI's others the rest (docs/testing.md)."""
+"""Families of test cases. The quick session runs a sample of them, and other sessions of CI run the rest
+(docs/testing.md)."""
 
 from __future__ import annotations
 

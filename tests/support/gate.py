@@ -1,4 +1,4 @@
-"""A row gate whose checker is this process, and what a strict client does with a catalogue."""
+"""A row gate whose checker is this process, and the refresh of a catalogue by a strict client."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from definition_server.control_plane.checker import CannotCheck, Content, Judgem
 
 
 class CheckerHere:
-    """Judges in this process: for sources that are not hostile. A test sets ``refusal`` or ``judgements``."""
+    """A checker that judges in this process, for sources that are not hostile. A test may set ``refusal`` or
+    ``judgements``."""
 
     def __init__(self) -> None:
         self.judged: list[Content] = []
         self.refusal = ""
-        """Not empty: no checker can be started, and this is why."""
+        """If it is not empty, no checker can be started, for this reason."""
         self.judgements: dict[bytes, Judgement] = {}
-        """By code: the answer in place of the true one."""
+        """Code → the answer in place of the true one."""
         self.low_priority = False
 
     async def check(self, contents: Sequence[Content]) -> list[Judgement]:

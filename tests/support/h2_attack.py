@@ -1,5 +1,5 @@
-"""An attacker of one `Connection`, and a victim beside it. The attacker keeps nothing: whatever grows belongs to the
-engine."""
+"""An attacker of one `Connection`, and a victim beside it. The attacker keeps nothing, so all memory that grows belongs
+to the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grpc_h2 import CallCancelled, CallStarted, Connection, ConnectionClosing, E
 
 
 class Attacker:
-    """Sends as fast as the connection reads, all at the same instant, so that no bucket leaks."""
+    """Sends as fast as the connection reads. All octets have the same instant, so that no bucket leaks."""
 
     def __init__(
         self, router: Router | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
@@ -81,7 +81,7 @@ class Attacker:
 
 
 def peak_memory(action: Callable[[], object]) -> int:
-    """Octets that Python allocated more than before, at the worst moment of `action`."""
+    """The growth of Python's allocated memory, in octets, at the worst moment of `action`."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -106,7 +106,7 @@ def pieces_of(octets: bytes, size: int = 65536) -> list[bytes]:
 
 
 class Beside:
-    """A victim and an attacker at the same router. At the end, the victim's connection must answer as before."""
+    """A victim and an attacker with the same router. At the end, the victim's connection must answer as before."""
 
     def __init__(self, limits: Limits | None = None, *, slow_handlers: bool = False) -> None:
         self.router = some_router()

@@ -28,7 +28,7 @@ from grpc_h2 import Limits, Metadata, Router, StaticAnswer
 SHOWN = b"/t.S/Shown"
 BODY = grpc_message(b"world")
 
-# A gRPC request that needs no dynamic table and changes none.
+# A gRPC request that neither reads nor changes the dynamic table.
 REQUEST = block(
     [
         (b":method", b"POST"),
@@ -60,7 +60,7 @@ def showing_router() -> Router:
 
 
 class Oracle:
-    """Sends blocks as static calls, and compares the answers with what the library decodes."""
+    """Sends blocks as calls of a static method, and compares the answers with the fields that the library decodes."""
 
     def __init__(self, feed: Feed = whole, limits: Limits | None = None) -> None:
         self.peer = Peer(feed, router=showing_router(), limits=limits)

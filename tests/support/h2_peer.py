@@ -1,4 +1,4 @@
-"""A client in memory: it feeds a sans-IO `Connection`, and checks every octet that comes back (RFC 9113)."""
+"""A client in memory: it feeds a sans-IO `Connection`, and checks every octet of its output (RFC 9113)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def some_router(keys: Keys | None = None) -> Router:
 
 
 class Peer:
-    """A client of one `Connection`. `feed` cuts what it sends; each reply is checked at once.
+    """A client of one `Connection`. `feed` divides the octets that it sends; each reply is checked at once.
 
     Calls of paths without a static method become `calls`; the test is their handler. The handler of a cancelled call
     ends at once, unless `slow_handlers`.
@@ -125,7 +125,7 @@ class Peer:
         """Take all output that can be sent now."""
         while pieces := self.connection.data_to_send(budget):
             octets = b"".join(pieces)
-            assert octets, "nothing to send is an empty list"
+            assert octets, "if there is nothing to send, the list is empty"
             self.octets += len(octets)
             self.replies.feed(octets)
 
@@ -169,7 +169,7 @@ class Peer:
                     assert self.closing is None, "a connection closes once"
                     self.closing = event
 
-    # -- the handler's part -------------------------------------------------------------------------------------
+    # -- as the handler -----------------------------------------------------------------------------------------
 
     def answer(self, stream: int, *messages: bytes, status: int = 0, text: str = "") -> None:
         """Play the handler of a call to its end."""
@@ -205,7 +205,7 @@ class Peer:
         assert (self.result(stream).status, self.result(stream).ended) == (status, True), self.result(stream)
 
     def assert_answered_until_reset(self, stream: int) -> None:
-        """The static answer came whole; later frames of the stream are not checked."""
+        """The whole static answer arrived; later frames of the stream are not checked."""
         result = self.result(stream)
         assert (result.status, result.messages, result.ended) == (0, [ANSWER], True), result
 
@@ -220,7 +220,7 @@ class Peer:
         self.assert_answered(stream)
 
     def assert_status(self, stream: int, status: int) -> None:
-        """The call failed with `status` in one HEADERS frame, and the connection lives."""
+        """The call failed with `status` in one HEADERS frame, and the connection still works."""
         result = self.result(stream)
         assert result.status == status, (result, self.code)
         assert result.http_status == 200
@@ -229,7 +229,7 @@ class Peer:
         self.assert_alive()
 
     def assert_reset(self, stream: int, *codes: int) -> None:
-        """The stream was reset with one of `codes`, and the connection lives."""
+        """The stream was reset with one of `codes`, and the connection still works."""
         assert self.result(stream).reset in codes, (self.result(stream), self.code, self.closing)
         self.assert_alive()
 

@@ -1,4 +1,4 @@
-"""Checks everything that a server sends on a connection (RFC 9113): fails on frames that a client may refuse."""
+"""Checks everything that a server sends on a connection (RFC 9113), and fails on frames that a client may refuse."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Result:
 
 
 class Replies:
-    """Reads the server's octets and fails on the first that a client need not accept."""
+    """Reads the server's octets, and fails on the first one that a client need not accept."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -96,7 +96,8 @@ class Replies:
         self._granted: dict[int, int] = {}
         self._opened: set[int] = set()
         self._prioritised: set[int] = set()
-        """Streams that had PRIORITY while idle; a wrong one is answered with RST_STREAM there too."""
+        """Streams that had PRIORITY while they were idle. A malformed PRIORITY is answered with RST_STREAM on them,
+        too."""
 
     # -- frames of the client ---------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class Replies:
 
     def _settings_acked(self) -> None:
         self.settings_acks += 1
-        assert self._settings_sent, "an acknowledgement that nobody asked for"
+        assert self._settings_sent, "an acknowledgement without SETTINGS"
         acked = self._settings_sent.popleft()
         self.initial_window = acked.get(INITIAL_WINDOW_SIZE, self.initial_window)
         self.max_frame = acked.get(MAX_FRAME_SIZE, self.max_frame)

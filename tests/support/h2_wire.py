@@ -1,7 +1,7 @@
 """HTTP/2 at the level of octets, for tests: builders of frames and header blocks, legal and illegal.
 
 Nothing here shares code with the engine under test: frames are built by hand (RFC 9113 section 4.1), header blocks
-from the octets of RFC 7541 section 6. `tests.support.h2_replies` checks what the server sends.
+from the octets of RFC 7541 section 6. `tests.support.h2_replies` checks the frames of the server.
 """
 
 from __future__ import annotations

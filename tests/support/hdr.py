@@ -6,13 +6,13 @@ import warnings
 
 with warnings.catch_warnings():
     # hdrhistogram 0.10.8 packs two structures without a `_layout_`; Python 3.14 deprecates that, 3.19 refuses it. Their
-    # fields are whole octets, so all layouts are the same. No other well-kept package has this format, and the repair
-    # waits upstream, https://github.com/HdrHistogram/HdrHistogram_py/pull/57: delete the filter with its release.
+    # fields are whole octets, so all layouts are the same. No other well-kept package has this format. The repair waits
+    # upstream (https://github.com/HdrHistogram/HdrHistogram_py/pull/57); delete the filter when it is released.
     warnings.filterwarnings("ignore", "Due to '_pack_', the '(External|Payload)Header' Structure", DeprecationWarning)
     from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
     from hdrh.histogram import HdrHistogram
 
 UNDECODABLE = (HdrCookieException, HdrHistogramSettingsException, HdrLengthException)
-"""The errors of decoding for a text that is no histogram, beside the interpreter's own errors."""
+"""The errors of decoding a text that is no histogram, in addition to the interpreter's own errors."""
 
 __all__ = ["UNDECODABLE", "HdrHistogram"]

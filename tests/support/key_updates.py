@@ -1,4 +1,5 @@
-"""KeyUpdates and renegotiation of a TLS client, by OpenSSL's own functions: the module `ssl` has none for them."""
+"""KeyUpdates and renegotiation of a TLS client, by OpenSSL's own functions, because the module `ssl` has none for
+them."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 _REQUESTED = 1
-"""SSL_KEY_UPDATE_REQUESTED: the peer is to send one in return."""
+"""SSL_KEY_UPDATE_REQUESTED: the peer has to send a KeyUpdate in return."""
 _OFFSET_OF_SSL = 3 * ctypes.sizeof(ctypes.c_void_p)
-"""In `_ssl._SSLSocket` of CPython: behind the object's head, and the socket."""
+"""The offset of the pointer in `_ssl._SSLSocket` of CPython: behind the object's head and the socket."""
 
 
 def send_key_updates(client: ssl.SSLSocket | ssl.SSLObject, number: int) -> None:
-    """Send that many, each of which asks for one in return. Skips the test where this Python's OpenSSL is not found."""
+    """Send ``count`` KeyUpdates, each of which requests one in return. Skips the test where this Python's OpenSSL is
+    not found."""
     library = _library()
     tls = _tls(client)
     for _ in range(number):
@@ -39,7 +41,8 @@ def _tls(client: ssl.SSLSocket | ssl.SSLObject) -> ctypes.c_void_p:
 
 
 def _library() -> ctypes.CDLL:
-    """The extension module, behind which its OpenSSL is found, whichever others this process has loaded."""
+    """The extension module `_ssl`. Functions that are looked up in it are those of its own OpenSSL, whichever others
+    this process has loaded."""
     if sys.implementation.name != "cpython" or not hasattr(_ssl, "__file__"):
         pytest.skip("the OpenSSL of this Python is not found")
     return ctypes.CDLL(_ssl.__file__)

@@ -18,13 +18,13 @@ def open_descriptors(pid: int | str = "self") -> dict[int, str]:
         try:
             found[int(entry.name)] = str(entry.readlink())
         except FileNotFoundError:
-            continue  # closed after the listing; in this process also the descriptor of the listing itself
+            continue  # closed since the listing, as the listing's own descriptor is
     return found
 
 
 def descriptors_before() -> dict[int, str]:
-    """`open_descriptors`, to compare with. The garbage collector runs first: in the midst of a test it would close what
-    an earlier test has left to it.
+    """`open_descriptors`, for a later comparison. The garbage collector runs first, because in the middle of a test it
+    would close descriptors that an earlier test has left behind.
     """
     gc.collect()
     return open_descriptors()
@@ -37,7 +37,7 @@ def child_processes() -> set[int]:
         try:
             children |= {int(pid) for pid in path.read_text().split()}
         except OSError:
-            continue  # a thread that just ended
+            continue  # the thread has just ended
     return children
 
 
@@ -58,7 +58,7 @@ def nothing_left(*, c_core: bool = False) -> Iterator[None]:
         return found
 
     def left() -> list[object]:
-        # Objects that only a reference cycle holds do not count; collecting takes too long to do it without need.
+        # Objects that only a reference cycle holds do not count. A collection takes too long to run it without need.
         if seen():
             gc.collect()
         return seen()

@@ -27,7 +27,7 @@ class Result:
     wrong: list[str] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
     slowest_seconds: float = 0.0
-    """From the scheduled instant to the answer, so a stall of generator or server counts in full."""
+    """Seconds from the scheduled instant to the answer, so a stall of generator or server counts in full."""
 
     def __str__(self) -> str:
         return (

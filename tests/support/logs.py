@@ -14,7 +14,7 @@ LogLines = list[Any]
 
 @contextmanager
 def captured_logs() -> Iterator[LogLines]:
-    """The log lines of the block, at any level, regardless of earlier logging configuration."""
+    """The log lines of the block, at any level, whatever the earlier logging configuration was."""
     before = structlog.get_config()
     structlog.reset_defaults()
     try:

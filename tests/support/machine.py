@@ -30,7 +30,7 @@ class TooFewCpus(Exception):
 
 
 def facts() -> dict[str, Any]:
-    """Facts about the machine before the measurement; `after` returns those that may have changed."""
+    """Facts about the machine before the measurement; `after` returns the facts that may have changed."""
     return {
         "cpu": cpu(), "cpus": os.cpu_count(), "kernel": platform.release(),
         "python": platform.python_version(), "python_build": python_build(),
@@ -72,7 +72,7 @@ def cpu() -> str:
 
 
 def python_build() -> str:
-    """How the interpreter was built, which decides how much its bytecode costs, as far as it says.
+    """How the interpreter was built, as far as it shows that. The build decides how much CPU time bytecode takes.
 
     Debian's Python is built with profile-guided optimization (PGO), which its configuration does not show.
     """

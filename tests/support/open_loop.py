@@ -37,6 +37,6 @@ async def open_loop(rate: float, stopped: Callable[[], bool]) -> AsyncIterator[D
             if stopped():
                 return
         elif number % _CALLS_BETWEEN_YIELDS == 0:
-            await asyncio.sleep(0)  # late, but the answers of earlier calls must be processed
+            await asyncio.sleep(0)  # the call is late, but the answers of earlier calls must be processed
         yield Due(number, instant, max(0.0, behind))
         number += 1

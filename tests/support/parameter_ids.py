@@ -14,7 +14,8 @@ _KINDS = (
 def parameter_id(value: object) -> str | None:
     """An id for octets and for text; None if pytest's own id is suitable.
 
-    Octets that are whole frames become their types, printable octets themselves, others hexadecimal digits.
+    Octets that are whole frames are shown by the types of the frames, printable octets as they are, and others in
+    hexadecimal digits.
     """
     if isinstance(value, str):
         return None if value.isascii() and value.isprintable() and len(value) <= LONGEST else _cut(ascii(value)[1:-1])

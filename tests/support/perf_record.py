@@ -17,7 +17,7 @@ ROUNDS = 6
 FALLEN = "grpcio-sync"
 """The server that fails in `get-missing`."""
 WHY_FALLEN = "it answered <b>INTERNAL</b> instead of NOT_FOUND | 12 times"
-# Calls per second of CPU, as a share of what one definition allows, by scenario.
+# Calls per second of CPU time by scenario, as a share of those for one definition.
 _SCENARIOS: Mapping[str, tuple[str, float]] = {
     "get-hot": ("closed", 1.0), "rated": ("open", 0.28), "get-zipf": ("closed", 0.55), "get-missing": ("closed", 0.32),
     "upstream-stress": ("closed", 0.16), "saturate": ("open", 0.5),
@@ -120,7 +120,7 @@ def _run(noise: random.Random, scenario: str, server: str, number: int, faster: 
         return head | {"valid": False, "reason": WHY_FALLEN, "fault": "server"}
     if server == "native" and scenario == "get-zipf" and number == 2:
         return head | {"valid": False, "reason": "the generator was late: 3.1 % of calls", "fault": "generator"}
-    # A slower server is affected less by a harder scenario, because it spends most of its time on other work.
+    # A harder scenario affects a slower server less, because that spends most of its time on other work.
     per_core = faster * _RATES[server] * share ** (0.4 + 0.6 * math.log(_RATES[server]) / math.log(600_000))
     per_core *= noise.gauss(1, 0.012)
     offered = 8750.0 if scenario == "rated" else None

@@ -31,7 +31,7 @@ def until(what: Callable[[], T], told: str | Callable[[], str], *, seconds: floa
 
 
 def pause(waited: float) -> float:
-    """Seconds until the next look after ``waited`` seconds: a tenth of them, within limits. A look often costs
-    milliseconds, in the test and in the server that it asks, and tests run side by side on few CPUs.
+    """Seconds until the next poll after ``waited`` seconds: a tenth of them, within limits. A poll often takes
+    milliseconds in the test and in the server, and tests run side by side on few CPUs.
     """
     return min(MOST_POLL_SECONDS, max(POLL_SECONDS, waited / 10))

@@ -41,7 +41,7 @@ def program(name: str) -> str:
 
 
 def shipped_rules() -> list[Document]:
-    """Every rule, alerting and recording, as written."""
+    """Every alerting and recording rule, as written."""
     documents = [yaml.safe_load(path.read_text()) for path in RULES]
     return [rule for document in documents for group in document["groups"] for rule in group["rules"]]
 

@@ -48,9 +48,9 @@ ENGINE_SECONDS = 1.5
 REGISTRY_SECONDS = 10
 
 _TESTCONTAINERS_SETTINGS = {
-    "TESTCONTAINERS_RYUK_DISABLED": "true",  # the reaper is one more image to pull
+    "TESTCONTAINERS_RYUK_DISABLED": "true",  # the reaper would be one more image to pull
     "TC_POOLING_INTERVAL": "0.1",
-    "TC_MAX_TRIES": "600",  # a minute: on a busy machine a container starts slowly
+    "TC_MAX_TRIES": "600",  # a minute, because a container starts slowly on a busy machine
     "TESTCONTAINERS_CONNECTION_MODE": "docker_host",
     "TESTCONTAINERS_HOST_OVERRIDE": "127.0.0.1",
 }
@@ -68,7 +68,8 @@ class DatabaseServer(Protocol):
         """Kill it, like a crash; connections are refused afterwards."""
 
     def stop_in_order(self) -> None:
-        """Shut it down like an administrator: sessions get a message and are closed, connections are refused."""
+        """Shut it down as an administrator would: sessions get a message and are closed, and connections are
+        refused."""
 
     def start_again(self) -> None:
         """Start it after either stop. When this returns, it answers with every committed row."""
@@ -80,7 +81,7 @@ class DatabaseServer(Protocol):
         """Let it continue after ``pause``."""
 
     def close(self) -> None:
-        """End it in any state, and leave nothing behind."""
+        """End it, whatever its state, and leave nothing behind."""
 
 
 class ExternalServer:
@@ -244,10 +245,11 @@ def _engine() -> docker.DockerClient | str:
     import docker
 
     with warnings.catch_warnings():
-        # The client does not close a socket that cannot connect: collect it here, or it would fail some test.
+        # The client does not close a socket that cannot connect. It is collected here, because otherwise it would make
+        # some test fail.
         warnings.simplefilter("ignore", ResourceWarning)
         try:
-            return docker.from_env(timeout=ENGINE_SECONDS)  # asks the engine for its version
+            return docker.from_env(timeout=ENGINE_SECONDS)  # this asks the engine for its version
         except docker.errors.DockerException as error:
             reason = f"no Docker engine answers: {error}"
         gc.collect()
@@ -332,7 +334,7 @@ def any_provider_or_skip(*, faults: bool = False) -> DatabaseServer:
 
 
 def create_database(server_url: str, name: str) -> str:
-    """An empty database of that name on the server; its URL.."""
+    """Create an empty database of that name on the server. Returns its URL."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return urlsplit(server_url)._replace(path=f"/{quote(name, safe='')}").geturl()

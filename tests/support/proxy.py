@@ -69,10 +69,10 @@ class Proxy:
         self._flowing.set()
 
     def swallow(self) -> None:
-        """A black hole: all connections, also new ones, lose every octet and never close.
+        """A black hole: all connections, even new ones, lose every octet and never close.
 
-        The same happens if a firewall drops a connection. The handshake of a new one still succeeds, because the kernel
-        answers it before this process can refuse it.
+        A firewall that drops a connection has the same effect. The handshake of a new one still succeeds, because the
+        kernel answers it before this process can refuse it.
         """
         with self._lock:
             self._swallowing = True
@@ -114,7 +114,7 @@ class Proxy:
             database.settimeout(None)
             with self._lock:
                 self._sockets |= {client, database}
-                if self._swallowing:  # it may have changed since the check above
+                if self._swallowing:  # the limit may have changed since the check above
                     self._lost |= {client, database}
             done = threading.Barrier(2)
             self._run(self._pump, client, database, False, done)
@@ -152,7 +152,7 @@ class Proxy:
         return _CHUNK if rate is None else max(1, min(_CHUNK, int(rate / 10)))
 
     def _pace(self, octets: int) -> None:
-        """Wait as long as a line with ``bytes_per_second`` would take, or until the limit is removed."""
+        """Wait as long as a line with ``bytes_per_second`` would take for the octets, or until the limit is removed."""
         began = time.monotonic()
         while (rate := self.bytes_per_second) is not None and not self._closing:
             left = octets / rate - (time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""What of a mapping is in memory, by proc_pid_smaps(5)."""
+"""The resident octets of mappings, by proc_pid_smaps(5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A real definition server as a child process, started like an operator does, with its logs, metrics and processes."""
+"""A real definition server as a child process, started as an operator would start it, with its logs, metrics and
+processes."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ FAST = {
 """The default settings of a test's server."""
 
 CHECKER = b"control_plane.checker_process"
-"""In the command line of the process that judges rows."""
+"""Part of the command line of the process that judges rows."""
 
 LogLine = dict[str, Any]
 
@@ -47,8 +48,8 @@ class ServerProcess:
         kept = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith("COVERAGE_")}
         self.environment = kept | FAST | {"DATABASE_URL": database_url} | settings
         if any(name.startswith("COVERAGE_") for name in kept) or os.geteuid() != 0:
-            # A process writes its coverage when it ends, which a confined one cannot. And an ordinary account cannot
-            # read the memory and descriptors of a hidden process, which many tests count.
+            # A process writes its coverage when it ends, which a confined process cannot do. And many tests count the
+            # memory and descriptors of a process, which an ordinary account cannot read of a hidden one.
             self.environment.setdefault("JAIL", "off")
         self.command = [sys.executable, "-m", "definition_server", "serve"]
         self.directory: Path | None = None
@@ -61,7 +62,7 @@ class ServerProcess:
     def start(self) -> Self:
         """Start the process; it may take a while until it serves (`wait_ready`)."""
         assert self._process is None or self._process.poll() is not None, (
-            "it runs already: a second process would outlive the test"
+            "the server runs already: a second process would outlive the test"
         )
         self._process = subprocess.Popen(
             self.command,

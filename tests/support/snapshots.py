@@ -1,4 +1,4 @@
-"""Rows, snapshots and publications, made in one line."""
+"""Makes rows, snapshots and publications, each by one call."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ RowValues = tuple[str | None, str | None, str | None, str | None]
 
 
 class Table:
-    """Changes rows, like an operator that writes to the table directly."""
+    """Changes rows, as an operator does who writes to the table directly."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -46,7 +46,7 @@ class Table:
         def code(number: int) -> str:
             head = f"# {number}\n"
             whole = head + line * ((size - len(head)) // len(line))
-            return whole + "#" * (size - len(whole))  # a comment: half a line would not compile
+            return whole + "#" * (size - len(whole))  # as a comment, because half a line would not compile
 
         self.add(
             (f"command{n}", "function", '[{"item": "target", "type": "var"}]', code(n))
@@ -56,7 +56,8 @@ class Table:
 
 @contextmanager
 def shared_table(server: DatabaseServer, name: str) -> Iterator[Table]:
-    """A table in a database of that name, for more than one test; processes side by side do not share it."""
+    """A table in a database of that name, for more than one test. Test processes that run side by side do not share
+    it."""
     name = f"shared_{name}_{os.getpid()}"
     yield Table(create_database(server.url, name))
     drop_database(server.url, name)

@@ -11,7 +11,7 @@ from grpc_h2 import TlsCredentials
 
 
 class Pair:
-    """Both, after their handshake. ``version``: the highest that the client speaks."""
+    """Both, after their handshake. ``version``: the highest version that the client offers."""
 
     def __init__(self, certificate: Certificate, version: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -28,7 +28,7 @@ class Pair:
                 side.do_handshake()
 
     def read(self) -> bytes:
-        """What the server has of the client."""
+        """The octets of the client that the server can read."""
         try:
             return self.server.read(1000)
         except ssl.SSLWantReadError:

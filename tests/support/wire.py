@@ -24,14 +24,14 @@ END_HEADERS = 0x4
 HEAD = 9
 INITIAL_WINDOW = 65_535
 WIDE_WINDOW = 2**30 - 1
-"""The windows of h2load: flow control never limits an answer."""
+"""The windows of h2load, which are so large that flow control never limits an answer."""
 
 GET_COMMAND = b"/avap.DefinitionEngine/GetCommand"
 SYNC_CATALOG = b"/avap.DefinitionEngine/SyncCatalog"
 
 Field = tuple[bytes, bytes]
 FRESH = b"grpc-timeout"
-"""The field whose value is another one in every call."""
+"""The field whose value differs in every call."""
 
 _FRESH_VALUE = 8
 _FRESH_HUFFMAN = 6

@@ -1,17 +1,17 @@
 """Which module may import which: the rules of docs/architecture.md for every import of service/, tests/ and perf/. And
-how long a function of service/ may be, because that is read from the same sources.
+how long a function of service/ may be, because that is checked in the same sources.
 
 - `definition_server`: a room imports only rooms below it, never another room on its floor. psycopg, gRPC and the
   environment are each touched only in their own files; the catalogue uses no process, no socket and no database.
 - `grpc_h2`: ``aio → connection → static → rpc → wire``, never upward. It does not depend on `definition_server`; below
   ``aio`` there is no clock, no randomness, no socket and no event loop.
-- Everybody else uses `grpc_h2` through the names that its ``__init__.py`` exports. Its own tests may look inside.
+- All other code uses `grpc_h2` by the names that its ``__init__.py`` exports. Its own tests may import its modules.
 - `perf`: rooms with floors, as above.
-- What tests and `perf` share is in ``tests/support``, which imports neither. Otherwise `perf` imports no tests, and
-  only tests of `perf` import `perf`. A unit test imports ``tests/support`` and its own folder, no other tests.
+- Code that tests and `perf` share is in ``tests/support``, which imports neither. Otherwise `perf` imports no tests,
+  and only tests of `perf` import `perf`. A unit test imports ``tests/support`` and its own folder, no other tests.
 
-All of it is read from the sources, imports inside functions included. `test_layers` applies the rules to the
-project, and proves that what is forbidden is found.
+The rules are checked in the sources, including imports inside functions. `test_layers` applies the rules to the
+project, and proves that violations are found.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 NOT_YET: frozenset[str] = frozenset()
-"""Violations that are known and will go: each must still be one, so that this list only becomes shorter."""
+"""Known violations that will be removed. Each must still be a violation, so that this list only becomes shorter."""
 
 FLOORS: dict[str, dict[str, int]] = {
     "definition_server": {
@@ -52,7 +52,7 @@ ROOM_OF_MODULE: dict[str, dict[str, str]] = {
     "grpc_h2": {"": "interface"},
     "perf": {"": "targets", "__main__": "command", "commands": "command", "locustfile": "command"},
 }
-"""Modules beside the rooms. The package `definition_server` itself holds only the version, `perf` nothing."""
+"""Modules beside the rooms. The package `definition_server` itself holds only the version, and `perf` holds nothing."""
 
 ONLY_IN = {
     "psycopg": ("definition_server/control_plane/postgres.py",),
@@ -65,7 +65,8 @@ ONLY_IN = {
         "definition_server/rpc/",
     ),
 }
-"""Top-level package, its relatives included (``grpc_health``, ``psycopg_pool``) → where alone service/ imports it."""
+"""Top-level package, with its relatives (``grpc_health``, ``psycopg_pool``) → the only places where service/ imports
+it."""
 
 _INPUT_AND_OUTPUT = ("asyncio", "multiprocessing", "selectors", "signal", "socket", "ssl", "subprocess", "threading")
 _CHANCE_AND_TIME = ("time", "random", "secrets", "datetime")
@@ -82,7 +83,7 @@ NOT_IN: dict[tuple[str, str], tuple[str, ...]] = {
 }  # fmt: skip
 
 NATIVE = "definition_server/data_plane/transports/native.py"
-"""It uses the servicers of health and reflection as they are, and no gRPC but our own carries them."""
+"""It uses the servicers of health and reflection unchanged, and serves them on our own gRPC only."""
 
 MOST_LINES = 50
 LONG_FUNCTIONS = {
@@ -117,9 +118,9 @@ class Arrow:
     source: str
     target: str
     name: str
-    """The name that is imported from ``target``; empty where that is the module itself."""
+    """The name that is imported from ``target``; empty where the module itself is imported."""
     deferred: bool
-    """Inside a function: it runs when that is called."""
+    """Whether the import is inside a function, so that it runs when the function is called."""
 
 
 class Sources:
@@ -146,7 +147,8 @@ class Sources:
         return frozenset()
 
     def arrows(self, path: str) -> list[Arrow]:
-        """Every import of one module; what is imported *from* a package is a module where there is one by that name."""
+        """Every import of one module. A name that is imported *from* a package is a module where there is one of that
+        name."""
         if path not in self._arrows:
             self._arrows[path] = list(self._read(path))
         return self._arrows[path]
@@ -222,7 +224,8 @@ def forbidden(path: str, arrow: Arrow, sources: Sources) -> Iterator[str]:
 
 
 def between_rooms(package: str, arrow: Arrow) -> Iterator[str]:
-    """Upward, to a neighbour, or to what this room may not use."""
+    """Why an import of a room is forbidden: it goes upward, to a neighbour, or to a package that this room may not
+    use."""
     floors, room = FLOORS[package], room_of(arrow.source)
     if room not in floors:
         yield f"no floor is known for the room {room}"
@@ -288,9 +291,9 @@ def reads_environment(tree: ast.AST) -> bool:
 def cycles(sources: Sources) -> list[str]:
     """The first circle of imports, if any, outside the tests themselves.
 
-    A package may choose among its own modules when it is asked to (``data_plane.transports`` does): a deferred import
-    from a package into itself is no part of a circle. Any other deferred import is, because a circle that works only
-    while nobody calls too early is still one.
+    A package may choose among its own modules at run time (``data_plane.transports`` does), so a deferred import from a
+    package into itself is not part of a circle. Any other deferred import is: even if a circle works as long as no
+    function is called too early, it is a circle.
     """
     graph: dict[str, set[str]] = {}
     for path in sources.trees:

@@ -15,7 +15,7 @@ ARCHITECTURE = ROOT / "docs/architecture.md"
 ENGINE = ROOT / "docs/engine.md"
 PACKAGES = ("definition_server", "grpc_h2")
 BESIDE = ""
-"""The room of modules beside the rooms."""
+"""The name under which modules beside the rooms are listed."""
 
 
 def between(page: Path, name: str) -> str:

@@ -1,4 +1,5 @@
-"""`.ci/run` with stand-ins for all programs: what runs beside others, what is installed, what a failure does."""
+"""`.ci/run` with stand-ins for all programs: which stages run side by side, which packages are installed, and the
+effects of failures."""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_all_stages_run_and_what_runs_beside_them_is_printed(machine: Machine) -> None:
+def test_all_stages_run_and_the_output_of_those_beside_them_is_printed(machine: Machine) -> None:
     code, output = machine.run(MEETS=" containers:judges compiled:containers deploy:judges judges:simulation ")
     assert code == 0, output
     once = ["tests", "lint", "coverage", "fuzz", "compiled", "containers", "simulation", "deploy"]
@@ -124,7 +125,7 @@ def test_all_stages_run_and_what_runs_beside_them_is_printed(machine: Machine) -
     assert machine.calls("again") == []
 
 
-def test_what_fails_beside_others_runs_again_by_its_own_python(machine: Machine) -> None:
+def test_a_stage_that_fails_beside_others_runs_again_by_its_own_python(machine: Machine) -> None:
     code, output = machine.run(FAILING="compiled judges deploy containers simulation", MEETS="")
     assert code == 1, "the judge of the load generator fails, too, and does not run beside others"
     environments = machine.project / ".nox"
@@ -139,7 +140,7 @@ def test_what_fails_beside_others_runs_again_by_its_own_python(machine: Machine)
 
 
 @pytest.mark.parametrize("session", ["compiled", "deploy", "containers", "simulation"])
-def test_what_fails_again_alone_fails_ci(machine: Machine, session: str) -> None:
+def test_a_test_that_fails_again_alone_fails_ci(machine: Machine, session: str) -> None:
     lastfailed = f".pytest_cache/{session}/v/cache/lastfailed"
     assert machine.run(FAILING=session)[0] == 0
     code, output = machine.run(FAILING=session, BROKEN=lastfailed)
@@ -154,7 +155,7 @@ def test_a_stage_that_fails_ends_ci(machine: Machine, session: str) -> None:
     assert "== Done in" not in output
 
 
-def test_what_still_runs_beside_a_failed_stage_is_ended_and_its_output_printed(machine: Machine) -> None:
+def test_stages_that_still_run_beside_a_failed_one_are_ended_and_their_output_printed(machine: Machine) -> None:
     begun = 'echo "the root file system"; echo "$BASHPID" >"$STAGE/pid"; touch "$STAGE/root.begun"; exec sleep 1000\n'
     machine.put(machine.folder / "shared/python/with-debian", STAND_IN + begun)
     code, output = machine.run(FAILING="tests", MEETS=" tests:root ")
@@ -183,7 +184,7 @@ def test_missing_packages_are_installed_by_two_calls(machine: Machine) -> None:
     ]  # fmt: skip
 
 
-def test_an_ordinary_user_is_told_all_that_is_missing(machine: Machine) -> None:
+def test_an_ordinary_user_gets_a_list_of_all_missing_packages(machine: Machine) -> None:
     machine.put(machine.programs / "id", "#!/bin/sh\necho 1000\n")
     for name in ("jq", "mvn"):
         (machine.programs / name).unlink()
@@ -193,7 +194,7 @@ def test_an_ordinary_user_is_told_all_that_is_missing(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("fails", ["", "build-local-images"])
-def test_without_an_engine_one_is_started_and_the_base_images_must_be_made(machine: Machine, fails: str) -> None:
+def test_without_a_docker_engine_one_is_started_and_the_base_images_must_be_made(machine: Machine, fails: str) -> None:
     machine.put(machine.programs / "docker", STAND_IN + '[ "$1" != info ]\n')
     engine = 'mkdir -p "$1"; touch "$1/docker.pid"; (sleep 0.1; rm "$1/docker.pid") >/dev/null & echo unix:///engine\n'
     machine.put(machine.folder / "shared/docker/start-engine", STAND_IN + engine)

@@ -56,7 +56,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def build(project: Path, **variables: str) -> tuple[list[Path], str, int]:
-    """The wheels, what was printed, and the exit code."""
+    """The wheels, the output, and the exit code."""
     done = subprocess.run(
         [sys.executable, "-B", "-m", "hatchling", "build", "-t", "wheel", "-d", str(project / "dist")],
         cwd=project,
@@ -78,7 +78,7 @@ def program(folder: Path, name: str, text: str) -> str:
 
 
 @pytest.mark.parametrize("value", ["", "0"])
-def test_a_build_that_is_not_asked_to_compile_makes_the_pure_wheel(project: Path, value: str) -> None:
+def test_a_build_without_the_request_to_compile_makes_the_pure_wheel(project: Path, value: str) -> None:
     wheels, printed, code = build(project, COMPILED_ENGINE=value, CC="/nonexistent/cc")
     assert ([wheel.name for wheel in wheels], code) == ([PURE], 0)
     assert "COMPILED_ENGINE" not in printed
@@ -86,7 +86,7 @@ def test_a_build_that_is_not_asked_to_compile_makes_the_pure_wheel(project: Path
 
 @pytest.mark.slow
 @can_compile
-def test_a_compiled_wheel_holds_the_modules_beside_their_sources_and_fits_this_python_alone(project: Path) -> None:
+def test_a_compiled_wheel_holds_the_modules_beside_their_sources_and_is_for_this_python_only(project: Path) -> None:
     [wheel], printed, code = build(project, COMPILED_ENGINE="1")
     assert code == 0, printed
     version = f"cp{sys.version_info[0]}{sys.version_info[1]}"
@@ -106,7 +106,7 @@ def test_a_compiled_wheel_holds_the_modules_beside_their_sources_and_fits_this_p
         ).stdout.strip()
 
     assert shown("doubled.doubled(21), doubled.__file__.endswith('.so')") == "42 True"
-    # Another Python's tag: the sources run.
+    # With the tag of another Python, the sources run.
     for path in site.rglob("*.so"):
         path.rename(path.with_name(path.name.replace(str(suffix), ".cpython-399-x86_64-linux-gnu.so")))
     assert shown("doubled.doubled(21), doubled.__file__.endswith('.so')") == "42 False"
@@ -123,7 +123,7 @@ CANNOT = {
 @pytest.mark.parametrize(
     "why", ["missing", *(pytest.param(each, marks=pytest.mark.slow) for each in ("failing", "silent"))]
 )
-def test_without_a_working_compiler_the_wheel_is_pure_and_one_line_says_so(project: Path, why: str) -> None:
+def test_without_a_working_compiler_the_wheel_is_pure_and_one_line_gives_the_reason(project: Path, why: str) -> None:
     text, reason = CANNOT[why]
     compiler = program(project, "cc", text) if text else "/nonexistent/cc"
     wheels, printed, code = build(project, COMPILED_ENGINE="1", CC=compiler)
@@ -169,6 +169,6 @@ def test_a_compiled_module_that_cannot_be_imported_first_leaves_the_wheel_pure(
     assert reason in printed
 
 
-def test_the_engine_says_which_of_its_forms_runs() -> None:
+def test_the_engine_names_the_form_that_runs() -> None:
     assert (grpc_h2.ENGINE == "pure") == isinstance(Connection.receive_data, FunctionType)
     assert grpc_h2.ENGINE in ("pure", "compiled")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 DRAWINGS = sorted((ROOT / "docs").rglob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"
 WIDEST = 0.62
-"""Of a letter, in its size: that of DejaVu Sans, the widest of the usual fonts."""
+"""Width of a letter as a multiple of its size, in DejaVu Sans, the widest of the usual fonts."""
 
 
 @pytest.fixture(params=DRAWINGS, ids=lambda path: str(path.name))
@@ -26,18 +26,18 @@ def test_there_is_a_drawing_and_pages_show_it() -> None:
     assert [path.name for path in DRAWINGS if f"{path.name})" not in pages] == []
 
 
-def test_a_drawing_has_a_name_and_words_for_readers_who_cannot_see_it(drawing: ET.Element) -> None:
+def test_a_drawing_has_a_name_and_a_description_for_readers_who_cannot_see_it(drawing: ET.Element) -> None:
     assert drawing.tag == f"{SVG}svg"
     assert all((drawing.findtext(f"{SVG}{tag}") or "").strip() for tag in ("title", "desc"))
 
 
-def test_a_drawing_needs_nothing_from_elsewhere(drawing: ET.Element) -> None:
+def test_a_drawing_refers_to_no_other_file(drawing: ET.Element) -> None:
     for element in drawing.iter():
         assert element.tag not in (f"{SVG}script", f"{SVG}image", f"{SVG}foreignObject")
         assert [name for name in element.attrib if name.endswith("href")] == []
 
 
-def test_everything_of_a_drawing_is_within_its_frame_and_words_are_within_their_boxes(drawing: ET.Element) -> None:
+def test_all_parts_of_a_drawing_are_within_its_frame_and_words_within_their_boxes(drawing: ET.Element) -> None:
     left, top, width, height = (float(number) for number in drawing.attrib["viewBox"].split())
     boxes = []
     for box in drawing.iter(f"{SVG}rect"):

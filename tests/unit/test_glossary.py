@@ -1,6 +1,6 @@
-"""The project uses the terms of docs/glossary.md: names that they replaced do not come back.
+"""The project uses the terms of docs/glossary.md, and not the names that they replaced.
 
-Searched: the source code, the documentation, everything that operators deploy, the tests and the measurements. The
+The source code, the documentation, everything that operators deploy, the tests and the measurements are searched. The
 table of renamed terms in the changelog is the only place where the old names stand.
 """
 
@@ -45,7 +45,7 @@ REPLACED = {
 ANY = re.compile("|".join(REPLACED))
 
 # Not the replaced terms: the shell of an operating system, the front door of a package, the word in sample commands,
-# the module that finds what a test has left behind.
+# the module that finds descriptors and processes that a test has left behind.
 ALLOWED = re.compile(
     r"(a|no|without a|password, a|as) shells?\b|\bfront door\b|shell in between|/bin/(ba)?sh|\bPOST\b"
     r"|tests\.support\.leftovers|shell=|The inner shell|One shell for all|Each shell leaves|"

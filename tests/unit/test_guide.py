@@ -19,7 +19,7 @@ ASKED = (
     "`kube_pod_container_status_restarts_total > 0`", "`FATAL`", "`Definitions Broadcasted`", "60 s",
     "`kubectl rollout restart deployment avap-engine`",
 )  # fmt: skip
-"""What the guide names."""
+"""The names in the guide."""
 FLAGS = ("--max-old-space-size", "--min-semi-space-size", "--no-lazy", "--expose-gc")
 
 
@@ -28,7 +28,7 @@ def test_everything_that_the_guide_names_is_in_the_table(asked: str) -> None:
     assert any(asked in row[1] for row in ROWS)
 
 
-def test_every_row_says_where_it_is_here_and_which_existing_test_shows_it() -> None:
+def test_every_row_names_its_place_in_the_project_and_an_existing_test() -> None:
     assert {row[0].lstrip("| ") for row in ROWS} == {"Title", *"123456"}
     for row in ROWS:
         assert len(row) == 4, row

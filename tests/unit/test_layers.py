@@ -1,4 +1,4 @@
-"""The project obeys the rules of `layer_rules`, and each rule finds what it forbids."""
+"""The project obeys the rules of `layer_rules`, and each rule finds its violations."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def sources() -> Sources:
     )
 
 
-def test_no_module_imports_what_the_architecture_forbids(sources: Sources) -> None:
+def test_no_module_has_an_import_that_the_architecture_forbids(sources: Sources) -> None:
     assert [line for line in violations(sources) if line not in NOT_YET] == []
 
 
-def test_what_is_excused_for_now_is_still_a_violation(sources: Sources) -> None:
-    """An entry of `NOT_YET` whose reason is gone must go too."""
+def test_each_excused_violation_still_exists(sources: Sources) -> None:
+    """An entry of `NOT_YET` without a violation must be removed."""
     assert sorted(NOT_YET - set(violations(sources))) == []
 
 
-def test_the_sources_are_really_read(sources: Sources) -> None:
+def test_imports_are_found_in_every_part_of_the_sources(sources: Sources) -> None:
     """If no import were read, no violation would be found."""
     arrows = {(arrow.source, arrow.target) for path in sources.trees for arrow in sources.arrows(path)}
     for package, least in {"definition_server": 60, "grpc_h2": 25, "tests": 100, "perf": 45}.items():
@@ -189,7 +189,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize(("path", "text"), FORBIDDEN.values(), ids=FORBIDDEN)
-def test_a_forbidden_arrow_is_found(path: str, text: str) -> None:
+def test_a_forbidden_import_is_found(path: str, text: str) -> None:
     found = violations(Sources({**OTHERS, path: text}))
     assert len(found) == 1
     assert found[0].startswith(f"{path}: ")
@@ -262,7 +262,7 @@ def test_a_circle_is_found_in_every_package(folder: str) -> None:
     assert "circle" in violations(Sources(texts))[0]
 
 
-def test_a_package_may_choose_among_its_own_modules_later() -> None:
+def test_a_package_may_import_its_own_modules_in_a_function() -> None:
     inside_it = "from definition_server.data_plane.transports import CannotListen"
     later = "def create():\n    from definition_server.data_plane.transports.grpcio import GrpcioTransport"
     at_once = "from definition_server.data_plane.transports.grpcio import GrpcioTransport"
@@ -273,7 +273,7 @@ def test_a_package_may_choose_among_its_own_modules_later() -> None:
 
 
 def test_an_excuse_without_a_violation_is_found() -> None:
-    """What `test_what_is_excused_for_now_is_still_a_violation` relies on: a violation is named by exactly one line."""
+    """`test_each_excused_violation_still_exists` relies on this: a violation is named by exactly one line."""
     line = "grpc_h2/connection/x.py: connection may not know random"
     assert violations(Sources({"grpc_h2/connection/x.py": "import random"})) == [line]
     assert violations(Sources({"grpc_h2/connection/x.py": "import json"})) == []

@@ -21,9 +21,9 @@ MODULE = re.compile(r"python3? -m ((?:perf|tests|definition_server)[\w.]*)")
 NAME = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|proto|sql|toml|j2))`")
 DOTTED = re.compile(r"\b((?:definition_server|grpc_h2|perf|tests)(?:\.\w+)+)")
 NOT_OURS = {"structlog.py", "NAME.py"}
-"""A module of a library, and a name that stands for any."""
+"""A module of a library, and a placeholder."""
 WRITTEN = ("deploy/compose/secrets",)
-"""Made by commands, not part of the repository."""
+"""Files that commands make, which are not part of the repository."""
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
@@ -50,7 +50,8 @@ def sources() -> Iterator[str]:
 
 
 def unknown_names(text: str, known: frozenset[str]) -> list[str]:
-    """The files and modules named in ``text``, whole or by the end of their path, that are none of ``known``."""
+    """The files and modules that ``text`` names, in full or by the end of their path, and that are not among
+    ``known``."""
     files = [name for name in NAME.findall(text) if name not in NOT_OURS and f"/{name}" not in known]
     modules = [
         name
@@ -61,7 +62,8 @@ def unknown_names(text: str, known: frozenset[str]) -> list[str]:
 
 
 def prefixes(dotted: str) -> list[list[str]]:
-    """``a.b.c`` as the parts of a module and, because the last may be a name in it, without that."""
+    """The parts of ``a.b.c`` as a module and, because the last part may be a name in the module, also without that
+    part."""
     parts = dotted.split(".")
     return [parts, parts[:-1]] if len(parts) > 2 or parts[-1][0].isupper() else [parts]
 
@@ -91,7 +93,7 @@ def test_a_stale_name_of_a_module_is_found(text: str, known: frozenset[str]) -> 
     "text",
     ["`catalog/wire.py`", "`wire.py`", "definition_server.catalog.wire", "definition_server.catalog.wire.NAME"],
 )
-def test_a_name_of_a_module_that_exists_is_none(text: str, known: frozenset[str]) -> None:
+def test_the_name_of_an_existing_module_is_not_reported(text: str, known: frozenset[str]) -> None:
     assert unknown_names(text, known) == []
 
 

@@ -1,4 +1,5 @@
-"""The environment of nox's sessions: installed once, again when it has to be, and never in place of something else."""
+"""The environment of nox's sessions: it is installed once and again when necessary, and never replaces another
+directory."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ class SessionFailed(Exception):
 
 
 class Session:
-    """Notes the commands that a session runs; ``venv`` makes what noxfile.py looks for."""
+    """A session that notes its commands. The command ``venv`` makes the files for which noxfile.py looks."""
 
     name = "a session"
 
@@ -105,18 +106,18 @@ def _session(function: Any = None, **_: Any) -> Any:
 
 
 def installs(noxfile: Any, extra: str = "dev", session: Session | None = None) -> int:
-    """How many commands it takes to install."""
+    """The number of commands of an installation."""
     session = session or Session()
     noxfile.install(session, extra)
-    assert session.running == [], "nox --install-only runs only what is installed with"
+    assert session.running == [], "nox --install-only runs only commands of the installation"
     return len(session.installing)
 
 
-def test_it_is_installed_once(noxfile: Any) -> None:
+def test_an_environment_is_installed_once(noxfile: Any) -> None:
     assert [installs(noxfile), installs(noxfile), installs(noxfile, "test")] == [2, 0, 0]
 
 
-def test_the_smaller_extra_does_not_stand_for_the_larger_one(noxfile: Any) -> None:
+def test_an_installation_of_the_smaller_extra_does_not_count_for_the_larger_one(noxfile: Any) -> None:
     assert [installs(noxfile, "test"), installs(noxfile, "test"), installs(noxfile, "dev")] == [2, 0, 1]
 
 
@@ -181,7 +182,7 @@ def test_a_second_nox_waits_until_the_first_has_installed(noxfile: Any) -> None:
     ("cache", "options"), [("writable/uv", []), ("file/uv", ["--no-cache"]), ("file", ["--no-cache"])]
 )
 @pytest.mark.parametrize("variable", ["UV_CACHE_DIR", "XDG_CACHE_HOME"])
-def test_uv_does_without_a_cache_where_it_cannot_write_one(
+def test_uv_runs_without_a_cache_where_it_cannot_write_one(
     noxfile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, cache: str, options: list[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -191,14 +192,14 @@ def test_uv_does_without_a_cache_where_it_cannot_write_one(
     assert noxfile._without_cache() == options
 
 
-# -- what CI runs and the fast session does not ------------------------------------------------------------------------
+# -- tests that only CI runs -------------------------------------------------------------------------------------------
 
 
 def pytest_commands(session: Session) -> list[str]:
     return [line for command in session.running if "tests/unit" in (line := " ".join(command))]
 
 
-def test_what_the_fast_session_leaves_out_runs_in_ci(noxfile: Any) -> None:
+def test_tests_that_the_fast_session_leaves_out_run_in_ci(noxfile: Any) -> None:
     fast, full = Session(), Session()
     noxfile.tests(fast)
     noxfile.coverage(full)
@@ -261,7 +262,7 @@ def test_a_sample_of_a_family_is_not_empty_and_belongs_to_it() -> None:
 
 
 class Item:
-    """A collected test with a transport, and the names of its markers, those of its module last."""
+    """A collected test with a transport and with these markers; those of its module are last."""
 
     path = ROOT / "tests/integration/test_x.py"
 
@@ -291,17 +292,17 @@ def transports_of(which: str, *markers: str) -> list[str]:
         ((), ["grpcio", "native"]),
         (("any_transport",), ["grpcio", "native"]),
         (("every_transport",), ["grpcio", "native"]),
-        (("any_transport", "every_transport"), ["grpcio", "native"]),  # its module has the second
+        (("any_transport", "every_transport"), ["grpcio", "native"]),  # the second marker is that of the module
         (("transports",), ["native"]),
     ],
 )
-def test_both_sessions_together_run_a_test_once_on_each_transport_and_its_own_marker_goes_first(
+def test_both_sessions_together_run_a_test_once_on_each_transport_and_its_own_marker_takes_precedence(
     markers: tuple[str, ...], together: list[str]
 ) -> None:
     assert sorted(transports_of("alternate", *markers) + transports_of("other", *markers)) == together
 
 
-def test_a_test_that_says_its_transports_runs_in_the_fast_session_unless_it_is_thorough() -> None:
+def test_a_test_that_names_its_transports_runs_in_the_fast_session_unless_it_is_thorough() -> None:
     for marker in ("every_transport", "transports"):
         assert transports_of("alternate", marker)
         assert transports_of("other", marker) == []
@@ -367,7 +368,7 @@ def test_a_run_that_was_not_finished_or_is_not_in_ci_fails_at_once(
 
 
 @pytest.mark.parametrize(("code", "kept"), [(1, True), (2, False), (-9, False)])
-def test_beside_another_session_failed_tests_are_left_to_ci_and_an_unfinished_run_leaves_none(
+def test_beside_another_session_the_list_of_failed_tests_is_left_to_ci_unless_the_run_was_unfinished(
     noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, kept: bool
 ) -> None:
     monkeypatch.setenv("CI", "true")

@@ -1,6 +1,6 @@
 """docs/observability.md lists every fixed log message and every field of /statusz, and no others.
 
-Both lists are read from the source, so a failure names what the page lacks.
+Both lists are read from the source, so a failure names the missing entries of the page.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def fields(kind: object, prefix: str = "") -> Iterator[str]:
             inner = list(fields(hints[field.name], path))
             yield from inner or [path]
             if inner and not any(each.startswith(f"{path}[]") for each in inner):
-                yield path  # an object that may be null has a row too
+                yield path  # an object that may be null has a row of its own
         return
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:

@@ -1,4 +1,4 @@
-"""docs/requirements.md and the tests belong together, both ways: each row has a test, each marker names a row."""
+"""docs/requirements.md and the tests agree: each row has a test, and each marker names a row."""
 
 from __future__ import annotations
 
@@ -112,6 +112,6 @@ def test_two_rows_of_one_id_are_an_error() -> None:
 
 def test_the_command_lists_the_tests_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["A9"]) == 0
-    assert "test_a_ping_is_answered_ahead_of_data_and_an_ack_is_not" in capsys.readouterr().out
+    assert "test_a_ping_is_answered_ahead_of_data_and_the_ack_of_a_ping_is_not_answered" in capsys.readouterr().out
     assert main(["A99"]) == 1
     assert "A99 is not in docs/requirements.md" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""docs/security.md repeats numbers of `Limits` and of the settings, and the modes of ``JAIL``, as they are."""
+"""The numbers of `Limits` and of the settings, and the modes of ``JAIL``, are the same in docs/security.md as in the
+code."""
 
 from __future__ import annotations
 

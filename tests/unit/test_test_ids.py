@@ -1,4 +1,5 @@
-"""Every runner can carry our tests: ids are printable ASCII, and what a test logs cannot abort a run side by side."""
+"""Every runner can run our tests: ids are printable ASCII, and a log message of a test cannot abort a run on several
+processes."""
 
 from __future__ import annotations
 

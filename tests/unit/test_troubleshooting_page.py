@@ -17,12 +17,12 @@ FOREIGN = {
 }
 """Messages of other programs that the page explains."""
 LEAST = 4
-"""Letters of a part of a message that is worth looking for."""
+"""The least number of letters of a part of a message that is searched for."""
 
 
 @cache
 def texts() -> list[str]:
-    """Every string of the source, f-strings with … for what is put into them."""
+    """Every string of the source; in f-strings, … stands for inserted values."""
     found = []
     for path in sorted((ROOT / "service").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -57,7 +57,7 @@ def test_every_message_of_the_page_is_in_the_source(number: int) -> None:
     assert message in FOREIGN or in_source(message), message
 
 
-def test_a_message_that_is_not_in_the_source_is_noticed() -> None:
+def test_a_message_that_is_not_in_the_source_is_reported() -> None:
     assert not in_source("Definitions were eaten by …")
     assert in_source("Definitions Broadcasted")
 

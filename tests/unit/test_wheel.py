@@ -1,4 +1,4 @@
-"""The wheel as pip would install it: the contract is in it, and what an index shows of it is right."""
+"""The wheel as pip would install it: it contains the contract, and its metadata for a package index is right."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "service/definition_server/proto/avap.proto"
 
 
-def test_uv_builds_a_clone_anew_where_a_file_of_the_wheel_has_changed() -> None:
+def test_uv_builds_a_clone_anew_when_a_file_of_the_wheel_has_changed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     watched = [key["file"] for key in settings["tool"]["uv"]["cache-keys"]]
     found = {path for pattern in watched for path in ROOT.glob(pattern)}
@@ -58,7 +58,7 @@ def metadata(wheel: Path) -> Message:
 
 
 def test_the_command_of_an_installed_wheel_prints_the_folder_of_the_contract(wheel: Path) -> None:
-    # From within the unpacked wheel: `-m` puts that folder before the environment's own installation.
+    # Run in the folder of the unpacked wheel, because `-m` prefers that folder to the environment's own installation.
     folder = Path(python("-m", "definition_server", "proto", cwd=wheel).strip())
     assert folder == wheel / "definition_server" / "proto"
     assert (folder / "avap.proto").read_bytes() == CONTRACT.read_bytes()
@@ -107,7 +107,7 @@ def links(address: str | None) -> dict[str, str]:
     return urls
 
 
-def test_links_of_the_project_come_from_the_address_that_the_build_is_given() -> None:
+def test_links_of_the_project_are_made_from_the_address_given_to_the_build() -> None:
     given = links("https://forge.example/avap/definition-server/")
     assert given["Homepage"] == "https://forge.example/avap/definition-server"
     for name, place in (
@@ -124,14 +124,14 @@ def test_a_build_that_is_given_no_address_has_no_links(address: str | None) -> N
     assert links(address) == {}
 
 
-def test_an_address_that_is_none_fails_the_build_and_says_what_is_wanted() -> None:
+def test_an_invalid_address_fails_the_build_with_a_remedy() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         links("forge.example/avap")
     assert "PROJECT_URL is 'forge.example/avap': set it to the address of the repository" in failed.value.stderr
 
 
 def readme_of(address: str | None) -> str:
-    """The README as an index shows it."""
+    """The README in the form that a package index shows."""
     variables = {name: value for name, value in os.environ.items() if name != "PROJECT_URL"}
     return subprocess.run(
         [sys.executable, "-B", "-m", "hatchling", "metadata", "readme"],
@@ -149,10 +149,10 @@ def test_links_of_the_readme_work_on_the_page_of_an_index() -> None:
     assert "](https://forge.example/avap/raw/HEAD/docs/architecture.svg)" in shown
 
 
-def test_a_build_without_address_has_the_readme_as_it_is(metadata: Message) -> None:
+def test_a_build_without_an_address_leaves_the_links_of_the_readme_unchanged(metadata: Message) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
-def test_the_place_known_to_old_scripts_leads_to_the_contract() -> None:
+def test_the_contract_is_also_found_at_the_place_that_old_scripts_use() -> None:
     assert (ROOT / "proto" / "avap.proto").samefile(CONTRACT)

@@ -2,8 +2,8 @@
 `perf.benches.runtime_flags` puts it first on ``PYTHONPATH``.
 
 It records every collection of the garbage collector in a worker and the modules that are imported after the warm-up,
-and writes both to a file when the process ends. ``PYTHON_FLAGS_VARIANT`` chooses what the worker does differently. The
-server itself contains none of this. (The names begin with PYTHON because only such variables reach the workers.)
+and writes both to a file when the process ends. ``PYTHON_FLAGS_VARIANT`` chooses the worker's variant. The server
+itself contains none of this. (The names begin with PYTHON because only such variables reach the workers.)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _freeze_and_note() -> None:
         _freeze()
     if VARIANT in _THRESHOLDS:
         gc.set_threshold(*_THRESHOLDS[VARIANT])
-        gc.set_threshold = lambda *_: None  # the warm-up would set its own thresholds later
+        gc.set_threshold = lambda *_: None  # otherwise the warm-up would set its own thresholds later
     if VARIANT == "no collections":
         gc.disable()
     _warm()

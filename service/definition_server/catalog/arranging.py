@@ -24,14 +24,14 @@ class Arranging:
         Args:
             before: The commands of the previous snapshot; an empty one if there is no previous snapshot.
             old: The body of the previous snapshot.
-            field_of: Gives the field of ``CatalogResponse`` with a new command, by name.
+            field_of: Returns the field of ``CatalogResponse`` that holds the new command of a name.
         """
         self._before = before
         self._old = old
         self._field_of = field_of
         self.pieces: list[bytes | memoryview] = []
         self.size = 0
-        """Octets so far."""
+        """Octets of all pieces so far."""
         self.done = 0
         """Commands of the previous snapshot that were copied or passed over."""
         self._names: list[bytes] = []
@@ -70,9 +70,9 @@ class Arranging:
         self.done = end
 
     def finish(self) -> Arrangement:
-        """Where each command is."""
+        """The places of all commands, in name order."""
         names, before = self._names, self._before
-        if self._old is not None and names == before.names:  # one list and one array in memory
+        if self._old is not None and names == before.names:  # share the list and the array
             names, slots = before.names, before.slots
         else:
             slots = array("Q", assembly.slots(slot_count(len(names)), self._hashes))

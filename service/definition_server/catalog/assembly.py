@@ -1,6 +1,6 @@
-"""Assembles what a snapshot has beside the messages of its commands: version hash, tail of the body and index.
+"""Assembles the parts of a snapshot other than the messages of its commands: version hash, tail of the body and index.
 
-Each can go on from what the previous snapshot has, where the same names come first.
+The version hash and the index can continue from those of the previous snapshot, as far as its commands are the same.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from definition_server.catalog.layout import SLOT
 from definition_server.catalog.previous_build import Arrangement, Hash
 
 _HASHED_TOGETHER = 1024
-"""Names and hashes that are joined before they are hashed: a call for each costs more than the copy."""
+"""Names and hashes that are joined before they are hashed: one call for each name would cost more than the copy."""
 
 _CHUNK_OCTETS = 1 << 20
-"""Of a chunk that is hashed and written at once. The memory of larger ones would go back to the kernel each time."""
+"""Octets of a chunk that is hashed and written at once. The memory of a larger one would go back to the kernel."""
 _LONG_OCTETS = 64 << 10
 """A longer piece is not copied to be joined with others."""
 
@@ -37,11 +37,11 @@ def version_hash(
     """SHA-256 over ``name NUL hash`` of every definition; a PostgreSQL text cannot contain NUL.
 
     Args:
-        names: In order.
+        names: The names, in order.
         digests: Their hashes.
-        states: An empty list, which is given the states of the computation before each `_HASHED_TOGETHER` names.
-        before: The states of another computation.
-        unchanged: The number of names at the beginning that had the same hashes there.
+        states: An empty list, to which the state of the hash before each `_HASHED_TOGETHER` names is appended.
+        before: Such states, of the previous snapshot.
+        unchanged: The number of names at the beginning that are the same there, with the same hashes.
     """
     states += before[: unchanged // _HASHED_TOGETHER + 1]
     digest = states[-1].copy() if states else hashlib.sha256()
@@ -54,13 +54,13 @@ def version_hash(
 
 
 def catalog_tail(count: int, version: bytes) -> bytes:
-    """The fields of ``CatalogResponse`` behind its commands: how many there are, and the version hash."""
+    """The fields of ``CatalogResponse`` behind its commands: their number, and the version hash."""
     total = bytes([wire.TOTAL_COUNT << 3 | wire.VARINT]) + wire.varint(count) if count else b""
     return total + wire.field(wire.VERSION_HASH, version.hex().encode("ascii"))
 
 
 def slots(count: int, hashes: Iterable[int]) -> Iterator[int]:
-    """The slot of each name in an index of ``count`` slots, in the order in which they take them."""
+    """The slot of each name in an index of ``count`` slots, in the order of ``hashes``."""
     mask = count - 1
     taken = bytearray(count)
     for hashed in hashes:
@@ -82,7 +82,7 @@ def index(count: int, arrangement: Arrangement) -> bytes:
 
 
 def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> bytes:
-    """The index of commands that have the names of those in ``index``; the first ``unchanged`` are where they were."""
+    """``index``, with the places of the same names in ``arrangement``. The first ``unchanged`` places are the same."""
     octets = array("Q", bytes(index))
     if sys.byteorder == "big":  # a snapshot is little-endian
         octets.byteswap()
@@ -97,7 +97,7 @@ def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> 
 
 
 def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """``pieces``, one after the other, in chunks of 1 MiB or so. Takes each out of the list, to be freed."""
+    """``pieces``, one after the other, in chunks of about 1 MiB. Takes each piece from the list, to be freed."""
     pieces.reverse()
     while pieces:
         if len(pieces[-1]) > _LONG_OCTETS:

@@ -4,9 +4,9 @@ The builder keeps one encoded ``CommandResponse`` per name and little else, so 2
 200 MB of memory while they are read. The result is a list of pieces, which are written to shared memory one after the
 other and never joined.
 
-A build may begin with rows of the one before (`take_over`). Their messages stay in that snapshot: the new one
-contains slices of it, one for each run of commands between two changes. It is the same, octet for octet, as one that is
-built from all rows.
+A build may begin with rows of the previous build (`take_over`). Their messages are not copied while it builds: the new
+snapshot contains slices of the previous one, one for each run of commands between two changes. The result is the same,
+octet for octet, as a build from all rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from definition_server.catalog.validation import (
 )
 
 _NO_ID = -(2**63) - 1
-"""Stands for the id of a row without one: below every other."""
+"""Stands for the id of a row that has none. It is below every real id."""
 
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
 _HASH_LENGTH = len(_HASH_TAG) + 64
@@ -63,7 +63,7 @@ class BuiltSnapshot:
 
     @property
     def size(self) -> int:
-        """Octets in all."""
+        """Octets of the whole snapshot."""
         return self.footer.body_length + self.footer.slots * SLOT.size + FOOTER_SIZE
 
     def to_bytes(self) -> bytes:
@@ -97,50 +97,50 @@ class RowFacts:
 class SnapshotBuilder:
     """Collects rows, then builds one snapshot. Call `add` any number of times, `build` once.
 
-    Between the two, `hold` and `leave_out` change what is served for one name.
+    In between, `hold` and `leave_out` change the definition that is served for one name.
     """
 
     def __init__(self, signer: Signer | None = None, known: Mapping[bytes, bytes] | None = None) -> None:
         """
         Args:
             signer: Signs the code.
-            known: The content hashes, by name, with which `differing` will compare the rows. Each is then compared when
-                it is encoded, while it is in the processor's cache: of 100,000 rows that saves 30 to 60 ms.
+            known: The content hashes, by name, with which `differing` will compare the rows. Each row is then compared
+                when it is encoded, while it is in the processor's cache: for 100,000 rows this saves 30 to 60 ms.
         """
         self._signer = signer
         self._known = known or None
         # The names whose row differed from `_known` when it was added.
         self._differed: dict[bytes, None] = {}
-        # Rows with a name that are not served for a fault of their own, by name: the one with the highest id.
+        # By name, the rows that are not served because of a fault: of several rows, the one with the highest id.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
-        # name → id, and name → content hash, of what is served.
+        # name → id, and name → content hash, of the served definitions.
         self._ids: dict[bytes, int] = {}
         self._digests: dict[bytes, bytes] = {}
-        # name → encoded ``CommandResponse`` of what the previous snapshot does not have, as the field of
-        # ``CatalogResponse`` that holds it: one piece of the body.
+        # name → encoded ``CommandResponse``, for commands that are not taken from the previous snapshot. Each is the
+        # field of ``CatalogResponse`` that holds it: one piece of the body.
         self._fields: dict[bytes, bytes] = {}
         self._previous: PreviousBuild | None = None
-        # The names whose command may not be in the previous snapshot as it is: gone, or read again.
+        # The names whose command may differ from that in the previous snapshot: it is gone, or was read again.
         self._doubtful: set[bytes] = set()
         # The names of rows that were served when they were added, by range.
         self._ranges: dict[int, list[bytes]] = {}
-        # Ranges with a row that was not, and the names of rows that keep their range from being kept.
+        # Ranges with a row that was not served, and names whose rows prevent that their range is kept.
         self._not_kept: set[int | None] = set()
         self._disputed: set[bytes] = set()
         self._kept: dict[int, Sequence[bytes]] = {}
         self._built: tuple[Footer, Arrangement] | None = None
-        # The names whose command is not copied from the previous snapshot, as soon as it is built.
+        # After the build: the names whose command is not copied from the previous snapshot.
         self._renewed: list[bytes] = []
         self._suspicions: dict[bytes, list[Suspect]] = {}
         self.findings = Findings()
 
     def take_over(self, previous: PreviousBuild, ranges: Iterable[int]) -> None:
-        """Begin with the rows of ``ranges``, which ``previous`` keeps. Before the first `add`.
+        """Begin with the rows of ``ranges``, which ``previous`` keeps. Must be called before the first `add`.
 
-        O(other rows), and O(rows) where they are to be compared with known hashes.
-        ``previous`` was built with the same signing key. No other build may go on from it.
+        O(other rows), and O(rows) where they are to be compared with known hashes. ``previous`` was built with the same
+        signing key. Only one build may take it over.
         """
-        assert not self._ids, "rows are taken over first: none of them may replace one that was read"
+        assert not self._ids, "rows are taken over first, so that none of them replaces a row that was read"
         self._previous = previous
         self._kept = {number: previous.ranges[number] for number in ranges}
         self._ids, self._digests = previous.tables()
@@ -198,11 +198,13 @@ class SnapshotBuilder:
             self._suspect(name, Suspect.NAME_TOO_LONG, row)
 
     def _replaces(self, row: Row, new: tuple[int, bytes], earlier: tuple[int, bytes]) -> bool:
-        """Whether ``row`` is served in place of an ``earlier`` one of its name. Given are ids and hashes of both."""
+        """Whether ``row`` is served in place of an earlier row of its name. ``new`` and ``earlier`` are their ids and
+        hashes.
+        """
         name = row.name or b""
-        # Neither range is kept: whichever of the rows goes, the other one must be found.
+        # The ranges of both rows are not kept: when one of the rows is deleted, the other must be read again.
         self._disputed.add(name)
-        # Where the table lets two rows have one id, the hash decides, and not the order in which they are read.
+        # If two rows have the same id, the hash decides, so that the result does not depend on the order of reading.
         if new < earlier:
             self.findings.note(Unserved.DUPLICATE, row)
             self._not_kept.add(row.range)
@@ -218,7 +220,7 @@ class SnapshotBuilder:
         self.findings.note(why, row)
 
     def _encode(self, row: Row) -> tuple[bytes, bytes]:
-        """Content hash of a row that fits into a command; the command as a field of ``CatalogResponse``."""
+        """The content hash of a row that can be served, and its command as a field of ``CatalogResponse``."""
         row_id, name, kind, interface, code, avbc_code, avbc_version, _, _ = row
         name, code = name or b"", code or b""
         kind, interface = kind or DEFAULT_TYPE, interface or DEFAULT_INTERFACE
@@ -230,17 +232,17 @@ class SnapshotBuilder:
             content = content_fields(name, kind, interface, self._signer.pack(code, binding))
         number = id_field(row_id)
         length = len(content) + len(number) + len(bytecode) + _HASH_LENGTH
-        # The hash comes last, behind fields of higher numbers, so that it is found without reading what precedes it.
+        # The hash comes last, behind fields with higher numbers, so that it is found without reading the other fields.
         return digest, b"".join((b"\x0a", wire.varint(length), content, number, bytecode, _HASH_TAG, digest))
 
     @property
     def key_id(self) -> bytes:
-        """That of the key that signs what is built."""
+        """The id of the key that signs the code."""
         return UNSIGNED if self._signer is None else self._signer.key_id
 
     @property
     def copies_from(self) -> Snapshot | None:
-        """The snapshot of which parts are copied."""
+        """The snapshot from which commands are copied."""
         return None if self._previous is None else self._previous.snapshot
 
     @property
@@ -249,23 +251,27 @@ class SnapshotBuilder:
         return len(self._ids)
 
     def digests(self) -> dict[bytes, bytes]:
-        """Name → content hash (64 hexadecimal digits) of what `build` would serve. A new table at each call."""
+        """Name → content hash (64 hexadecimal digits) of every definition that `build` would serve. A new dict at each
+        call.
+        """
         return self._digests.copy()
 
     def differing(self, known: Mapping[bytes, bytes]) -> list[bytes]:
-        """The names whose content hash, as `digests` has it, is another one than in ``known``, or is not there."""
+        """The names in `digests` whose content hash is not the one in ``known``, or that ``known`` lacks."""
         digests = self._digests
         if known is self._known:
-            # `known` may have changed meanwhile, and of rows with one name another one may be served.
+            # `known` may have changed since the comparison, and another row of the same name may be served now.
             return [name for name in self._differed if name in digests and digests[name] != known.get(name)]
         return list(self._compare(known))
 
     def _compare(self, known: Mapping[bytes, bytes]) -> Iterator[bytes]:
-        """`differing`, of all rows so far. Without a step of the interpreter for each row that is as it was."""
+        """`differing`, for all rows so far. The interpreter executes nothing for a row that is unchanged."""
         return compress(self._digests, map(ne, self._digests.values(), map(known.get, self._digests)))
 
     def faults(self) -> Mapping[bytes, Unserved]:
-        """The names of which no row can be served → why not. Of several rows, the one with the highest id decides."""
+        """Each name that has only rows that cannot be served → the reason. Of several rows, the one with the highest id
+        decides.
+        """
         return {name: reason for name, (reason, _) in self._faults.items() if name not in self._ids}
 
     def row_facts(self, name: bytes) -> RowFacts:
@@ -285,7 +291,7 @@ class SnapshotBuilder:
             return _content(field)
         assert self._previous is not None
         message = self._previous.snapshot.answer(name)
-        assert message is not None, "what was taken over is in the previous snapshot"
+        assert message is not None, "a command that was taken over is in the previous snapshot"
         return message
 
     def id_of(self, name: bytes) -> int | None:
@@ -318,7 +324,9 @@ class SnapshotBuilder:
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
-        """Take back what `findings` say of the row of ``name`` that would have been served, or of its fault."""
+        """Remove from `findings` the suspicions about the row of ``name`` that would have been served, or the row's
+        fault.
+        """
         if name in self._ids:
             row = Row(_id(self._ids[name]), name, None, None, None)
             for suspicion in self._suspicions.pop(name, ()):
@@ -344,9 +352,9 @@ class SnapshotBuilder:
         return BuiltSnapshot([*unsealed.pieces, footer.pack()], footer)
 
     def arrange(self) -> Unsealed:
-        """All of the snapshot but its footer, for which the content must be hashed: `seal` gives it.
+        """The snapshot without its footer, for which the content must be hashed: `seal` returns it.
 
-        The messages are given away: they are in memory only as long as ``pieces`` has them.
+        The builder keeps no message after that: the caller can free each piece once it is written.
 
         Raises:
             CatalogTooLarge: where the body would exceed 2 GiB.
@@ -373,14 +381,16 @@ class SnapshotBuilder:
     def _unsealed(self) -> Unsealed:
         pieces, arrangement, body = self._arrange()
         names, before = arrangement.names, self._before()
-        # The first commands are where they were, with the names and hashes that they had.
+        # The first commands have the places, names and hashes that they had in the previous snapshot.
         unchanged = bisect_left(before.names, self._renewed[0]) if self._renewed else len(before.names)
         states = arrangement.version_states, before.version_states
         version = assembly.version_hash(names, self._digests, *states, unchanged)
         tail = assembly.catalog_tail(len(names), version)
         body_length = body + len(tail)
         if body_length > wire.MAX_MESSAGE:
-            raise CatalogTooLarge(f"{body_length} bytes of definitions; protobuf ends at {wire.MAX_MESSAGE}")
+            raise CatalogTooLarge(
+                f"{body_length} bytes of definitions; a protobuf message has at most {wire.MAX_MESSAGE}"
+            )
         slots = slot_count(len(names))
         if self._previous is not None and arrangement.slots is before.slots:
             index = assembly.index_after(self._previous.snapshot.index, arrangement, unchanged)
@@ -393,7 +403,7 @@ class SnapshotBuilder:
         return Arrangement() if self._previous is None else self._previous.arrangement
 
     def _arrange(self) -> tuple[list[bytes | memoryview], Arrangement, int]:
-        """The commands as pieces of the body, where each is, and the octets of all."""
+        """The commands as pieces of the body, their places, and the octets of all pieces."""
         before = self._before()
         old = None if self._previous is None else self._previous.snapshot.body
         arranging = Arranging(before, old, self._fields.__getitem__)
@@ -413,23 +423,24 @@ class SnapshotBuilder:
         return arranging.pieces, arranging.finish(), arranging.size
 
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
-        """After `build`: the only names whose command may be another than in ``snapshot``; None: any may."""
+        """After `build`: the names whose command may differ from that in ``snapshot``; None: any command may differ."""
         before = self.copies_from
         if before is None or snapshot is None or not snapshot.footer.same_octets(before.footer):
             return None
         return self._renewed
 
     def as_previous(self, snapshot: Snapshot) -> PreviousBuild | None:
-        """What the next build may take over from ``snapshot``, where `build` has made the same octets.
+        """The parts of this build that the next one may take over, if ``snapshot`` has the octets that `build` made.
 
-        To be called once, after `build` and last of all: what the builder knows is handed on. None where the snapshot
-        is another one, or the rows came without ranges.
+        Must be the last call to this builder, after `build`: its tables are handed on. None where the snapshot is
+        another one, or the rows came without ranges.
         """
         assert self._built is not None, "it was built"
         footer, arrangement = self._built
         if not footer.same_octets(snapshot.footer) or None in self._not_kept:
             return None
-        # Names of rows, and names that are served: those of one range that is read again are in both.
+        # Names whose commands the next build does not take over: disputed names, and all names of a range that is read
+        # again.
         disputed = self._disputed | self._suspicions.keys()
         others, kept = set(disputed), dict[int, Sequence[bytes]]()
         for number, names in chain(self._kept.items(), self._ranges.items()):
@@ -444,7 +455,7 @@ class SnapshotBuilder:
 
 
 def _content(field: bytes) -> bytes:
-    """The octets in ``field``."""
+    """The content of ``field``."""
     length, start = wire.read_varint(field, 1)
     return field[start : start + length]
 
@@ -458,9 +469,9 @@ def _id(order: int) -> int | None:
 
 
 def rows_of(snapshot: Snapshot) -> Iterator[Row]:
-    """The served rows that ``snapshot`` was built from, with unsigned source code; an id is None where it is unknown.
+    """The rows that ``snapshot`` serves, with unsigned source code; an id is None where it is unknown.
 
-    They serve to rebuild a stored snapshot under another signing key.
+    Used to rebuild a stored snapshot with another signing key.
     """
     signed = snapshot.footer.key_id != UNSIGNED
     for definition in snapshot:

@@ -1,8 +1,9 @@
 """Judges the content of one row as a client would: does its code compile, and is its interface a JSON array?
 
 A client that refreshes its catalogue all or nothing runs ``compile()`` and ``json.loads()`` over every definition, so
-one row that fails either stops it. Compiling hostile source can exhaust memory or end the process: this runs in the
-checker process alone (`control_plane.checker`). It imports little, because that process starts within a cycle.
+one row that fails either stops it. Compiling hostile source can exhaust memory or end the process, so this module runs
+only in the checker process (`control_plane.checker`). It imports little, because that process starts during a sync
+cycle.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ MODULE, FUNCTION, INTERFACE = 1, 2, 4
 
 
 class Flaw(IntFlag):
-    """Faults of a row's content. One octet on the checker's socket, beside `ANSWER`."""
+    """Faults of a row's content. Sent as one octet on the checker's socket, together with `ANSWER`."""
 
     NONE = 0
     CODE = 1
     """A client's ``compile`` refuses the code."""
     INTERFACE = 2
-    """A client's ``json.loads`` refuses the interface, or it is no array."""
+    """A client's ``json.loads`` refuses the interface, or the interface is not an array."""
     NOT_STRICT_JSON = 4
-    """Python reads the interface, but by RFC 8259 it is no JSON: NaN or Infinity. Other clients may refuse it."""
+    """Python parses the interface, but RFC 8259 does not allow its NaN or Infinity. Other clients may refuse it."""
     EXHAUSTED = 8
-    """Memory ran out, which may be the fault of what was judged before."""
+    """Memory ran out; content that was judged earlier may be the cause."""
     UNKNOWN_CODING = 16
-    """The source names a coding that this process does not have. Another process may have loaded it."""
+    """The source declares an encoding that this process does not have. Another process may have loaded it."""
 
 
 ANSWER = 0x40
-"""Added to every answer, so that neither a zero octet nor plain text is one."""
+"""Set in every answer, so that neither a zero octet nor plain text is taken for an answer."""
 READY = b"\x5a"
-"""The first octet from the checker: it is confined, and its self-test passed."""
+"""The first octet from the checker, sent when it is confined and its self-test has passed."""
 
 _AS_TREE = 0x400
 """``PyCF_ONLY_AST``."""
@@ -45,7 +46,7 @@ _RETURN_OUTSIDE = "'return' outside function"
 
 
 def flaws_of(checks: int, name: bytes, interface: bytes, code: bytes) -> Flaw:
-    """The flaws of one row's content. ``checks``: what is checked."""
+    """The flaws of one row's content. ``checks``: the checks to make."""
     found = Flaw.NONE
     if checks & INTERFACE:
         found |= interface_flaws(interface)
@@ -86,7 +87,7 @@ def interface_flaws(interface: bytes) -> Flaw:
 def compile_as_client(code: bytes, name: bytes, *, function: bool = False) -> None:
     """Compile ``code`` as clients do: ``compile(code, name, "exec")``, with the code as text and as octets.
 
-    The two differ only where the first lines name a coding or the text begins with a byte order mark.
+    The two differ only if the first lines declare an encoding or the text begins with a byte order mark.
 
     Args:
         code: Source, UTF-8.
@@ -109,7 +110,7 @@ def compile_as_client(code: bytes, name: bytes, *, function: bool = False) -> No
 
 
 def _compile_body(source: str | bytes, name: str) -> None:
-    """Compile ``source`` as the body of a function, whatever strings of several lines it has."""
+    """Compile ``source`` as the body of a function, without changing its multi-line strings."""
     tree = compile("def command(): pass", name, "exec", _AS_TREE, dont_inherit=True)
     tree.body[0].body = compile(source, name, "exec", _AS_TREE, dont_inherit=True).body
     compile(tree, name, "exec", dont_inherit=True)

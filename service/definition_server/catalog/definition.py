@@ -10,7 +10,7 @@ from typing import NamedTuple
 from definition_server.catalog import wire
 
 LONGEST_ASKED_FOR = 4093
-"""Octets of a name that fits into a request of 4,096."""
+"""Octets of the longest name that fits into a request of 4,096 octets."""
 _LONGEST_SHOWN = 200
 
 DEFAULT_TYPE = b"function"
@@ -35,23 +35,25 @@ class Row(NamedTuple):
     """One row of the source table. Text is undecoded octets: a database may hold text that is not UTF-8."""
 
     id: int | None
-    """None where it is no whole number of 64 bits; then `fault` says so, unless the row was rebuilt from a snapshot."""
+    """None where the id is not a 64-bit integer; `fault` then has the reason, unless the row was rebuilt from a
+    snapshot.
+    """
     name: bytes | None
     type: bytes | None
     interface: bytes | None
     code: bytes | None
     avbc_code: bytes | None = None
-    """The bytecode that belongs to ``code``, where the source has one."""
+    """The bytecode that belongs to ``code``, if there is any."""
     avbc_version: int | None = None
-    """The version of ``avbc_code``, 32 bits with a sign."""
+    """The version of ``avbc_code``, a signed 32-bit number."""
     fault: Unserved | None = None
-    """The fault because of which the source could not read the row as it is, or did not try."""
+    """The reason why the source did not read the row as it is."""
     range: int | None = None
-    """The range of the source that has the row, where the source was asked for its ranges."""
+    """The range of the source that the row is in; None if the source was read without ranges."""
 
 
 def shown(name: bytes) -> str:
-    """A name as logs and pages show it. A table may hold one of a mebibyte: only its beginning is shown."""
+    """A name as logs and pages show it. A table may hold a name of a mebibyte: only its beginning is shown."""
     text = name[: 4 * _LONGEST_SHOWN].decode(errors="replace")
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
 
@@ -66,7 +68,7 @@ class Definition:
     code: bytes
     hash: str
     internal_id: int = 0
-    """The id of the row; 0 where it has none that fits into 32 bits."""
+    """The id of the row; 0 if it has no id, or one that does not fit into 32 bits."""
     avbc_code: bytes = b""
     avbc_version: int = 0
 
@@ -85,7 +87,9 @@ def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> b
 
 
 def id_field(row_id: int | None) -> bytes:
-    """Field 6 of ``CommandResponse``; empty where ``row_id`` does not fit into its 32 bits, and for 0 (proto3)."""
+    """Field 6 of ``CommandResponse``; empty if ``row_id`` is 0 (proto3 omits it) or does not fit into the field's 32
+    bits.
+    """
     if not row_id or not wire.fits_int32(row_id):
         return b""
     return b"\x30" + wire.varint(row_id & wire.UINT64)
@@ -101,10 +105,10 @@ def bytecode_fields(code: bytes | None, version: int | None) -> bytes:
 def content_hash(content: bytes) -> bytes:
     """Hex SHA-256 of a definition's content: `content_fields` with the *unsigned* code, then `bytecode_fields`.
 
-    The row's id is no part of it.
+    The row's id is not part of it.
 
-    The wire form is unambiguous (every field carries its length), and leaving the signature out gives two servers
-    with different signing keys the same value for the same row.
+    The wire form is unambiguous, because every field carries its length. Without the signature, two servers with
+    different signing keys have the same hash for the same row.
     """
     return hashlib.sha256(content).hexdigest().encode("ascii")
 

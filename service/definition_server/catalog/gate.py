@@ -1,17 +1,17 @@
 """The gate: a row whose content clients refuse does not replace a good version of its command.
 
-Theory of operation. A `Review` goes over the rows of one reading. Rows whose content hash passed before are not looked
-at. The content of each other row is judged elsewhere (`content_check`), unless that was done before: verdicts are
-remembered by content. Then each row has one of three verdicts:
+Theory of operation. A `Review` goes over the rows of one reading. It skips rows whose content hash passed before. The
+content of each other row is judged by `content_check`, unless it was judged before: verdicts are remembered by content.
+Then each row has one of three verdicts:
 
-- *serve*: it is good. A row that nobody could judge yet is served too, and stays *pending*.
-- *hold*: it is bad, and the last catalogue has a good version of its command, which is served in its place. The rows
-  that the source or the builder could not carry (no code, too large, not UTF-8) are held in the same way.
+- *serve*: it is good. A row that could not be judged yet is served too, and stays *pending*.
+- *hold*: it is bad, and the last catalogue has a good version of its command, which is served in its place. Rows that
+  cannot become a definition (no code, too large, not UTF-8) are held in the same way.
 - *leave out*: it is bad, and there never was a good version. One missing command is better than clients that refresh
   nothing because of it.
 
-Where the first review refuses the code of much of a catalogue, the clients' Python is another one more likely than that
-all this code is broken: these rows are served as suspect.
+If the first review refuses the code of a large part of a catalogue, it is more likely that the clients run another
+version of Python than that all this code is broken. These rows are then served as suspect.
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import Suspect
 
 REMEMBERED = 65_536
-"""Verdicts that are remembered, about 10 MB. Of rows that are served only the hash is kept, without this limit."""
+"""Verdicts that are remembered, about 10 MB. For each served row its content hash is kept too; this limit does not
+apply to those.
+"""
 
 _NOTHING = (b"", Flaw.NONE)
 
 MANY_ROWS, MANY_PERCENT = 5, 5
-"""Above both, refused code is a sign that the clients have another version of Python."""
+"""If the code of more rows than this, and of a larger share, is refused, the clients probably have another version of
+Python.
+"""
 
 
 class Verdict(Enum):
-    """The fate of a row."""
+    """What is done with a row."""
 
     SERVE = "serve"
     HOLD = "hold"
@@ -58,25 +62,25 @@ class Held:
     """Seconds since the epoch: when this row was first seen; after a restart, when it was first read again."""
     hash_served: str
     hash_refused: str
-    """Empty where the row was not read as it is (too large) or has no hash (no code, not UTF-8)."""
+    """Empty where the row was not read in full (too large) or has no hash (no code, not UTF-8)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The changes by a review, to be logged."""
+    """What a review changed, for the log."""
 
     held: tuple[Held, ...]
-    """Newly held, or for another content or reason."""
+    """Commands that are held now and were not before, or not for this content and reason."""
     released: tuple[str, ...]
-    """No longer held: mended, or gone from the table."""
+    """Commands that are no longer held: their rows were mended, or deleted from the table."""
     left_out: tuple[tuple[str, Unserved], ...]
-    """Newly left out for their content."""
+    """Commands that are now left out because of their content, and were not before."""
     tolerated: int
     """Rows that are served as suspect since this review."""
 
 
 class Gate:
-    """The verdicts on contents of rows, over all reviews. Not thread-safe."""
+    """Keeps the verdicts on contents of rows from review to review. Not thread-safe."""
 
     def __init__(self, code: str = "module", interface: str = "on", *, remembered: int = REMEMBERED) -> None:
         """
@@ -89,30 +93,31 @@ class Gate:
         self.checks |= INTERFACE if interface == "on" else 0
         self._salt = f"{self.checks} {sys.version}".encode()
         self._remembered = remembered
-        # By a hash of the content; the one used last comes last.
+        # Flaws by a hash of the content, the least recently used first.
         self._flaws: OrderedDict[bytes, Flaw] = OrderedDict()
-        # Results of the last review, by name: the content hash of everything served; among it, the rows that nobody has
-        # judged yet, and those whose code was refused; suspicions about rows that passed.
+        # Results of the last review, by name. `served`: the content hash of every served command; `pending` and
+        # `tolerated`: of those that are not judged yet, and of those whose code was refused. `suspect`: rows that
+        # passed with a suspicion.
         self.served: dict[bytes, bytes] = {}
         self.pending: dict[bytes, bytes] = {}
         self.tolerated: dict[bytes, bytes] = {}
         self.suspect: set[bytes] = set()
         self.held: dict[bytes, Held] = {}
         self.left_out: dict[bytes, Unserved] = {}
-        # By name, content hash and flaws of rows that were served before they were judged, and that are bad.
+        # By name, the content hash and flaws of rows that were served before they were judged, and then found bad.
         self.found: dict[bytes, tuple[bytes, Flaw]] = {}
         self.first = True
-        """Until every row of a catalogue has been judged once."""
+        """True until every row of a catalogue has been judged once."""
 
     def key(self, name: bytes, interface: bytes, code: bytes) -> bytes:
-        """Identifies the content of a row, whatever its name, and how it is judged."""
+        """Identifies the content of a row and the checks that apply to it. It does not depend on the row's name."""
         digest = hashlib.sha256(b"%b\0%d %d\0" % (self._salt, b"\0" in name, len(interface)))
         digest.update(interface)
         digest.update(code)
         return digest.digest()[:16]
 
     def known(self, key: bytes) -> Flaw | None:
-        """The remembered flaws of a content; None where there are none."""
+        """The remembered flaws of a content; None if it was not judged, or its verdict is forgotten."""
         flaws = self._flaws.get(key)
         if flaws is not None:
             self._flaws.move_to_end(key)
@@ -126,11 +131,11 @@ class Gate:
             self._flaws.popitem(last=False)
 
     def was_judged(self, name: bytes, digest: bytes | None) -> bool:
-        """Whether ``name`` is served with this content hash, and that content was judged: as good, or tolerated."""
+        """Whether ``name`` is served with this content hash, and this content was judged good or is tolerated."""
         return digest is not None and self.served.get(name) == digest and name not in self.pending
 
     def note_pending(self, name: bytes, digest: bytes, flaws: Flaw) -> bool:
-        """A row that is served was judged afterwards. Returns whether the next review will refuse it."""
+        """Note the flaws of a row that was judged while served. Returns whether the next review will refuse it."""
         if self.pending.get(name) != digest:
             return False
         if reason_of(flaws) is not None:
@@ -143,7 +148,7 @@ class Gate:
 
 
 def reason_of(flaws: Flaw) -> Unserved | None:
-    """Why a row with these flaws is not served; None where it is."""
+    """The reason why a row with these flaws is not served; None if it is served."""
     if flaws & Flaw.INTERFACE:
         return Unserved.INTERFACE_INVALID
     return Unserved.CODE_INVALID if flaws & Flaw.CODE else None
@@ -169,14 +174,15 @@ class Review:
         # The flaws that this review found, by name.
         self._flaws: dict[bytes, Flaw] = {}
         self._last_flaws: dict[bytes, Flaw] = {}
-        # The rows that are not served as they are; the rows that were served unjudged before, and no longer are.
+        # `_changed`: the rows whose content differs from the served content. `_no_longer_pending`: the pending rows
+        # that changed or are gone.
         self._changed: list[bytes] = []
         self._no_longer_pending: set[bytes] = set()
         self._new: list[bytes] = []
 
     def find_changed(self) -> None:
-        """Find the rows that are not served as they are. O(rows), unless the builder compared them with `Gate.served`;
-        may run in another thread than the rest.
+        """Find the rows whose content differs from the served content. O(rows), unless the builder has compared them
+        with `Gate.served`. May run in another thread than the other methods.
         """
         gate, digests = self._gate, self._digests
         self._changed = self._builder.differing(gate.served)
@@ -192,8 +198,8 @@ class Review:
     def unjudged(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
         """Name, content and key of each row that must be judged before it is served.
 
-        A row that is served already, by us or by the catalogue that was stored, is not among them: it is pending, and
-        judged beside serving. Nor is one whose content was judged before: that is noted.
+        Two kinds of row are skipped. A row that is served already, or that the stored catalogue has, is pending and is
+        judged while it is served. For a row whose content was judged before, the remembered flaws are noted.
         """
         for name in self._new:
             facts = self._builder.row_facts(name)
@@ -210,7 +216,7 @@ class Review:
 
     def doubtful(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
         """Name, content and key of each last good version that would be served in place of a bad row, and that was
-        never judged: a stored catalogue may be older than the gate.
+        never judged: a stored catalogue may come from a server without the gate.
         """
         gate = self._gate
         for name in self._refused():
@@ -229,7 +235,7 @@ class Review:
                 yield name, facts, key
 
     def note_last(self, name: bytes, flaws: Flaw) -> None:
-        """The flaws of a last good version that `doubtful` gave."""
+        """Note ``flaws`` of a last good version that `doubtful` has yielded."""
         self._last_flaws[name] = flaws
 
     def settle(self, now: float) -> Change:
@@ -283,9 +289,9 @@ class Review:
             for name, flaws in self._flaws.items()
             if reason_of(flaws) is Unserved.CODE_INVALID and self._no_good_version(name)
         }
-        # Where the version before was refused in the same way, this one is no worse.
+        # If the previous version was refused too and is served nevertheless, this version is no worse.
         kept |= {name for name in refused if name in gate.tolerated}
-        # A row that is new beside a stored catalogue is one more, and no sign of anything: clients do without it.
+        # A row that a stored catalogue does not have is not counted: clients have worked without that command so far.
         known = {name for name in refused if not self._last or self._last_digest(name) is not None}
         if gate.first and len(known) > MANY_ROWS and 100 * len(known) > MANY_PERCENT * self._judged():
             kept |= known
@@ -296,7 +302,7 @@ class Review:
         return self._verdict(name) is Verdict.LEAVE_OUT or digest == self._gate.tolerated.get(name)
 
     def _judged(self) -> int:
-        """Rows whose content is judged by now."""
+        """Number of rows whose content has been judged."""
         pending = len(self._gate.pending) - len(self._no_longer_pending)
         return len(self._digests) - len(self._changed) - pending + len(self._flaws)
 
@@ -316,19 +322,19 @@ class Review:
     def _remember_served(self, tolerated: set[bytes]) -> None:
         """Remember which versions are served now: those judged good in one table, the ``tolerated`` ones in another."""
         gate = self._gate
-        # The one table of all rows: it is changed to what is served now, and not copied, for speed.
+        # This dict has all rows; it is changed in place, because a copy would take long.
         served = self._digests
         for name in gate.left_out:
             del served[name]
         served |= {name: held.hash_served.encode() for name, held in gate.held.items()}
-        # A version that is served in place of a bad row may be one that nobody has judged yet.
+        # A version that is served in place of a bad row may not be judged yet.
         judged = self._flaws.keys() - gate.held.keys()
         judged |= {name for name in gate.held if name in self._last_flaws or gate.was_judged(name, served[name])}
-        # Of those that waited to be judged most still do: of a large catalogue there are many, for minutes.
+        # Most pending rows stay pending; a large catalogue has many of them, for minutes.
         pending = gate.pending.copy()
         for name in chain(self._no_longer_pending, judged, gate.held, gate.left_out):
             pending.pop(name, None)
-        # In the order in which they were read, whatever that is: to sort the names of all rows takes long.
+        # In the order of reading: sorting the names of all rows would take long.
         for name in chain(self._changed, gate.held):
             if name in served and name not in judged and name not in tolerated:
                 pending[name] = served[name]
@@ -341,7 +347,7 @@ class Review:
         gate.first = gate.first and bool(gate.pending)
 
     def _report(self, change: Change) -> None:
-        """Note in the builder's findings what is held, suspect or not judged."""
+        """Note the held, suspect and unjudged rows in the builder's findings."""
         findings, gate = self._builder.findings, self._gate
         for held in gate.held.values():
             findings.held[held.reason] += 1

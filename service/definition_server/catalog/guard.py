@@ -1,13 +1,13 @@
-"""The guard: judges a whole catalogue before it replaces another. It holds one that looks like an accident.
+"""The guard: judges a whole catalogue before it replaces another, and holds a catalogue that looks like an accident.
 
-A row that is wrong by itself is dealt with row by row. A table that lost or doubled its rows has nothing wrong in any
-of them; so the catalogues are compared, and a change that is too large waits for an operator, who accepts it by its
-hash. A change of a few rows never waits, whatever share of a small table they are. A command whose code becomes blank
-is as good as gone: it counts as one that vanishes.
+A single bad row is a matter for the gate. If a table lost or doubled its rows, each remaining row is good by itself. So
+the guard compares the catalogues, and a change that is too large waits for an operator, who accepts the catalogue by
+its hash. A change of a few rows never waits, even if they are a large share of a small table. A command whose code
+becomes blank counts as removed.
 
-A loss in small steps would pass a comparison of each step. So a step is also compared with the *baseline*, the
-catalogue that was in force at some earlier time: a step that by itself removes more than a few commands is held where
-too many have vanished since the baseline.
+A loss in small steps would pass a comparison of each step with the one before. So each step is also compared with the
+*baseline*, the catalogue that was served at some earlier time: a step that itself removes more than a few commands is
+held if too many have been removed since the baseline.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from definition_server.catalog.signing import OVERHEAD, UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
 
 FEW_COMMANDS = 5
-"""The number of commands that may always vanish, or be held, at once."""
+"""So many commands may always be removed, or be held, at once."""
 
 SMALL_GROWTH = 1 << 20
-"""By so many octets a catalogue may always grow at once."""
+"""A catalogue may always grow by so many octets at once."""
 
 _NAMES = 10
 
 _CODE_TAG = wire.CODE << 3 | wire.LENGTH_DELIMITED
 _LONGEST_BLANK = 1024
-"""Octets of code that are looked at: more of them are no accident."""
+"""Code of more octets than this counts as not blank, without being examined."""
 
 
 class Concern(StrEnum):
@@ -47,10 +47,10 @@ class Concern(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """How much may change at once."""
+    """The largest changes that need no operator."""
 
     removed_percent: float = 20.0
-    """Share of the commands that may vanish."""
+    """Share of the commands that may be removed."""
     growth_percent: float = 100.0
     """Share by which the octets may grow."""
     held_percent: float = 20.0
@@ -69,15 +69,15 @@ class Contents:
     version: str
     names: AbstractSet[bytes]
     octets: int
-    """Without signatures: a change of the signing key is no change of the content."""
+    """Signatures are not counted: another signing key is not another content."""
     blank: AbstractSet[bytes] = frozenset()
-    """Those of `names` whose code is empty, or white space."""
+    """The names of commands whose code is empty or only white space."""
     hashes: Mapping[bytes, bytes] = field(default_factory=dict)
     """Name → content hash; empty where changes are not counted."""
 
     @classmethod
     def of(cls, snapshot: Snapshot, *, with_hashes: bool = False) -> Contents:
-        """Those of ``snapshot``. O(commands)."""
+        """The contents of ``snapshot``. O(commands)."""
         overhead = 0 if snapshot.footer.key_id == UNSIGNED else OVERHEAD
         names, blank, hashes = [], [], {}
         for message in snapshot.messages():
@@ -111,12 +111,12 @@ class Contents:
         return Contents(later.version_hash, names, len(later.body) - overhead * later.count, blank, hashes)
 
     def lost_in(self, later: Contents) -> AbstractSet[bytes]:
-        """The commands that are not in ``later``, or whose code is blank there and is not here."""
+        """The commands that are not in ``later``, or whose code is blank there and not here."""
         gone = frozenset[bytes]() if self.names is later.names else self.names - later.names
         return gone | ((self.names & later.blank) - self.blank)
 
     def changed_in(self, later: Contents) -> AbstractSet[bytes]:
-        """The commands that are in ``later`` with another content."""
+        """The commands that have another content in ``later``."""
         return {name for name, digest in self.hashes.items() if later.hashes.get(name, digest) != digest}
 
 
@@ -126,8 +126,10 @@ def _has_blank_code(message: bytes, overhead: int) -> bool:
 
 
 def _is_blank(message: memoryview, position: int, overhead: int) -> bool:
-    """Whether the code of a ``CommandResponse`` is blank. ``position``: behind the name, where the type begins."""
-    for _ in range(2):  # type and interface, of which neither is ever left out
+    """Whether the code of a ``CommandResponse`` is blank. ``position``: where the type begins, directly behind the
+    name.
+    """
+    for _ in range(2):  # skip type and interface, which are always present
         length, start = wire.read_varint(message, position + 1)
         position = start + length
     if position >= len(message) or message[position] != _CODE_TAG:
@@ -144,7 +146,7 @@ class Judgement:
     text: str
     """For the log: the figures and the threshold."""
     names: tuple[str, ...] = ()
-    """Up to ten of the commands."""
+    """Up to ten of the commands concerned."""
 
 
 def judge(
@@ -160,11 +162,11 @@ def judge(
 
     Args:
         candidate: The catalogue that was read.
-        served: The newest one that was published; None where there is none to compare with.
-        baseline: One that was in force earlier.
+        served: The catalogue that was published last; None if there is none to compare with.
+        baseline: The catalogue that was served at some earlier time.
         held: The commands of ``candidate`` whose row the gate holds.
-        held_before: How many it held in ``served``.
-        limits: How much may change.
+        held_before: The number of commands that it held in ``served``.
+        limits: The largest changes that need no operator.
     """
     if not candidate.names:
         return Judgement(

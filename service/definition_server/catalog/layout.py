@@ -7,8 +7,8 @@
 - ``footer``: `Footer`, 160 octets at the very end, so that a reader finds it from the size alone. It carries a SHA-256
   of everything before it and one of itself.
 
-SHA-256 rather than a CRC: with the CPU's instructions it costs 0.5 ms per MB once per file, and "no damaged file is
-ever served" then holds without an argument about burst lengths.
+SHA-256 and not a CRC, because a CRC is sure to find an error only up to some burst length. With the CPU's instructions
+SHA-256 costs 0.5 ms per MB, once per file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FIELDS = struct.Struct("<8sIIQQQQQ8s32s32s")
 _DIGEST_SIZE = 32
 _HASH_SIZE = 8
 _HASHED_TOGETHER = 4096
-"""Names whose hashes are joined: those of all would take more memory."""
+"""Names whose hashes are computed together: all at once would take more memory."""
 FOOTER_SIZE = _FIELDS.size + _DIGEST_SIZE
 
 
@@ -57,7 +57,7 @@ class Footer:
     def same_octets(self, other: Footer) -> bool:
         """Whether both snapshots have the same body and index, and so the same octets in every answer.
 
-        The version hash leaves out ids and signatures.
+        Equal version hashes do not show that, because ids and signatures are not part of them.
         """
         return (self.content_digest, self.key_id) == (other.content_digest, other.key_id)
 
@@ -80,7 +80,7 @@ class Footer:
 
     @classmethod
     def unpack(cls, buffer: memoryview) -> Footer:
-        """The checked footer of the snapshot that is exactly ``buffer``. O(1).
+        """The footer of the snapshot in ``buffer``, checked. ``buffer`` has the snapshot and nothing else. O(1).
 
         Raises:
             SnapshotError: where a check fails.
@@ -89,7 +89,7 @@ class Footer:
 
     @classmethod
     def unpack_end(cls, end: memoryview, total: int) -> Footer:
-        """The checked footer ``end`` of a snapshot of ``total`` octets.
+        """The footer in ``end``, checked, of a snapshot of ``total`` octets.
 
         Raises:
             SnapshotError: where a check fails.
@@ -117,7 +117,7 @@ class Footer:
 
 
 def slot_count(commands: int) -> int:
-    """Slots for ``commands``: the power of two that leaves at least half of them free (short probe runs)."""
+    """Slots for ``commands``: a power of two that leaves at least half of them free, which keeps probe runs short."""
     return 1 << max(3, (2 * commands - 1).bit_length())
 
 

@@ -1,13 +1,13 @@
-"""What a build may take over from the one before, instead of reading and encoding the same rows again.
+"""The parts of a build that the next one may take over, instead of reading and encoding the same rows again.
 
-A source divides its rows into *ranges* and knows which of them changed. A range is kept where each of its rows is
-served, as it is, by the snapshot that was built: none has a fault, shares its name with another row, looks wrong,
-or is held or left out by the gate. So whatever happens to the rows of other ranges, a kept range has all that a new
-reading of it would give: the names, the ids and the content hashes are here, the messages in the snapshot. All other
-ranges are read again, and a row that lost its name to another comes back by that.
+A source divides its rows into *ranges* and knows which of them changed. A range is kept if the snapshot that was built
+serves each of its rows unchanged: none has a fault, shares its name with another row, looks wrong, or is held or left
+out by the gate. Whatever happens to the rows of other ranges, reading a kept range again would give the same result:
+names, ids and content hashes are kept here, the messages are in the snapshot. All other ranges are read again; so a row
+that was not served because another row had its name is found again when that one is gone.
 
-The tables of ids and hashes are handed on from build to build, and only changed where rows did: to make them anew for
-each changed row would cost more than all else that is done for it.
+The tables of ids and hashes are handed on from build to build and changed in place: making new ones for each changed
+row would cost more than all other work for that row.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from definition_server.catalog.snapshot import Snapshot
 
 
 class Hash(Protocol):
-    """An object of `hashlib`."""
+    """The interface of the hash objects of `hashlib`."""
 
     def update(self, octets: bytes | memoryview, /) -> None:
-        """Hash ``octets`` too."""
+        """Add ``octets`` to the hashed content."""
 
     def copy(self) -> Self:
-        """Another one in the same state."""
+        """A hash object in the same state."""
 
     def digest(self) -> bytes:
-        """The hash so far."""
+        """The hash of the content so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """Where a snapshot has its commands. Each list is in name order."""
+    """The places of a snapshot's commands. Each list is in name order."""
 
     names: list[bytes] = field(default_factory=list)
     offsets: array[int] = field(default_factory=lambda: array("Q"))
-    """Of each ``CommandResponse`` in the body."""
+    """The offset of each ``CommandResponse`` in the body."""
     lengths: array[int] = field(default_factory=lambda: array("Q"))
     hashes: array[int] = field(default_factory=lambda: array("Q"))
-    """Of the names: `layout.name_hash`."""
+    """The `layout.name_hash` of each name."""
     slots: array[int] = field(default_factory=lambda: array("Q"))
-    """The slot of each in the index."""
+    """The slot of each command in the index."""
     version_states: list[Hash] = field(default_factory=list)
-    """States of the computation of the version hash, at equal steps."""
+    """Intermediate states of the version hash: see `assembly.version_hash`."""
 
     def begin(self, number: int) -> int:
         """Where the field that holds the command ``number`` begins."""
@@ -61,19 +61,21 @@ class Arrangement:
 
 @dataclass(slots=True)
 class PreviousBuild:
-    """A snapshot, where it has its commands, and the ranges that may be kept."""
+    """A snapshot, the places of its commands, and the ranges that may be kept."""
 
     snapshot: Snapshot
     arrangement: Arrangement
     ranges: Mapping[int, Sequence[bytes]]
-    """The names in each."""
+    """The names of the rows in each range."""
     others: AbstractSet[bytes]
-    """The names of rows that are in none of ``ranges``; the snapshot may have a command of each, or not."""
+    """The names of rows that are in none of ``ranges``. The snapshot may have a command of such a name, or none."""
     _tables: tuple[dict[bytes, int], dict[bytes, bytes]] | None
-    """Of all names in ``ranges``: ids, and content hashes."""
+    """The ids and the content hashes of all names in ``ranges``."""
 
     def tables(self) -> tuple[dict[bytes, int], dict[bytes, bytes]]:
-        """Name → id and name → content hash of the rows in `ranges`. Once: the next build changes and keeps them."""
+        """Name → id and name → content hash of the rows in `ranges`. Can be called once: the next build owns and
+        changes them.
+        """
         tables, self._tables = self._tables, None
-        assert tables is not None, "one build goes on from a previous one"
+        assert tables is not None, "only one build takes over a previous one"
         return tables

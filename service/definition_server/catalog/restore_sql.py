@@ -1,20 +1,19 @@
 """SQL that makes the table ``obex_dapl_functions`` serve one catalogue again, octet by octet.
 
 The script is one transaction. It puts the rows into a temporary table, and makes the real one agree with it: rows that
-are not part of the catalogue go, rows that differ are corrected where they are, so that columns which are not served
-(description, logic …) keep what they have, and missing rows are inserted under their ids. Where an id is not known, the
-row gets one above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing.
-In the end the table is compared with the catalogue: a trigger or a rule may have kept or written something else, and
-then the script fails, and changes nothing either.
+are not part of the catalogue are deleted, rows that differ are updated, so that columns that are not served
+(description, logic …) keep their values, and missing rows are inserted with their ids. A row whose id is not known gets
+one above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing. At its end
+the script compares the table with the catalogue: if a trigger or a rule has kept or written something else, the script
+fails, and changes nothing either.
 
 Where the catalogue has bytecode, the optional table ``avap_bytecode`` is made to agree with it in the same transaction:
-bytecode that the catalogue has is put there, under the hash of the restored code; a row that would be served and that
-the catalogue does not have keeps its bytecode and loses that hash, so that it is served no more. A catalogue without
-bytecode may come from a server that does not read that table, so then it stays as it is.
+bytecode of the catalogue is written there, with the hash of the restored code. A row of that table that would be served
+although the catalogue lacks it keeps its bytecode and loses its hash, so that it is no longer served. A catalogue
+without bytecode may come from a server that does not read that table; the table then stays as it is.
 
-Text is written as a string constant of standard SQL, or, where it holds a backslash or a control character, as an
-escape string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line
-end.
+Text is written as a string constant of standard SQL, or, if it holds a backslash or a control character, as an escape
+string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line end.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from definition_server.catalog import wire
 from definition_server.catalog.signing import SignatureError, payload_of
 
 BATCH_OCTETS = 64 * 1024
-"""Of one INSERT, unless a single row is larger."""
+"""Size of one INSERT, unless a single row is larger."""
 
 _NAME, _TYPE, _INTERFACE, _CODE, _ID = 1, 2, 3, 4, 6
 _TEXTS = (_NAME, _TYPE, _INTERFACE, _CODE)
@@ -50,7 +49,7 @@ class TableRow(NamedTuple):
     interface: str
     code: str
     bytecode: bytes = b""
-    """Empty: the catalogue has none of this command."""
+    """Empty: the catalogue has no bytecode of this command."""
     bytecode_version: int = 0
 
 
@@ -59,7 +58,7 @@ def row_of(message: memoryview) -> TableRow:
 
     Raises:
         RestoreError: where no row can hold it.
-        WireError: where ``message`` is no ``CommandResponse``.
+        WireError: where ``message`` is not a ``CommandResponse``.
     """
     texts: dict[int, bytes] = {}
     numbers: dict[int, int] = {}
@@ -76,9 +75,9 @@ def row_of(message: memoryview) -> TableRow:
     try:
         decoded = [column.decode() for column in columns]
     except UnicodeDecodeError:
-        raise RestoreError(f"{_shown(name)}: it is not UTF-8, so it is not what a row had") from None
+        raise RestoreError(f"{_shown(name)}: it is not UTF-8, so it cannot come from a row") from None
     if any("\0" in column for column in decoded):
-        raise RestoreError(f"{_shown(name)}: it holds a zero octet, which no text of PostgreSQL can")
+        raise RestoreError(f"{_shown(name)}: it holds a zero octet, which a text of PostgreSQL cannot hold")
     text, kind, interface, source = decoded
     row = TableRow(numbers.get(_ID) or None, text, kind, interface, source)
     return row._replace(bytecode=texts.get(wire.AVBC_CODE, b""), bytecode_version=numbers.get(wire.AVBC_VERSION, 0))

@@ -3,7 +3,7 @@
 Layout: ``b"AVAP"`` · version ``uint16`` big-endian · payload length ``uint32`` big-endian · HMAC-SHA-256 (32 bytes) ·
 payload. The content that the HMAC covers depends on the version:
 
-- **1**: those 10 octets and the payload. So the package of one command verifies as that of every other.
+- **1**: those 10 octets and the payload. So the package of one command also verifies as the package of any other.
 - **2**: those 10 octets, the *binding*, and the payload. The binding is name, type, interface and hash of the
   ``CommandResponse`` that carries the package, in this order, each as its length (``uint32`` big-endian) and its UTF-8
   octets. A package then verifies only in the answer that it was made for.
@@ -35,7 +35,7 @@ class SignatureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """The content that a package of version 2 is bound to: the other fields of its ``CommandResponse``, as UTF-8."""
+    """The fields that a package of version 2 is bound to: the other fields of its ``CommandResponse``, as UTF-8."""
 
     name: bytes
     type: bytes
@@ -44,7 +44,7 @@ class Binding:
     """64 hexadecimal digits."""
 
     def octets(self) -> bytes:
-        """The octets of it that the HMAC covers."""
+        """The binding as octets that the HMAC covers."""
         return b"".join(_LENGTH.pack(len(part)) + part for part in (self.name, self.type, self.interface, self.hash))
 
 
@@ -56,12 +56,13 @@ class Signer:
         Args:
             key: The key.
             version: One of `VERSIONS`.
-            previous: Has the key of before. What is on disk with its MAC still counts; nothing is signed with it.
+            previous: A signer with the previous key. Files whose MAC was made with that key are still valid; nothing is
+                signed with it.
         """
         self.previous = previous
         self._key = key.encode()
         self._version = version
-        # Distinguishes two keys, and two versions, in a stored snapshot, and reveals nothing about the keys.
+        # The key id in a stored snapshot differs between keys and between versions, and reveals nothing about the keys.
         purpose = b"AVAP definition server: key id" + (b"" if version == 1 else b" %d" % version)
         self.key_id = hmac.digest(self._key, purpose, hashlib.sha256)[:8]
         self._file_key = hmac.digest(self._key, b"AVAP definition server: last-known-good file", hashlib.sha256)
@@ -93,23 +94,25 @@ class Signer:
         return hmac.digest(self._key, header + bound + payload, hashlib.sha256)
 
     def file_mac(self, footer: bytes) -> bytes:
-        """The HMAC of a stored snapshot with this ``footer``, under a key of its own that is derived from the key."""
+        """The HMAC of a stored snapshot with this ``footer``, with a key that is derived from the signing key."""
         return hmac.digest(self._file_key, footer, hashlib.sha256)
 
     def made_file_mac(self, mac: bytes, footer: bytes) -> bool:
-        """Whether ``mac`` is the `file_mac` of ``footer``, of this key or of the one of before."""
+        """Whether ``mac`` is the `file_mac` of ``footer`` with the present or the previous key."""
         if hmac.compare_digest(mac, self.file_mac(footer)):
             return True
         return self.previous is not None and self.previous.made_file_mac(mac, footer)
 
     def made_wishes_mac(self, mac: bytes, octets: bytes) -> bool:
-        """Whether ``mac`` is the `wishes_mac` of ``octets``, of this key or of the one of before."""
+        """Whether ``mac`` is the `wishes_mac` of ``octets`` with the present or the previous key."""
         if hmac.compare_digest(mac, self.wishes_mac(octets)):
             return True
         return self.previous is not None and self.previous.made_wishes_mac(mac, octets)
 
     def wishes_mac(self, octets: bytes) -> bytes:
-        """The HMAC of what operators asked for, under another derived key: no MAC of a snapshot can take its place."""
+        """The HMAC of the file of operators' wishes, with another derived key, so that no snapshot's MAC is valid for
+        it.
+        """
         return hmac.digest(self._wishes_key, octets, hashlib.sha256)
 
 

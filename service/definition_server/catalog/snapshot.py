@@ -19,15 +19,15 @@ _COMMAND_TAG_LENGTH = 1
 class Snapshot:
     """An open snapshot. Immutable; it keeps its buffer alive for as long as it is referenced.
 
-    Opening it checks the footer, the sizes in it, and that the index has a free slot, at which every look-up of a
-    missing name ends. In a sound index that slot is found at once, so this is O(1), and enough for memory that the
-    master has sealed. A file must also pass `verify` before anything in it is served.
+    Opening it checks the footer, the sizes in the footer, and that the index has a free slot, because the look-up of a
+    missing name ends at a free slot. In an undamaged index a free slot is found at once, so opening is O(1). This is
+    enough for memory that the master has sealed; a file must also pass `verify` before anything in it is served.
     """
 
     __slots__ = ("_body_length", "_buffer", "_index", "_mask", "footer")
 
     def __init__(self, buffer: bytes | mmap | memoryview) -> None:
-        """Open the snapshot that is exactly ``buffer``.
+        """Open the snapshot in ``buffer``, which has nothing else.
 
         Raises:
             SnapshotError: names the check that failed.
@@ -43,7 +43,7 @@ class Snapshot:
 
     @property
     def generation(self) -> int:
-        """Number of the publication since the master started (or since the snapshot it restored)."""
+        """The number of the publication, counted since the master started, or from the snapshot that it restored."""
         return self.footer.generation
 
     @property
@@ -68,16 +68,16 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Octets in all."""
+        """Octets of the whole snapshot."""
         return len(self._buffer)
 
     @property
     def buffer(self) -> memoryview:
-        """All octets, read-only."""
+        """The whole snapshot, read-only."""
         return self._buffer
 
     def release_pages(self) -> None:
-        """Give back the page tables of what was read, where the snapshot is mapped memory. It can be read as before.
+        """Release the page tables of the parts that were read, if the snapshot is mapped memory. It can still be read.
 
         Reading a catalogue makes it resident in the process that reads. The memory itself is shared, and stays.
         """
@@ -89,7 +89,7 @@ class Snapshot:
         """Check every octet before the footer against the footer's SHA-256, and that body and index agree. O(size).
 
         A file with a right checksum may still have been made by another program. So every command in the body must be
-        complete, in name order and found by its name, and the index must lead nowhere else.
+        complete, in name order and found by its name, and the index must have no other entries.
 
         Raises:
             SnapshotError: where the content is damaged.
@@ -185,7 +185,7 @@ def diff(old: Snapshot | None, new: Snapshot, names: Iterable[bytes] | None = No
     Args:
         old: What was served.
         new: What replaces it.
-        names: The only names that may differ, where that is known: no others are compared.
+        names: The names that may differ, if they are known: only these are compared.
     """
     before = {} if old is None else _hashes(old, names)
     after = _hashes(new, names)
@@ -197,7 +197,7 @@ def diff(old: Snapshot | None, new: Snapshot, names: Iterable[bytes] | None = No
 
 
 def _hashes(snapshot: Snapshot, names: Iterable[bytes] | None) -> dict[str, bytes]:
-    """Name → hash, in name order. Does not read the code: the hash is the last field, and its value has 64 octets."""
+    """Name → hash, in name order. The code is not read: the hash is the last field, and its value has 64 octets."""
     if names is not None:
         found = ((name, snapshot.answer(name)) for name in sorted(names))
         return {name.decode(): message[-64:] for name, message in found if message is not None}

@@ -1,7 +1,8 @@
-"""The findings about the rows: those that the wire format cannot carry, and the counts of everything else.
+"""The findings about the rows: the rows that are not served, and those that are suspect, by reason.
 
-The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served; what a
-client refuses is the gate's matter (`gate`). A row that only looks wrong is served, and counted as suspect.
+The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served. Rows
+that clients would refuse are the task of the gate (`gate`). A row that only looks wrong is served, and counted as
+suspect.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ LARGE_DEFINITION = 4 * 1024 * 1024
 """Octets that a gRPC client accepts by default. A larger answer reaches only clients that have raised their limit."""
 
 HOLDABLE = frozenset(Unserved) - {Unserved.NULL_NAME, Unserved.EMPTY_NAME, Unserved.DUPLICATE}
-"""The reasons for which a command may be held: its row has a name, and no other row is served under it."""
+"""The reasons for which a command may be held: its row has a name, and no other row of that name is served."""
 
 _EXAMPLES = 10
 
@@ -27,22 +28,22 @@ class Suspect(StrEnum):
     INTERFACE_NOT_JSON_ARRAY = "interface_not_json_array"
     LARGER_THAN_4_MIB = "larger_than_4_mib"
     NAME_TOO_LONG = "name_too_long"
-    """No client can ask for it: it is longer than a request may be."""
+    """No client can request it: the name does not fit into a request."""
     CODE_INVALID_HERE = "code_invalid_here"
-    """It does not compile with the server's Python, and neither does much of the catalogue."""
+    """It does not compile with the server's Python, and neither does a large part of the catalogue."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """The findings in the rows of one snapshot."""
+    """The findings about the rows of one snapshot."""
 
     source_rows: int = 0
     unserved: Counter[Unserved] = field(default_factory=Counter)
     suspect: Counter[Suspect] = field(default_factory=Counter)
     held: Counter[Unserved] = field(default_factory=Counter)
-    """Commands that are served in their last good version, by what is wrong with the row."""
+    """Commands that are served in their last good version, by the reason why their row is not served."""
     unchecked: int = 0
-    """Rows that are served although nobody has judged their content yet."""
+    """Rows that are served although their content is not judged yet."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason → up to ten rows, as ``id=7 name='if'``."""
 
@@ -79,7 +80,7 @@ def _example(row: Row) -> str:
 
 
 def reason_not_served(row: Row) -> Unserved | None:
-    """Why ``row`` by itself cannot be served; None if it can. The builder detects duplicates."""
+    """Why ``row`` cannot be served; None if it can. Duplicates are not detected here, but by the builder."""
     _, name, kind, interface, code, _, _, fault, _ = row
     if not name:
         return Unserved.NULL_NAME if name is None else Unserved.EMPTY_NAME

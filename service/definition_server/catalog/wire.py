@@ -33,8 +33,8 @@ _LEAST_OF_TWO, _MOST_OF_TWO = 3 + (1 << 7), 3 + _REMEMBERED_BELOW - 1
 
 
 class _Varints(dict[int, bytes]):
-    """Varints by value. Those of one and two octets are remembered: nearly every length in a catalogue is one of them,
-    and a process that builds none needs few.
+    """Varints by value. Those of one and two octets are remembered as they are used: nearly every length in a catalogue
+    is one of them.
     """
 
     def __missing__(self, value: int) -> bytes:
@@ -42,7 +42,7 @@ class _Varints(dict[int, bytes]):
             self[value] = encoded = bytes((value,))
         elif value < _REMEMBERED_BELOW:
             self[value] = encoded = bytes((value & 0x7F | 0x80, value >> 7))
-        elif value < 1 << 21:  # the ids of a large table
+        elif value < 1 << 21:  # such as the ids of a large table
             encoded = bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
         else:
             octets = bytearray()
@@ -55,7 +55,7 @@ class _Varints(dict[int, bytes]):
 
 
 VARINTS = _Varints()
-"""Every value, which is not negative, in base 128, least significant group first."""
+"""Each value in base 128, least significant group first. Values are not negative."""
 
 varint = VARINTS.__getitem__
 """The varint of a value."""
@@ -73,7 +73,7 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def content_length(size: int) -> int:
-    """The octets of the content of a length-delimited field that has ``size`` in all, and a tag of one octet."""
+    """The octets of the content of a length-delimited field of ``size`` octets, whose tag has one octet."""
     length = size - 2
     while 1 + len(varint(length)) + length > size:
         length -= 1
@@ -82,17 +82,17 @@ def content_length(size: int) -> int:
 
 def content_lengths(sizes: Iterable[int]) -> list[int]:
     """`content_length` of each of ``sizes``."""
-    # Nearly all have a length of two octets.
+    # The varint of the length of nearly every field has two octets.
     return [size - 3 if _LEAST_OF_TWO <= size <= _MOST_OF_TWO else content_length(size) for size in sizes]
 
 
 def fits_int32(value: int) -> bool:
-    """Whether ``value`` fits into 32 bits with a sign."""
+    """Whether ``value`` fits into a signed 32-bit number."""
     return -(2**31) <= value < 2**31
 
 
 def int32(value: int) -> int:
-    """The ``int32`` that the varint ``value`` stands for: of its bits the lower 32, with a sign."""
+    """The ``int32`` that the varint ``value`` stands for: its lower 32 bits, as a signed number."""
     low = value & 0xFFFF_FFFF
     return low - 2**32 if low >= 2**31 else low
 

@@ -26,10 +26,10 @@ def run() -> None:
 
 @contextmanager
 def lasting_imports() -> Iterator[None]:
-    """What is imported within is there as long as the process: the garbage collector never examines it.
+    """Within this context, imported objects are exempt from garbage collection, as they last as long as the process.
 
-    It would do so while modules are imported, for a tenth of the time that a server takes to import its own, and find
-    nothing; and later in each full collection.
+    Otherwise the collector would examine them in vain during the imports, for a tenth of the time that a server's
+    imports take, and again in each full collection.
     """
     gc.disable()
     try:

@@ -18,14 +18,30 @@ from definition_server.cli.sizing import LIMIT_OVER_PEAK, Answer, Demand, Figure
 
 
 @click.command()
-@click.option("--rps", type=click.FloatRange(0, min_open=True), required=True, help="Calls a second, all replicas.")
-@click.option("--definitions", type=click.IntRange(1), default=100_000, show_default=True, help="In the catalogue.")
+@click.option(
+    "--rps", type=click.FloatRange(0, min_open=True), required=True, help="Calls a second, of all replicas together."
+)
+@click.option(
+    "--definitions", type=click.IntRange(1), default=100_000, show_default=True, help="Definitions in the catalogue."
+)
 @click.option(
     "--definition-octets", type=click.IntRange(1), default=2100, show_default=True,
     help="Average size of one served definition: `validate` prints body bytes and definitions.",
 )  # fmt: skip
-@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="One of several may be down.")
-@click.option("--connections", type=click.IntRange(0), default=1000, show_default=True, help="Clients, all replicas.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Replicas, of which one may be down if there are several.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Client connections, of all replicas together.",
+)
 @click.option(
     "--margin", type=click.FloatRange(0, 0.95), default=0.4, show_default=True,
     help="Share of the cores' time that stays free.",
@@ -37,7 +53,8 @@ def capacity(
 ) -> None:
     """Print the workers, cores and memory that each replica needs for a load, with the formulas.
 
-    The formulas use measured figures that come with this package. The machine that they were measured on is printed.
+    The formulas use measured figures that come with this package. The output names the machine on which they were
+    measured.
     """
     if rps in (float("inf"), float("-inf")) or rps != rps:
         raise click.UsageError("--rps must be a finite number.")

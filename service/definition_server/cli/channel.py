@@ -19,7 +19,7 @@ from definition_server.environment import Problem
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # a catalogue easily exceeds the default of 4 MiB
     ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),  # http_proxy is meant for web traffic; these ports are internal
+    ("grpc.enable_http_proxy", 0),  # http_proxy is for web traffic; these ports are internal
     ("grpc.use_local_subchannel_pool", 1),  # a new channel connects at once, without an earlier one's back-off
 )
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server to call: its address, the key, the longest time of an answer (seconds), and TLS (None: cleartext)."""
+    """The server to call: its address, the key, the longest wait for an answer (seconds), and TLS (None: cleartext)."""
 
     address: str
     api_key: str | None
@@ -38,7 +38,7 @@ class Server:
     tls: Tls | None
 
     def open_channel(self) -> grpc.Channel:
-        """A connection that the caller closes."""
+        """Open a channel. The caller closes it."""
         if self.tls is None:
             return grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
         credentials = grpc.ssl_channel_credentials(self.tls.authorities, self.tls.key, self.tls.certificate)
@@ -53,7 +53,7 @@ class Server:
         return self._call(method, request, answer.FromString)
 
     def call_raw(self, method: str, request: Message) -> bytes:
-        """`call`, with the answer as octets: a large one takes a third of the memory that its objects would."""
+        """Like `call`, but returns octets: a large answer takes a third of the memory that its objects would."""
         return self._call(method, request, bytes)
 
     def _call(self, method: str, request: Message, read: Callable[[bytes], T]) -> T:
@@ -73,7 +73,7 @@ class Server:
             raise self.failure(error) from None
 
     def failure(self, error: grpc.RpcError) -> CommandFailed:
-        """The report of ``error``: the address, the cause and, where we know one, a remedy."""
+        """The report of ``error``: the address, the cause and, if one is known, a remedy."""
         call = cast("grpc.Call", error)
         cause = visible(call.details() or "no reason given")
         match call.code():
@@ -150,7 +150,7 @@ def server_of(
     client_cert_file: str | None,
     client_key_file: str | None,
 ) -> Server:
-    """The server that the options name; the environment supplies what they leave out.
+    """The server that the options name; the environment supplies the missing options.
 
     Raises:
         CommandFailed: where the options or the environment cannot be used.

@@ -134,7 +134,7 @@ def fetch(out: Path | None, as_json: bool, **connection: Any) -> None:
 
 
 def file_name(name: str) -> str:
-    """The file that ``sync --out`` writes the definition called ``name`` to.
+    """The file to which ``fetch --out`` writes the definition called ``name``.
 
     One path component, never hidden, and different for different names. All octets but ``A-Z a-z 0-9 _ . -``, and a
     leading dot, are percent-encoded. A result that is too long for a file name is shortened and ends with
@@ -225,7 +225,7 @@ def _check(server: Server, request: Any) -> tuple[str, CommandFailed | None]:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=server.timeout)
     except grpc.RpcError as error:
         if cast("grpc.Call", error).code() is grpc.StatusCode.NOT_FOUND:
-            return "SERVICE_UNKNOWN", None  # the name that Watch has for it
+            return "SERVICE_UNKNOWN", None  # the name that Watch uses for an unknown service
         return UNREACHABLE, CommandFailed(server.failure(error).message, Exit.UNAVAILABLE)
     return _status_name(answer), None
 
@@ -239,7 +239,7 @@ def _status_name(answer: Any) -> str:
 
 
 class _StateLine:
-    """Prints a state if it differs from the one before."""
+    """Prints a state if it differs from the previous one."""
 
     def __init__(self, service: str, *, as_json: bool) -> None:
         self._service = service
@@ -261,9 +261,10 @@ class _StateLine:
 
 @contextmanager
 def _exit_on_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends the process without an exception: raised while gRPC holds a lock, that could block the end for ever.
+    """Ctrl-C ends the process without an exception, because an exception that is raised while gRPC holds a lock could
+    block the exit for ever.
 
-    Every printed line is flushed, and the process holds nothing else.
+    Nothing is lost by that: every printed line is flushed.
     """
     before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(0))
     try:
@@ -302,8 +303,8 @@ def _follow(
 ) -> None:
     """Watch on ``channel`` until the server ends the stream or it breaks.
 
-    A host that vanished sends nothing, and neither does a healthy one without a change. So the stream is opened anew
-    every ``server.timeout`` seconds, and a server that does not send the first state at once is unreachable.
+    A host that vanished sends nothing, and a healthy one sends nothing until its state changes. So the stream is opened
+    anew every ``server.timeout`` seconds, and a server that does not send the first state at once is unreachable.
 
     Raises:
         grpc.RpcError: where a stream brought no state at all.

@@ -66,7 +66,7 @@ class ClientSettings(EnvironmentSettings):
             try:
                 return str(ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]")))
             except ValueError:
-                raise ValueError("it is no IPv6 address, and a port is given by --port (PORT)") from None
+                raise ValueError("it is not an IPv6 address, and a port is given by --port (PORT)") from None
         return value
 
     @field_validator("ca_file")
@@ -111,7 +111,7 @@ class ControlSettings(EnvironmentSettings):
     snapshot_dir: Path | None = Field(
         None,
         validation_alias="SNAPSHOT_DIR",
-        description="The server's directory of snapshots, in which its socket is, unless `CONTROL_SOCKET` is set.",
+        description="The server's directory of snapshots, which has its socket unless `CONTROL_SOCKET` is set.",
         json_schema_extra=advice("Give the directory that the server has, or leave it unset"),
     )
 

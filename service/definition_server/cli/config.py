@@ -33,7 +33,7 @@ def config(as_json: bool, reference: bool) -> None:
     if as_json:
         console.print_json(data=values)
         return
-    if not on_terminal():  # a value must not be cut off at a width that a pipe does not have
+    if not on_terminal():  # in a pipe, no value may be cut off at a terminal's width
         for variable, value in values.items():
             click.echo(f"{variable:<28} {'unset' if value is None else value}")
         return

@@ -63,7 +63,7 @@ def diff(master: Master, as_json: bool, old: str, new: str) -> None:
     click.echo(f"{counts}", err=True)
 
 
-# -- what changes something ------------------------------------------------------------------------------------------
+# -- commands that change something ----------------------------------------------------------------------------------
 
 
 @click.command(epilog=EPILOG)
@@ -86,7 +86,7 @@ def accept(master: Master, as_json: bool, version: str) -> None:
 def pin(master: Master, as_json: bool, version: str, duration: str | None, until: str | None) -> None:
     """Serve VERSION of the history, whatever the table says, until the time is over or `unpin`.
 
-    A pin survives restarts. Give --for or --until: nobody remembers a pin without an end.
+    A pin survives restarts. Give --for or --until, because a pin without an end is easily forgotten.
 
     Exit codes: 0 every worker serves it, 1 not done, 3 no such version, 4 not your server, 69 no server at the socket.
     """
@@ -108,7 +108,7 @@ def unpin(master: Master, as_json: bool) -> None:
 @click.command(epilog=EPILOG)
 @control_options(120)
 def sync(master: Master, as_json: bool) -> None:
-    """Make the server read its whole table now, whether it sees a change or not.
+    """Make the server read its whole table now, even if it sees no change.
 
     `fetch` downloads a catalogue; it was called `sync` once, and `sync --out` and `sync --host` still are `fetch`.
 
@@ -132,7 +132,7 @@ def sync(master: Master, as_json: bool) -> None:
 def roll(master: Master, as_json: bool) -> None:
     """Replace the workers one by one; each serves before its predecessor leaves.
 
-    The roll goes on if this command is ended.
+    The roll continues if this command is ended.
 
     Exit codes: 0 all were replaced, 1 one could not be replaced and the roll has stopped, 4 not your server, 69 no
     server at the socket.
@@ -176,13 +176,13 @@ def _served_facts(served: pb.Served | None) -> list[tuple[str, str]]:
     return facts
 
 
-# -- what is given ---------------------------------------------------------------------------------------------------
+# -- arguments ------------------------------------------------------------------------------------------------------
 
 
 def _hash(text: str) -> str:
     found = text.strip().lower()
     if not re.fullmatch(r"[0-9a-f]{8,64}", found):
-        raise click.UsageError(f"{visible(text)!r} is no version: give at least 8 hex digits of its hash.")
+        raise click.UsageError(f"{visible(text)!r} is not a version: give at least 8 hex digits of its hash.")
     return found
 
 
@@ -190,7 +190,7 @@ def _end_of(duration: str | None, until: str | None) -> datetime:
     """When a pin ends.
 
     Raises:
-        click.UsageError: where neither or both are given, or one is not understood.
+        click.UsageError: where neither or both are given, or the one given is invalid.
     """
     if (duration is None) == (until is None):
         raise click.UsageError("Give --for (for example 2h) or --until.")

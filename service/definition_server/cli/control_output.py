@@ -1,4 +1,4 @@
-"""How the answers of a control socket are shown: as JSON, in tables and lines, and while one waits."""
+"""Prints the answers of a control socket: as JSON, or in tables and lines; and the progress while a command waits."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from definition_server.cli.exits import on_terminal, print_wrapped_facts, visibl
 from definition_server.rpc import avap_control_pb2 as pb
 
 _SHOWN_HASH = 16
-"""Digits in tables; every command takes as few as 8."""
+"""Digits of a hash in tables; every command accepts 8 or more."""
 _BRIEF_HASH = 8
-"""Digits where the line is narrow: the least that a command takes."""
+"""Digits of a hash in a narrow line: the fewest that a command accepts."""
 _NARROW_CELL = 18
-"""Columns below which a long name is not folded."""
+"""A name is folded to no fewer columns than this."""
 _WHOLE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9a-f]{8,16}|[0-9.]{7,15}:[0-9]+")
-"""A cell that no terminal may break."""
+"""A cell that is never broken into lines."""
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
 def json_value(message: Message) -> dict[str, Any]:
-    """For JSON. Times are ISO 8601, 64-bit numbers are numbers."""
+    """``message`` as a value for JSON. Times are ISO 8601; 64-bit integers are numbers."""
     value = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     return _with_numbers(value, message.DESCRIPTOR)
 
 
 def _with_numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
-    """MessageToDict writes 64-bit numbers as text, for JavaScript; ours are counts."""
+    """MessageToDict writes 64-bit integers as text, for JavaScript. They become numbers here: ours are counts."""
     for name, field in descriptor.fields_by_name.items():
         if name not in value:
             continue
@@ -61,7 +61,7 @@ def iso(stamp: Timestamp) -> str:
 
 
 def age(stamp: Timestamp, now: float) -> str:
-    """How long before ``now`` (seconds since the epoch) that was, in the largest unit of which it has at least two."""
+    """The time from ``stamp`` to ``now`` (seconds since the epoch), in the largest unit that it has at least twice."""
     seconds = max(0.0, now - stamp.ToNanoseconds() / 1e9)
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
@@ -89,9 +89,11 @@ def yes_or_no(yes: bool, reason: str) -> str:
 
 
 def print_table(title: str | None, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table at a terminal, lines with tabs in a pipe, the names of the columns first; nothing without rows.
+    """Print a table at a terminal, or lines with tabs in a pipe, the names of the columns first. Print nothing if
+    there are no rows.
 
-    On a terminal that is too narrow for the table, each row is a group of lines, one a column: nothing is cut off.
+    On a terminal that is too narrow for the table, each row is a group of lines, one per column, so that nothing is cut
+    off.
     """
     if not rows:
         return
@@ -123,7 +125,7 @@ def _short_words(column: str, cells: list[list[str]], number: int) -> bool:
 
 
 def _least_columns(columns: tuple[str, ...], cells: list[list[str]]) -> int:
-    """The narrowest terminal on which the table has whole words, and room for the beginning of a long name."""
+    """The width of the narrowest terminal on which words stay whole and the beginning of a long name has room."""
     words = [
         max(len(word) for text in (name, *(row[number] for row in cells)) for word in (text.split() or [""]))
         for number, name in enumerate(columns)
@@ -142,7 +144,7 @@ def _print_records(console: Console, title: str | None, columns: tuple[str, ...]
 
 
 def print_versions(title: str | None, versions: Iterable[pb.Version]) -> None:
-    """A table of the history's versions; hashes are whole in a pipe."""
+    """Print a table of the history's versions. In a pipe, the hashes are not shortened."""
     hash_of = short if on_terminal() else str
     rows: list[tuple[str, ...]] = [
         (

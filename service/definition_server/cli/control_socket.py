@@ -1,4 +1,4 @@
-"""The server behind a control socket, as the operator's commands call it; the options that all of them have."""
+"""Calls to the server at a control socket, and the options that all operator's commands have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from definition_server.rpc import avap_control_pb2_grpc as pb_grpc
 Command = TypeVar("Command", bound=Callable[..., None])
 
 EPILOG = settings_epilog(ControlSettings)
-"""Ends the help of each of these commands."""
+"""The end of the help of each of these commands."""
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -33,7 +33,7 @@ _CHANNEL_OPTIONS = (
 
 
 class Master:
-    """The server behind a socket."""
+    """The server at a control socket."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         self.path = path
@@ -43,13 +43,13 @@ class Master:
         """The answer of one method.
 
         Raises:
-            CommandFailed: where there is none.
+            CommandFailed: where there is no answer.
         """
         with self._stub() as stub:
             return getattr(stub, method)(request, timeout=timeout or self._timeout)
 
     def stream(self, method: str, request: Message) -> Iterator[Any]:
-        """The answers of one method, as they come.
+        """The answers of a streaming method, as they arrive.
 
         Raises:
             CommandFailed: where it fails.
@@ -67,7 +67,7 @@ class Master:
             raise self._failure(cast("grpc.Call", error)) from None
 
     def _check_socket(self) -> None:
-        """Refuse a path that is no socket, or belongs to another account: somebody else would answer there."""
+        """Refuse a path that is not a socket, or belongs to another account: another program might answer there."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
@@ -119,7 +119,7 @@ class Master:
 
 
 def control_options(timeout: float) -> Callable[[Command], Command]:
-    """``--json``, ``--socket`` and ``--timeout``; the command gets ``master`` in place of the last two."""
+    """The options ``--json``, ``--socket`` and ``--timeout``. In place of the last two, the command gets ``master``."""
 
     def add(command: Command) -> Command:
         def run(*, socket: Path | None, timeout: float, **others: Any) -> None:
@@ -133,7 +133,7 @@ def control_options(timeout: float) -> Callable[[Command], Command]:
 
 
 def server_options(timeout: float) -> Callable[[Command], Command]:
-    """``--json`` (``as_json``), ``--socket`` and ``--timeout``, as they are."""
+    """The options ``--json`` (``as_json``), ``--socket`` and ``--timeout``, which the command gets as its arguments."""
 
     def add(command: Command) -> Command:
         def run(**options: Any) -> None:
@@ -161,12 +161,12 @@ def server_options(timeout: float) -> Callable[[Command], Command]:
 
 
 def master_at(socket: Path | None, timeout: float) -> Master:
-    """The server behind the socket ``socket``, or behind that of the environment. Raises as `socket_path`."""
+    """The server at ``socket``, or at the socket that the environment names. Raises as `socket_path` does."""
     return Master(socket_path(socket), timeout)
 
 
 def socket_path(given: Path | None) -> Path:
-    """The socket to call: ``given``, or that of the environment.
+    """The socket to call: ``given``, or the one that the environment names.
 
     Raises:
         CommandFailed: where neither names one.

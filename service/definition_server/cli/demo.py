@@ -70,19 +70,19 @@ def demo() -> None:
         code = _serve(settings)
     except (PostgresBinariesNotFound, PostgresStartFailed, PsqlFailed) as error:
         raise CommandFailed(f"the demo's PostgreSQL: {error}", Exit.UNAVAILABLE) from None
-    finally:  # not a `with`: a signal between the start and its block would leave PostgreSQL's directory
+    finally:  # not a `with`: a signal between the start and the block would leave PostgreSQL's directory behind
         _ignore_signals()
         postgres.stop()
     try:
         console.print("The demo has ended; its PostgreSQL and its data are gone.")
         sys.stdout.flush()
-    except OSError:  # the terminal is gone: without this, Python fails to write the line at the exit too (code 120)
+    except OSError:  # the terminal is gone: without this, Python fails again at the exit (code 120)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
 
 
 def _leave(number: int, _: object) -> NoReturn:
-    """End the demo, and its PostgreSQL with it. A further signal does not disturb that."""
+    """End the demo and its PostgreSQL. Further signals are ignored meanwhile."""
     _ignore_signals()
     sys.exit(0)
 
@@ -121,7 +121,7 @@ def _check_ports(settings: Settings) -> None:
 
 
 def _line_of_status(settings: Settings, program: str) -> str:
-    """How to ask this server on its socket, where it has one."""
+    """The command that shows this server's status, if it has a control socket; otherwise how to get one."""
     if (path := settings.control_path()) is None:
         return "  (with SNAPSHOT_DIR=DIRECTORY before the demo, status, pin and the other operator's commands work)"
     return f"  CONTROL_SOCKET={shlex.quote(str(path))} {program} status"

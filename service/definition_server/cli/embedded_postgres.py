@@ -7,10 +7,10 @@ system. The server listens on 127.0.0.1 only, needs no password, and keeps all i
   process is killed first, the kernel sends the server SIGQUIT (Linux only); its directory stays.
 * PostgreSQL refuses to run as root, so root starts it as the user ``postgres``, or else ``nobody``.
 * It can simulate the failures of a database host: ``kill()`` (crash), ``pause_postmaster()`` (new connections hang),
-  ``pause()`` (open ones hang too). ``restart()`` uses the same port and data and loses no committed row. That holds
-  with ``fsync=off``, because the kernel survives the server; it does not with ``synchronous_commit=off``.
+  ``pause()`` (open ones hang too). ``restart()`` uses the same port and data and loses no committed row. This is true
+  with ``fsync=off``, because the kernel survives the server, but not with ``synchronous_commit=off``.
 
-The module is longer than most, so that everything about PostgreSQL as a child process is in one file.
+This module is long because everything about PostgreSQL as a child process is in one file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _GONE, _STOPPED, _AWAKE = "ZX", "TZX", "RSDIUZX"
 
 
 class PostgresBinariesNotFound(Exception):
-    """There is no complete PostgreSQL on this machine. The message says where it was searched, and the remedy."""
+    """There is no complete PostgreSQL on this machine. The message lists where it was searched for, and a remedy."""
 
 
 class PostgresStartFailed(Exception):
@@ -69,7 +69,7 @@ def _run(
     environment: Mapping[str, str] = {},
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with an environment of our own: a stray ``PGHOST`` or locale must have no effect."""
+    """Run a command to its end. It gets a fixed environment, so that a stray ``PGHOST`` or locale has no effect."""
     return subprocess.run(
         command,
         input=stdin,
@@ -168,19 +168,19 @@ def _die_with_parent() -> Callable[[], None] | None:
     if sys.platform != "linux":
         return None
     if threading.current_thread() is not threading.main_thread():
-        return None  # the kernel's notion of parent is the thread: the server would end with a helper thread
+        return None  # for the kernel the parent is the thread: the server would end when a helper thread ends
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def arm() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
-        if os.getppid() != parent:  # the parent ended between fork and prctl: no signal will come
+        if os.getppid() != parent:  # the parent ended between fork and prctl, so no signal will come
             os._exit(1)
 
     return arm
 
 
 def _process_table() -> list[tuple[int, int, str]]:
-    """Every process: pid, parent's pid, state letter."""
+    """Pid, parent's pid and state letter of every process."""
     if sys.platform != "linux":
         rows = map(str.split, _run(["ps", "-A", "-o", "pid=,ppid=,stat="], check=True).stdout.splitlines())
         return [(int(pid), int(parent), state[0]) for pid, parent, state in rows]
@@ -196,9 +196,9 @@ def _process_table() -> list[tuple[int, int, str]]:
 class EmbeddedPostgres:
     """One server. ``start()`` it from the main thread (see ``_die_with_parent``), or use it as a context.
 
-    ``port`` 0 means a free one, which ``port`` and ``url`` hold after the start. ``settings`` are server
-    parameters, as in ``postgresql.conf``. ``password`` is that of the superuser ``postgres``; empty: every local
-    process may connect as it, without any. Its methods may be called by one thread at a time.
+    ``port`` 0 means a free port; after the start, ``port`` and ``url`` have it. ``settings`` are server parameters, as
+    in ``postgresql.conf``. ``password`` is that of the superuser ``postgres``; empty: every local process may connect
+    as it, without any. Its methods may be called by one thread at a time.
     """
 
     host = HOST
@@ -217,7 +217,7 @@ class EmbeddedPostgres:
         self.password = password
         self.binaries = binaries
         self.directory: Path | None = None
-        """The temporary directory, while there is one: data, log, and a copy of the binaries if need be."""
+        """The temporary directory, while there is one: data, log, and a copy of the binaries if one is needed."""
         defaults = {"listen_addresses": HOST, "unix_socket_directories": "", "fsync": "off"}
         self._settings = defaults | dict(settings)
         self._user: dict[str, Any] = {}
@@ -304,7 +304,7 @@ class EmbeddedPostgres:
 
     def pause(self) -> None:
         """Make new and open connections hang without closing any: the half-open case."""
-        self.pause_postmaster()  # first, so that it starts no further child
+        self.pause_postmaster()  # the postmaster first, so that it starts no more children
         self._signal(signal.SIGSTOP, _STOPPED, children=True)
 
     def resume(self) -> None:
@@ -352,7 +352,7 @@ class EmbeddedPostgres:
 
     def _create_cluster(self, binaries: PostgresBinaries) -> None:
         self._user = _server_user()
-        with signals_held_back():  # a signal that raises between the two would leave the directory
+        with signals_held_back():  # a signal that raises between the two would leave the directory behind
             self.directory = Path(tempfile.mkdtemp(prefix="avap-postgres-"))
         self.directory.chmod(0o700)  # regardless of the umask
         self._give_to_server(self.directory)
@@ -367,7 +367,9 @@ class EmbeddedPostgres:
             raise PostgresStartFailed(f"initdb failed: {done.stderr.strip()}")
 
     def _password_file(self) -> Path:
-        """The password, for initdb: a command line could be read by everybody. The directory has mode 0700."""
+        """Write the password to a file for initdb, because every user could read it on a command line. The directory
+        has mode 0700.
+        """
         path = self._root / "password"
         path.touch(mode=0o600)
         path.write_text(f"{self.password}\n", encoding="utf-8")
@@ -427,8 +429,8 @@ class EmbeddedPostgres:
         return self
 
     def _spawn(self, options: list[str]) -> subprocess.Popen[bytes]:
-        # A direct child (no pg_ctl), so that wait() reaps it; in a session of its own, so that Ctrl-C on a terminal
-        # signals only this process, which then stops the server in order.
+        # A direct child (no pg_ctl), so that wait() reaps it. It has a session of its own, so that Ctrl-C on a terminal
+        # signals only this process, which then stops the server properly.
         with (self._root / "log").open("ab") as log:
             return subprocess.Popen(
                 [self._programs.postgres, "-D", self._data, "-p", str(self.port), *options],
@@ -464,7 +466,7 @@ class EmbeddedPostgres:
         self._process = None
 
     def _signal(self, signum: signal.Signals, settled: str, *, children: bool) -> None:
-        """Signal the postmaster, or its children, until each is in a state of ``settled`` or time is up."""
+        """Signal the postmaster, or its children, until each is in a state of ``settled`` or the time is over."""
         deadline = time.monotonic() + SIGNAL_SECONDS
         while (postmaster := self.pid) is not None and time.monotonic() < deadline:
             pids = [

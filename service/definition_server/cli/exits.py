@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from definition_server.environment import EX_CONFIG, AnySettings, Check, Problem, SettingsError, load_settings, notices
-from definition_server.observability.visible import visible as visible  # for all commands, with the rest of output
+from definition_server.observability.visible import visible as visible  # all commands print through this module
 from definition_server.settings import Settings
 
 
@@ -42,7 +42,7 @@ class CommandFailed(click.ClickException):
         self.exit_code = int(code)  # type: ignore[misc]  # click calls it a ClassVar, and reads it off the instance
 
     def format_message(self) -> str:
-        """The message for stderr. It may hold a peer's or a database's text. At a terminal it is wrapped at words."""
+        """The message for stderr. It may contain text of a peer or a database. At a terminal it is wrapped at words."""
         return _at_a_terminal(visible(self.message, keep="\n\t"))
 
 
@@ -67,7 +67,7 @@ def settings_or_exit(
     checks: Mapping[str, Check] | None = None,
     **overrides: str | None,
 ) -> AnySettings:
-    """`load_settings`; an invalid environment ends the command with every problem and exit code 78."""
+    """Like `load_settings`, but an invalid environment ends the command with a list of problems and exit code 78."""
     try:
         return load_settings(cls, defaults=defaults, checks=checks, **overrides)
     except SettingsError as error:
@@ -80,7 +80,7 @@ def misspelled(cls: type[AnySettings]) -> list[str]:
 
 
 def server_settings_or_exit(**overrides: str | None) -> Settings:
-    """`settings_or_exit` for the server's settings, ``DATABASE_URL`` as libpq judges it."""
+    """`settings_or_exit` for the server's settings. ``DATABASE_URL`` is checked with libpq."""
     from definition_server.control_plane.postgres import url_fault  # the client commands need no psycopg
 
     return settings_or_exit(Settings, defaults=None, checks={"DATABASE_URL": url_fault}, **overrides)
@@ -94,10 +94,10 @@ def unusable_environment(problems: Iterable[Problem | str]) -> CommandFailed:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Around the whole command line: wraps errors of usage at a terminal, and reports refused output in one line.
+    """A context for the whole command line: wraps usage errors at a terminal, and reports refused output in one line.
 
-    Ctrl-C ends with `Exit.INTERRUPTED`. Refused output is output that a full disk or a broken device refuses
-    (`Exit.FAILED`). A reader that has closed the pipe is left to click, which exits silently.
+    Ctrl-C ends with `Exit.INTERRUPTED`. Output is refused by a full disk or a broken device (`Exit.FAILED`). A reader
+    that has closed the pipe is left to click, which exits silently.
     """
     try:
         yield
@@ -117,7 +117,7 @@ _OUTPUT_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 @contextmanager
 def no_traceback() -> Iterator[None]:
-    """Around a command: reports causes of an early end that are not bugs in one line.
+    """A context for one command: if it ends early for a reason that is not a bug, the reason is printed in one line.
 
     Ctrl-C ends with `Exit.INTERRUPTED`, output that cannot be written with `Exit.FAILED`. A reader that has closed the
     pipe is left to click, which exits silently.
@@ -139,13 +139,13 @@ def no_traceback() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """Discard what stdout still buffers: to write it at exit would fail again, with Python's own exit code 120."""
+    """Discard the buffered output of stdout: writing it at exit would fail again, with Python's own exit code 120."""
     with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def on_terminal() -> bool:
-    """Whether stdout is a terminal. A pipe gets neither colours nor tables, whatever FORCE_COLOR says."""
+    """Whether stdout is a terminal. A pipe gets neither colours nor tables, even with FORCE_COLOR."""
     return sys.stdout.isatty()
 
 
@@ -155,7 +155,7 @@ def print_json(value: object) -> None:
 
 
 def print_code(octets: bytes) -> None:
-    """Print ``octets`` and nothing else: as they are, but on a terminal with control characters escaped."""
+    """Print ``octets`` and nothing else. On a terminal, control characters are escaped."""
     if on_terminal():
         click.echo(visible(octets.decode(errors="backslashreplace"), keep="\n\t"), nl=False)
     else:
@@ -170,7 +170,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def print_wrapped_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """`print_facts`; at a terminal, values that are too long are wrapped between words."""
+    """Like `print_facts`, but at a terminal long values are wrapped between words."""
     if not on_terminal():
         print_facts(facts)
         return

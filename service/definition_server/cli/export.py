@@ -26,22 +26,22 @@ _TOTAL_COUNT, _VERSION_HASH = 2, 3
 
 
 class _Catalogue:
-    """The commands of a catalogue, and what it says about itself."""
+    """The commands of a catalogue, with the version hash and the number of commands that it states."""
 
     def __init__(self, version_hash: str, count: int | None, commands: Iterator[memoryview]) -> None:
         self.version_hash = version_hash
         self._count = count
         self._commands = commands
         self.with_bytecode = 0
-        """Commands so far that have bytecode."""
+        """Number of commands so far that have bytecode."""
 
     def rows(self) -> Iterator[TableRow]:
         """The row of every ``CommandResponse``.
 
         Raises:
-            CommandFailed: where there are fewer or more than the catalogue says.
-            RestoreError: where no row can hold one.
-            WireError: where one is none.
+            CommandFailed: where the number of commands is not the one that the catalogue states.
+            RestoreError: where no row can hold a command.
+            WireError: where a message is not a ``CommandResponse``.
         """
         found = 0
         for command in self._commands:
@@ -71,9 +71,9 @@ def export(
 ) -> None:
     """Write SQL that makes the table serve a catalogue again: byte for byte, ids and bytecode included.
 
-    The catalogue is what a server serves (asked on its gRPC port, with the key), a version of the history of the server
-    on this machine (--history), or the content of a snapshot file (--snapshot). Nothing is read from or written to a
-    database: run the script with psql.
+    The catalogue is the one that a server serves (called on its gRPC port, with the key), a version of the history of
+    the server on this machine (--history), or the content of a snapshot file (--snapshot). No database is read or
+    written: run the script with psql.
 
     Exit codes: 0 written, 1 damaged or not writable, 3 no such version, 4 key refused, 69 no answer, 78 no key.
     """
@@ -106,7 +106,7 @@ def _about_bytecode(commands: int) -> str:
 
 
 def _of_server(connection: dict[str, Any]) -> _Catalogue:
-    """The catalogue that a server serves, as one message that is not parsed into objects."""
+    """The catalogue that a server serves, as one message whose commands are not parsed into objects."""
     body = memoryview(server_of(**connection).call_raw("SyncCatalog", avap_pb2.Empty()))
     version, count = "", None
     for number, value, content in wire.fields(body):
@@ -137,7 +137,7 @@ def _write(pieces: Iterator[str], file: BinaryIO) -> None:
 
 
 def _replace(path: Path, pieces: Iterator[str]) -> None:
-    """Write a file whole, or leave the one that is there. It may hold what others must not read."""
+    """Write a file as a whole, or leave the existing one as it is. Only its owner can read it."""
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.writing")
     try:
         number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -1,8 +1,9 @@
-"""Several servers side by side: what each serves and since when, asked over HTTP on their metrics ports, without a key.
+"""Shows several servers in one table: the catalogue that each serves and since when. The requests go over HTTP to their
+metrics ports, without a key.
 
-A name may have several addresses, as that of a headless service has: each is a replica. One that does not answer, or
-answers something else, is a row too. The answers are those of strangers: their size, their time and the types in them
-are checked.
+A name may have several addresses, as that of a headless service has; each is a replica. A replica that does not answer,
+or sends an unexpected answer, has a row too. The answers are not trusted: their size, their duration and the types in
+them are checked.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from definition_server.cli.exits import CommandFailed, Exit, on_terminal, print_
 Result = TypeVar("Result")
 
 METRICS_PORT = 9464
-"""Where a target names none."""
+"""The port of a target without one."""
 _LARGEST_ANSWER = 4 * 1024 * 1024
 _MOST_REPLICAS = 256
 _SHOWN_REPLICAS = 5
 _WIDE = 110
-"""Columns of a terminal from which on host names are shown."""
+"""Host names are shown on a terminal with at least so many columns."""
 _TARGET = re.compile(
     r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)"
 )
@@ -42,7 +43,7 @@ _TARGET = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a replica may be."""
+    """An address at which a replica may be."""
 
     host: str
     port: int
@@ -56,9 +57,9 @@ class Replica:
     """The state of one replica, as far as it is known."""
 
     at: str
-    """Its address, or the name that has none."""
+    """Its address, or a name for which there is no address."""
     error: str | None = None
-    """Why nothing else is known."""
+    """The reason why nothing else is known; None if the replica has answered."""
     hostname: str = ""
     started_at: str = ""
     server_version: str = ""
@@ -74,16 +75,16 @@ class Replica:
     held: bool = False
     pinned: bool = False
     differs: bool = False
-    """Whether most replicas serve another version."""
+    """Whether this replica serves another version than most replicas."""
 
     @property
     def good(self) -> bool:
-        """Whether it is ready, and serves what the table has and the others serve."""
+        """Whether it is ready and fresh, and serves the version that the others serve."""
         return self.ready and self.fresh and not self.differs
 
     @property
     def state(self) -> str:
-        """In a few words."""
+        """The state in a few words."""
         if self.error is not None:
             return self.error
         words = ["stopping" if self.stopping else "ready" if self.ready else "not ready"]
@@ -95,12 +96,12 @@ def parse_target(text: str) -> Address:
     """``HOST``, ``HOST:PORT``, ``[IPv6]:PORT`` or a bare IPv6 address.
 
     Raises:
-        click.UsageError: where it is none of them.
+        click.UsageError: where it has another form.
     """
     found = _TARGET.fullmatch(text)
     port = METRICS_PORT if found is None or found[3] is None else int(found[3])
     if found is None or not 0 < port < 65_536:
-        raise click.UsageError(f"{visible(text)!r} is no HOST or HOST:PORT of a metrics port.")
+        raise click.UsageError(f"{visible(text)!r} is not HOST or HOST:PORT of a metrics port.")
     return Address(found[1] or found[2] or found[4], port)
 
 
@@ -124,7 +125,7 @@ def show_fleet(targets: Sequence[str], timeout: float, *, as_json: bool) -> None
 
 
 def _print_table(replicas: Sequence[Replica]) -> None:
-    """At a terminal hashes are cut, and host names shown where there is room. Lines in a pipe have all."""
+    """At a terminal hashes are shortened, and host names are shown if there is room. Lines in a pipe are complete."""
     terminal = on_terminal()
     hash_of = brief if terminal else str
     with_host = not terminal or shutil.get_terminal_size().columns >= _WIDE
@@ -147,7 +148,7 @@ def _print_table(replicas: Sequence[Replica]) -> None:
 def _judge(replicas: Sequence[Replica], versions: Counter[str]) -> None:
     if all(replica.error is not None for replica in replicas):
         raise CommandFailed(
-            "no replica answers. HOST is asked on its metrics port: 9464, or HOST:PORT", Exit.UNAVAILABLE
+            "no replica answers. The request goes to the metrics port of HOST: 9464, or HOST:PORT", Exit.UNAVAILABLE
         )
     faults = []
     if len(versions) > 1:
@@ -195,11 +196,11 @@ def _seconds(instant: str | None) -> str:
     return "-" if instant is None else re.sub(r"(\.[0-9]+)?\+00:00$", "Z", instant)
 
 
-# -- asking ----------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------------------------
 
 
 def ask(targets: Sequence[Address], timeout: float) -> list[Replica]:
-    """The replicas at ``targets``, in their order; ``timeout``: seconds for all of it."""
+    """The replicas at ``targets``, in the same order. ``timeout``: seconds for the whole function."""
     deadline = time.monotonic() + timeout
     found: list[list[Address] | Replica] = _side_by_side(
         [partial(_addresses, target) for target in targets],
@@ -231,7 +232,9 @@ def ask(targets: Sequence[Address], timeout: float) -> list[Replica]:
 
 
 def _side_by_side(work: Sequence[Callable[[], Result]], timeout: float, late: Callable[[int], Result]) -> list[Result]:
-    """The results of ``work``, each in a thread that nothing waits for longer; ``late``: what stands for a late one."""
+    """Call each function of ``work`` in a thread of its own. Returns the results; ``late`` supplies the result of a
+    function that has not returned within ``timeout`` seconds.
+    """
     results: queue.SimpleQueue[tuple[int, Result]] = queue.SimpleQueue()
 
     def run(number: int) -> None:
@@ -260,8 +263,8 @@ def _addresses(target: Address) -> list[Address] | Replica:
 
 
 def _of_one_name(replicas: list[Replica], addresses: list[Address]) -> list[Replica]:
-    """Those of one name. A family of addresses on which nothing answers is left out, where the other one answers: the
-    servers listen on the other alone.
+    """The replicas at the addresses of one name. If only one of IPv4 and IPv6 answers, the addresses of the other are
+    left out: the servers do not listen on it.
     """
     by_family: dict[bool, list[Replica]] = {True: [], False: []}
     for replica, address in zip(replicas, addresses, strict=True):
@@ -271,7 +274,7 @@ def _of_one_name(replicas: list[Replica], addresses: list[Address]) -> list[Repl
 
 
 def _once(replicas: Iterable[Replica]) -> list[Replica]:
-    """Each process once: it may have several addresses and names."""
+    """``replicas``, each process once: it may have several addresses and names."""
     found: dict[object, Replica] = {}
     for replica in replicas:
         known = replica.error is None and replica.hostname
@@ -280,8 +283,8 @@ def _once(replicas: Iterable[Replica]) -> list[Replica]:
 
 
 def _compared(replicas: list[Replica]) -> list[Replica]:
-    """``replicas``, with a mark at those that differ from the version that most serve; on a draw, from the version
-    published last."""
+    """``replicas``, with `differs` set for each that does not serve the version that most serve. If two versions are
+    served equally often, the one that was published last counts."""
     counts = Counter(replica.version_hash for replica in replicas if replica.version_hash)
     if len(counts) < 2:
         return replicas
@@ -313,7 +316,7 @@ def _read(address: Address, document: Any) -> Replica:
     """A document of ``/statusz``.
 
     Raises:
-        TypeError, KeyError, ValueError: where it is none.
+        TypeError, KeyError, ValueError: where it is not such a document.
     """
     catalog, sync, freshness = document["catalog"], document["sync"], document["freshness"]
     return Replica(

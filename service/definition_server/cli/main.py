@@ -40,11 +40,11 @@ _COMMANDS = {
 """Command → the module that defines a function of that name."""
 
 _FORMER_SYNC = frozenset(("--out", "--host", "--port", "--ca-file", "--client-cert-file", "--client-key-file"))
-"""Options of ``fetch`` from the time when that was called ``sync``."""
+"""Options of ``fetch``, by which a call of its former name ``sync`` is recognized."""
 
 
 _CLICKS_LEAST_COLUMNS = 52
-"""On a narrower terminal click writes lines of 50 characters all the same."""
+"""On a narrower terminal click still writes lines of 50 characters."""
 
 
 class _Commands(click.Group):
@@ -89,7 +89,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="definition-server")
 def cli() -> None:
-    """Serve AVAP command definitions from PostgreSQL over gRPC, and inspect what is served."""
+    """Serve AVAP command definitions from PostgreSQL over gRPC, and inspect them."""
 
 
 @cli.command(epilog=settings_epilog(Settings))

@@ -1,4 +1,4 @@
-"""``definition-server proto``: where the contract lies, for those who generate a client's code."""
+"""``definition-server proto``: the folder of the contract, from which the code of a client is generated."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from definition_server.environment import default_text, is_secret, remedy, varia
 from definition_server.settings import Settings
 
 _EPILOG_COLUMNS = 78
-"""At most; click puts two in front of each line."""
+"""The most columns of a line; click adds an indentation of two."""
 _LEAST_COLUMNS = 30
 
 
@@ -55,14 +55,14 @@ def settings_page() -> str:
         "",
         "All settings come from the environment. An invalid environment ends the command with exit code 78, and every",
         "problem is reported: the variable, its value (masked where it is secret), the reason and a remedy. A secret",
-        "`X` may be in a file instead, which `X_FILE` names; on `SIGHUP` the server reads those files again, each by",
-        "itself: one that cannot be used keeps its last good value. An empty variable counts as unset; where a base",
-        "sets `X_FILE` and you want `X`, override it with an empty `X_FILE`.",
+        "`X` may be in the file that `X_FILE` names instead. On `SIGHUP` the server reads these files again; a secret",
+        "whose file cannot be used keeps its last good value. An empty variable counts as unset: if a base sets",
+        "`X_FILE` and you want `X`, override `X_FILE` with an empty value.",
         "",
         "White space around a value is dropped, and choices may be in any case. Around a secret, from a variable or a",
-        "file, line ends and a byte order mark are dropped (with a warning for a variable); other white space at its",
-        "ends is refused, because the other side may have it. Numbers have no units and no separators. At the start",
-        "the server warns of variables whose names are nearly those of settings.",
+        "file, line ends and a byte order mark are dropped (with a warning for a variable). Other white space at its",
+        "ends is refused, because the other side may use it. Numbers have no units and no separators. At",
+        "the start the server warns of variables whose names are similar to those of settings.",
         "",
         "## Server (`definition-server serve`)",
         "",

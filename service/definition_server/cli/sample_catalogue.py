@@ -1,7 +1,7 @@
 """The sample catalogue: AVAP commands as a deployment's table holds them, for demonstrations and tests.
 
-The commands are in ``sample_catalogue.toml`` beside this module, whose first comment says what their bodies may use.
-No body is executed here.
+The commands are in ``sample_catalogue.toml`` beside this module; its first comment lists the names that their
+bodies may use. No body is executed here.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from definition_server.catalog.layout import FOOTER_SIZE, SLOT, slot_count
 FILE = "capacity_figures.json"
 MB = 1 << 20
 LIMIT_OVER_PEAK = 1.2
-"""As in the deployment guide: the memory limit of a pod exceeds its use by 20 %."""
+"""The memory limit of a pod, as a multiple of its peak use. The deployment guide has the same factor."""
 LEAST_WORKERS = 2
-"""With one worker, no worker would answer during its crash or replacement."""
+"""The fewest workers: if there were only one, none would answer during its crash or replacement."""
 _LIMIT_STEP_MB = 16
 _CORE_STEP = 0.1
 
@@ -94,7 +94,7 @@ class Figures:
 
     @property
     def worker_rate(self) -> float:
-        """Answers per second of one worker: those of its core, but never more than at the knee."""
+        """Answers per second of one worker: the rate of its core, limited to the rate at the knee."""
         rate = self.planning[1]
         return rate if self.knee is None else min(rate, self.knee["rate"])
 
@@ -159,9 +159,9 @@ class Answer:
     """The resources that each replica needs. Memory in MB (2²⁰ octets)."""
 
     rps_per_replica: float
-    """With one replica down, where there are several."""
+    """Calls per second of one replica while another is down, if there are several."""
     worker_rps: float
-    """The planned rate of one worker: its rate less the margin."""
+    """The planned rate of one worker: its rate minus the margin."""
     workers: int
     busy_cores: float
     cpu_request: float
@@ -193,7 +193,7 @@ def answer(demand: Demand, figures: Figures) -> Answer:
     """
     share = demand.rps / max(1, demand.replicas - 1)
     worker_rps = figures.worker_rate * (1 - demand.margin)
-    # 1e-9 less than the quotient, against rounding: 60,000 ÷ (100,000 × 0.6) is one worker.
+    # 1e-9 is subtracted against rounding errors: 60,000 ÷ (100,000 × 0.6) is one worker.
     workers = max(LEAST_WORKERS, math.ceil(share / worker_rps - 1e-9))
     busy = share / figures.planning[1]
     snapshot_mb = snapshot_octets(demand.definitions, demand.definition_octets) / MB

@@ -1,4 +1,4 @@
-"""``definition-server snapshot``: inspect a snapshot file; and the output of one definition."""
+"""``definition-server snapshot`` inspects a snapshot file. This module also prints definitions for ``get``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from definition_server.cli.exits import (
 from definition_server.control_plane.store import without_mac
 
 _DEEPEST_INTERFACE = 20
-"""Levels of nesting. A real interface has two levels; Python's JSON writer fails at some hundreds."""
+"""Levels of nesting. A real interface has two levels; Python's JSON writer fails at some hundreds of levels."""
 
 
 @click.group()
@@ -68,7 +68,7 @@ def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
         else:
             _print_facts(opened)
     except WireError as error:
-        # The checksum is right, so the file was not damaged: a program with a bug, or an attacker, has written it.
+        # The checksum is right, so the file was not damaged. It was written by a program with a bug, or by an attacker.
         raise CommandFailed(f"{file} is not usable: definitions: {error}", Exit.FAILED) from None
 
 
@@ -174,7 +174,7 @@ def _print_one(opened: Snapshot, name: str, file: Path, *, as_json: bool) -> Non
 def definition_value(definition: Definition) -> dict[str, Any]:
     """``definition`` for JSON. ``code`` is as served: source as text; a signed package or other octets in base64.
 
-    ``id`` is None where none is served. Bytecode is in base64, and there only where there is some.
+    ``id`` is None if no id is served. Bytecode is in base64; without bytecode its fields are missing.
     """
     signed, _ = _source_of(definition)
     encoding = "base64" if signed or not _is_utf8(definition.code) else "utf-8"
@@ -201,7 +201,7 @@ def _is_utf8(octets: bytes) -> bool:
 
 
 def interface_value(text: str) -> list[Any] | str:
-    """``text`` parsed, where it is a JSON array that can be written as JSON again; else ``text`` itself."""
+    """``text`` as parsed JSON, if it is an array that can be written as JSON again; otherwise ``text`` itself."""
     try:
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
@@ -224,7 +224,7 @@ def _nests_at_most(levels: int, value: object) -> bool:
 def print_definition(definition: Definition) -> None:
     """Print ``definition`` in readable form: coloured on a terminal, plain text elsewhere.
 
-    Of a signed package the payload is shown. The signature is not verified.
+    For a signed package its payload is shown. The signature is not verified.
     """
     signed, source = _source_of(definition)
     facts = [
@@ -261,7 +261,7 @@ def print_definition(definition: Definition) -> None:
 
 
 def _source_of(definition: Definition) -> tuple[bool, bytes]:
-    """Whether the code is a signed package, and the source: that in the package, or the code itself."""
+    """Whether the code is a signed package; and the source: the package's payload, or the code itself."""
     try:
         return True, payload_of(definition.code)
     except SignatureError:

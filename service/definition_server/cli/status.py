@@ -1,4 +1,4 @@
-"""``definition-server status``: what one running server serves, since when, and what it holds back."""
+"""``definition-server status``: shows the catalogue that a running server serves, since when, and what it holds."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from definition_server.rpc import avap_control_pb2 as pb
 @click.argument("hosts", nargs=-1, metavar="[HOST[:PORT]]...")
 @server_options(10)
 def status(hosts: tuple[str, ...], as_json: bool, socket: Path | None, timeout: float) -> None:
-    """Show what the server serves, since when, and what it holds back.
+    """Show the served catalogue, since when it is served, and which catalogue and commands are held.
 
-    With HOST: one line for each replica there, asked on its metrics port (9464), and which of them differ. A name may
-    have several addresses, as that of a headless service has.
+    With HOST: one line for each replica there, by its metrics port (9464), and which of them differ. A name may have
+    several addresses, as that of a headless service has.
 
     Exit codes: 0 shown; with HOST: all are ready, fresh and serve one version; 1 with HOST: they do not; 4 not your
     server, 69 no server at the socket, or no replica answers.
@@ -67,7 +67,7 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
             facts.append(("all workers", iso(served.all_workers_at)))
     if answer.freshness_reason or answer.fresh:
         pinned = answer.fresh and answer.HasField("pin") and not answer.pin.missing
-        reason = "the table is read, and the pin keeps it from being served" if pinned else answer.freshness_reason
+        reason = "the table is read, but not served because of the pin" if pinned else answer.freshness_reason
         facts.append(("fresh", yes_or_no(answer.fresh, reason)))
     if answer.HasField("safe_to_restart"):
         facts.append(("safe to restart", yes_or_no(safe.safe, safe.reason)))
@@ -104,7 +104,7 @@ def _since(served: pb.Served, now: float) -> str:
 
 
 def _what_to_do(served: pb.Served | None, held: str) -> str:
-    """For a held catalogue: how to see it, and what to do with an accident and with an intended change."""
+    """For a held catalogue: the command that shows it, and the remedies for an accident and for an intended change."""
     see = "" if served is None else f"See it: definition-server diff {brief(served.version_hash)} {brief(held)}. "
     return f"{see}An accident: mend the table. Intended: definition-server accept {brief(held)}"
 

@@ -12,15 +12,15 @@ from definition_server.cli.exits import unusable_environment
 from definition_server.environment import Problem
 
 _CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "http1.x server")
-"""gRPC's words for a connection that was made, and that the other side then closed (in TLS 1.2 by an alert)."""
+"""gRPC's words for a connection that was established and then closed by the other side (in TLS 1.2 by an alert)."""
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "ALERT_PROTOCOL_VERSION")
-"""OpenSSL's words where the other side does not speak TLS; our server then sends that alert."""
+"""OpenSSL's words if the other side does not use TLS; our server sends this alert in that case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """In PEM: the authorities that verify the server's certificate, and the client's certificate and key, if any."""
+    """PEM: the authorities that verify the server's certificate, and the client's certificate and key, if any."""
 
     authorities: bytes
     certificate: bytes | None
@@ -46,20 +46,20 @@ def tls_of(settings: ClientSettings) -> Tls | None:
 def system_authorities() -> bytes:
     """The authorities that OpenSSL trusts on this machine (``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` included), as PEM.
 
-    gRPC's own default is a list that comes with it, in which a company's own authorities are missing.
+    gRPC's default is a built-in list, which lacks a company's own authorities.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_default_certs()
     folder = ssl.get_default_verify_paths().capath
     # OpenSSL reads the folder only when it verifies, so `get_ca_certs` does not return its files yet.
     for file in sorted(Path(folder).iterdir()) if folder is not None else ():
-        with suppress(OSError):  # ssl.SSLError is one: some files are not certificates
+        with suppress(OSError):  # also ssl.SSLError: some files are not certificates
             context.load_verify_locations(file)
     return "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
 
 
 def advice(cause: str, tls: Tls | None) -> str | None:
-    """A remedy, if gRPC's ``cause`` of an unavailable server is due to TLS or its absence; otherwise None."""
+    """A remedy, if TLS or its absence explains ``cause``, gRPC's text for an unavailable server; otherwise None."""
     closed = any(sign in cause for sign in _CLOSED)
     if tls is None:
         todo = "if it serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)"

@@ -1,4 +1,4 @@
-"""``definition-server validate``: reads the table as a server would, and reports what it finds, without serving it."""
+"""``definition-server validate``: reads the table as a server would, and reports the findings, without serving it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def _report(settings: Settings) -> _Report:
 
 
 async def _judge(builder: SnapshotBuilder, settings: Settings) -> None:
-    """Judge each row as a server does that has no last good catalogue."""
+    """Judge each row as a server without a last good catalogue does."""
     gate = RowGate(
         Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), first_seconds=math.inf, logs=False
     )

@@ -1,9 +1,9 @@
 """Admin HTTP on ``METRICS_PORT``: ``/`` for people, ``/metrics``, ``/livez``, ``/readyz``, ``/freshz``, ``/statusz``.
 
-It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy, and so that
-a loop that hangs is noticed: ``/livez`` checks when the master's loop last ran. The work for one
-client is bounded (`admin_port`), because strangers reach this port too. For the same reason the pages show numbers,
-names and reasons from a fixed list (`observability.reasons`), and never the text of an error.
+It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy. ``/livez``
+checks when the master's loop last ran, so a loop that hangs is noticed. The work for one client is bounded
+(`admin_port`), because untrusted clients reach this port too. For the same reason the pages show numbers, names and
+reasons from a fixed list (`observability.reasons`), and never the text of an error.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class AdminServer:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on ``host:port``. No name server is asked: ``host`` is an address.
+    """A socket that listens on ``host:port``. ``host`` is an address, so that no name server is needed.
 
     ``::`` means every address, IPv4 included, whatever ``net.ipv6.bindv6only`` says; on a machine without IPv6 it means
     every IPv4 address. ``SO_REUSEADDR``: a restart does not wait for TIME_WAIT; a second listener is still refused.
@@ -112,7 +112,7 @@ _INSTANTS_BY_NAME = frozenset(("keys_last_used", "certificates_expire"))
 
 
 def shown(value: Any, name: str = "", outer: str = "") -> Any:
-    """A status as JSON shows it: seconds since the epoch as ISO 8601 in UTC, and none (null) for a time that is 0."""
+    """A status for JSON: seconds since the epoch become ISO 8601 in UTC, and a time of 0 becomes null."""
     if isinstance(value, dict):
         return {key: shown(item, key, name) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -123,7 +123,7 @@ def shown(value: Any, name: str = "", outer: str = "") -> Any:
 
 
 class _Pages:
-    """What each path shows."""
+    """The page of each path."""
 
     def __init__(self, read: Callable[[], ServiceStatus], alive: Callable[[], str | None]) -> None:
         self._read = read
@@ -138,7 +138,7 @@ class _Pages:
         }
 
     def answer(self, request: Request) -> Answer:
-        """The page that ``request`` asks for."""
+        """The page that ``request`` names."""
         page = self._pages.get(request.path)
         if page is None:
             return text_answer(HTTPStatus.NOT_FOUND, f"Nothing here. Try {', '.join(self._pages)}.\n")
@@ -153,7 +153,8 @@ class _Pages:
         return create_registry(self._read)
 
     def _metrics(self, request: Request) -> Answer:
-        # Imported here, as the modules of the other pages: most take long, and none must delay the workers' start.
+        # Imported here, like the modules of the other pages: most imports take long, and must not delay the start of
+        # workers.
         from definition_server.observability.exposition import expose
 
         names = parse_qs(request.query).get("name[]", [])

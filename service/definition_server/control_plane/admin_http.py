@@ -44,7 +44,7 @@ _TLS_ANSWER = b"\x15\x03\x01\x00\x02\x02\x0a"
 _PROXY = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
 _FOREIGN = (_HTTP2_PREFACE, _TLS_RECORD, *_PROXY)
 _MOST_UNDECIDED = 16
-"""Octets after which the protocol is known, unless all of them were empty lines."""
+"""After so many octets the protocol is known, unless all of them are empty lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def text_answer(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Ans
 
 
 class Refusal(Exception):
-    """The request is answered without a page."""
+    """A request that is answered without a page."""
 
     def __init__(self, status: HTTPStatus, text: str, *headers: tuple[str, str]) -> None:
         super().__init__(text)
@@ -90,20 +90,21 @@ class Exchange:
         """Whether the first octets are those of HTTP/1."""
         self._method = ""
         self.fault: str | None = None
-        """The client's fault, for the log."""
+        """The client's fault, for the log; None if there is none."""
 
     def receive(self, data: bytes) -> Request | bytes | None:
-        """Take octets from the client; empty octets are the end of what it sends.
+        """Take octets from the client; empty octets mean the end of its input.
 
         Returns:
-            The request for a page, once it is complete; or octets to send, where it is refused; or None: go on.
+            The request for a page, once it is complete; or octets to send, if it is refused; or None, if more octets
+            are needed.
         """
         if self._recognised:
             return self._read(data)
         self._beginning += data
         if foreign := self._foreign(self._beginning):
             return foreign
-        # An empty line before the request line is to be ignored (9112, 2.2).
+        # A server should ignore an empty line before the request line (9112, 2.2).
         beginning = self._beginning.lstrip(b"\r\n")
         undecided = not beginning or any(each.startswith(self._beginning) for each in _FOREIGN)
         if data and undecided and len(self._beginning) < _MOST_UNDECIDED:
@@ -150,7 +151,7 @@ class Exchange:
         return self.answer(request) if isinstance(request, Answer) else request
 
     def answer(self, answer: Answer, *, dated: bool = True) -> bytes:
-        """The octets of ``answer``, with the date of now unless it is to be sent at any time (9110, 6.6.1)."""
+        """The octets of ``answer``; if ``dated``, with the present date (9110, 6.6.1), not if made in advance."""
         headers = [
             *([("Date", formatdate(usegmt=True))] if dated else []),
             *answer.headers,
@@ -228,10 +229,11 @@ def _path_and_query(target: str, *, asterisk: bool) -> tuple[str, str]:
 
 
 def precondition(headers: dict[str, str]) -> Answer | None:
-    """The answer where a precondition of the request fails (9110, 13), which would otherwise be answered with 200.
+    """The answer to a request whose precondition fails (9110, 13); None if none fails. Called for requests that are
+    otherwise answered with 200.
 
-    The pages have no entity tag and no modification date. So a tag matches none of them, ``*`` matches each, and the
-    fields with dates are ignored, as 13.1.3 and 13.1.4 demand.
+    The pages have no entity tag and no modification date. So a tag matches no page, ``*`` matches each, and the fields
+    with dates are ignored, as 13.1.3 and 13.1.4 demand.
     """
     if headers.get("if-match", "*").strip() != "*":
         return text_answer(HTTPStatus.PRECONDITION_FAILED, "The pages have no entity tags.\n")

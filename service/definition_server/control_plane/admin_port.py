@@ -1,15 +1,15 @@
 """The sockets of the admin port: accepts, reads one request, writes one answer, and closes. Runs in one thread.
 
-Strangers reach this port, and it shares a process with the master. So whatever they do costs one thread, a fixed number
-of connections, and each connection a fixed time:
+Untrusted clients reach this port, and it shares a process with the master. So it uses one thread, a limited number of
+connections, and for each connection a limited time:
 
-- At most `MOST_CONNECTIONS` are held, fewer where the process may open few files. A connection beyond that replaces
-  another one: the oldest of the network that holds most. A probe needs its connection for milliseconds, so one that is
-  new is safe, however many stand idle.
-- A request has `REQUEST_SECONDS` to arrive, an answer `ANSWER_SECONDS` to be taken, however slowly octets come or go.
+- At most `MOST_CONNECTIONS` are open, fewer if the process may open few files. A connection beyond that replaces
+  another one: the oldest of the network that has most. A probe needs its connection for milliseconds, so new
+  connections are safe, however many idle ones there are.
+- A request must arrive within `REQUEST_SECONDS`, and the client must take its answer within `ANSWER_SECONDS`.
 - A network has a share of the thread's CPU time (`admin_share`). Beyond it, its requests wait; those that have waited
   for `REQUEST_SECONDS` are answered with 429.
-- Without a free descriptor, connections wait in the kernel. The connections held here are the first to go.
+- Without a free descriptor, new connections wait in the kernel, and the open connections of this port are closed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ log = get_logger(__name__)
 MOST_CONNECTIONS = 64
 """Three Prometheus servers, a kubelet and an operator with a browser hold less than twenty."""
 DESCRIPTOR_SHARE = 8
-"""Connections hold at most an eighth of the files that the process may open: the database, workers and snapshots need
-theirs."""
+"""Connections use at most an eighth of the files that the process may open. The database, workers and snapshots need
+the others."""
 REQUEST_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """Prometheus gives up after 10 s by default (scrape_timeout), kubelet after one."""
 LINGER_SECONDS = 1.0
-"""How long the end of what the client still sends is waited for. A socket that is closed with unread octets resets the
-connection, and the client may lose the answer (RFC 9112, 9.6)."""
+"""After the answer, we read until the client ends its side, for at most so long: closing a socket with unread octets
+resets the connection, and the client may lose the answer (RFC 9112, 9.6)."""
 BACKLOG = 1024
 _ACCEPTED_AT_ONCE = 16
 _CHUNK = 16 * 1024
@@ -74,13 +74,13 @@ class AdminPort:
         self._count = 0
         self._lines = LineLimit()
         self.shares = CpuShares()
-        """Of the networks, in this thread's CPU time."""
+        """The shares of the networks, in CPU time of this thread."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         share = MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft // DESCRIPTOR_SHARE
         self._limit = max(2, min(MOST_CONNECTIONS, share))
 
     def open(self) -> None:
-        """Accept from now on."""
+        """Begin to accept connections."""
         self.loop = asyncio.get_running_loop()
         self.loop.add_reader(self._listening, self._accept)
 
@@ -127,7 +127,7 @@ class AdminPort:
         evicted.evict()
 
     def _pause(self, error: OSError) -> None:
-        """Accept nothing for a moment, and free what is held here."""
+        """Accept nothing for a moment, and close the open connections."""
         if (left_out := self._lines.admit(time.monotonic())) is not None:
             log.error("The admin port cannot accept connections for now", error=error.strerror, **left_out)
         for connection in self._all():
@@ -140,7 +140,7 @@ class AdminPort:
             self.loop.add_reader(self._listening, self._accept)
 
     def ended(self, connection: _Connection) -> None:
-        """``connection`` is closed."""
+        """Forget ``connection``, which is closed."""
         connections = self._connections[connection.network]
         del connections[connection]
         if not connections:
@@ -148,7 +148,7 @@ class AdminPort:
         self._count -= 1
 
     def respond(self, request: Request) -> Answer:
-        """The answer to ``request``, also where a bug of ours prevents it."""
+        """The answer to ``request``; status 500 if a bug of ours prevents the answer."""
         try:
             return self._respond(request)
         except Exception as bug:
@@ -156,13 +156,13 @@ class AdminPort:
             return text_answer(HTTPStatus.INTERNAL_SERVER_ERROR, "A bug of this server; see its log.\n")
 
     def report(self, peer: str, fault: str) -> None:
-        """Log what a client did wrong, unless many such lines were logged in the last seconds."""
+        """Log a client's fault, unless many such lines were logged in the last seconds."""
         if (left_out := self._lines.admit(time.monotonic())) is not None:
             log.info("A client of the admin port broke its protocol", peer=peer, error=fault, **left_out)
 
 
 class _Connection:
-    """One client: reads its request, writes the answer, lingers, closes."""
+    """One client's connection: reads its request, writes the answer, lingers, closes."""
 
     def __init__(self, port: AdminPort, client: socket.socket, address: Any) -> None:
         client.setblocking(False)
@@ -172,11 +172,11 @@ class _Connection:
         self._socket = client
         self._loop = port.loop
         self._exchange: Exchange | None = None
-        """None until anything was received: most connections of a flood never send."""
+        """None until something was received, because most connections of a flood never send."""
         self._answered = False
         self._unsent = memoryview(b"")
         self._waiting: asyncio.TimerHandle | None = None
-        """Set while its network has used more than its share: nothing is read."""
+        """Set while the client's network has used more than its share. Nothing is read then."""
         self._timer = self._loop.call_later(REQUEST_SECONDS, self._too_late)
 
     @property
@@ -185,13 +185,15 @@ class _Connection:
         return f"[{self._address}]:{self._number}" if ":" in self._address else f"{self._address}:{self._number}"
 
     def begin(self) -> None:
-        """Read from now on: at once, because a request is mostly there when its connection is."""
+        """Begin to read, at once: most requests have arrived when their connection is accepted."""
         if not self._waits():
             self._loop.add_reader(self._socket, self._read)
             self._read()
 
     def _waits(self) -> bool:
-        """Whether it must wait for its network's share. It then begins again later."""
+        """Whether the connection must wait because its network has used its share. If so, `begin` is called again
+        later.
+        """
         seconds = self._port.shares.wait(self.network, self._loop.time())
         self._waiting = self._loop.call_later(seconds, self.begin) if seconds else None
         return self._waiting is not None
@@ -209,13 +211,13 @@ class _Connection:
         self._port.ended(self)
 
     def evict(self) -> None:
-        """Close in favour of another connection; say so if the request is not answered yet."""
+        """Close in favour of another connection; answer with 503 first if the request is not answered yet."""
         if not self._unsent:
             self._send_once(_FULL)
         self.close()
 
     def _too_late(self) -> None:
-        """The request is not there in time."""
+        """Answer that the request did not arrive in time."""
         if self._waiting is not None:
             with suppress(OSError):  # unread octets would reset the connection before the answer is taken
                 self._socket.recv(_CHUNK)
@@ -227,7 +229,7 @@ class _Connection:
         self.close()
 
     def _send_once(self, octets: bytes) -> None:
-        # Octets that are not sent now are lost: the connection is closed anyway.
+        # Octets that cannot be sent at once are lost, because the connection is closed now.
         with suppress(OSError):
             self._socket.send(octets)
 
@@ -274,7 +276,7 @@ class _Connection:
             self._linger()
 
     def _linger(self) -> None:
-        """Everything is sent: end our side, and wait a while for the end of theirs."""
+        """Everything is sent: end our side, and wait for a limited time until the client ends its side."""
         self._loop.remove_writer(self._socket)
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -298,7 +300,8 @@ class _Connection:
 
 
 def _address_and_network(host: str) -> tuple[str, str]:
-    """A client's address, and what it is one of: itself, or for IPv6 its /64, of which one host may use any address.
+    """A client's address, and its network: the address itself, or for IPv6 its /64, because one host may use any
+    address of a /64.
 
     A dual-stack socket shows IPv4 addresses mapped into IPv6 (RFC 4291, 2.5.5.2).
     """

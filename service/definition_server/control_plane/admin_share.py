@@ -1,7 +1,8 @@
-"""How much CPU time of the admin port's thread one network may use: a leaky bucket for each.
+"""Limits the CPU time of the admin port's thread that one network may use, with a leaky bucket for each network.
 
 A page costs milliseconds, so one peer could keep the thread busy, and take the interpreter from the master's loop. A
-network that has used more than `BURST_SECONDS` beyond its share waits until that has drained; others do not.
+network that has used more than `BURST_SECONDS` beyond its share waits until its bucket has drained. Other networks do
+not wait.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 
 SHARE = 0.25
-"""Of one core, lasting. Three Prometheus servers that scrape each second, and a browser, use less."""
+"""The lasting share of one core. Three Prometheus servers that scrape each second, and a browser, use less."""
 BURST_SECONDS = 1.0
-"""CPU time at once: some hundred pages."""
+"""The CPU time that may be used at once: some hundred pages."""
 _NETWORKS = 1024
-"""That are remembered, some 200 octets each; the one that was charged last is the last to be forgotten."""
+"""Networks that are remembered, some 200 octets each. The one that was charged least recently is forgotten first."""
 
 
 class CpuShares:
@@ -21,10 +22,12 @@ class CpuShares:
 
     def __init__(self) -> None:
         self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Network → CPU seconds in its bucket, and when that was so; the one that was charged last at the end."""
+        """Network → CPU seconds in its bucket, and the time of that level. The network that was charged last is at the
+        end.
+        """
 
     def charge(self, network: str, cpu_seconds: float, now: float) -> None:
-        """``network`` has used so much."""
+        """Add the CPU ``seconds`` that ``network`` has used."""
         self._used[network] = (self._level(network, now) + cpu_seconds, now)
         self._used.move_to_end(network)
         if len(self._used) > _NETWORKS:

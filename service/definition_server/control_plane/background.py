@@ -1,8 +1,8 @@
 """The thread for CPU-heavy work: encoding rows, building and comparing snapshots, releasing their memory.
 
-The master's event loop must run meanwhile, to supervise and to answer signals. And where CPUs are scarce, answers
-come before freshness: once a catalogue is served, this thread has a lower priority than the workers. (The
-last-known-good snapshot is stored in a thread of its own, because a disk may hang: `last_known_good.py`.)
+The master's event loop must run meanwhile, to supervise and to answer signals. Answering calls is more important than a
+fresh catalogue: once a catalogue is served, this thread has a lower priority than the workers. (The last-known-good
+snapshot is stored in a thread of its own, because a disk may hang: `last_known_good.py`.)
 """
 
 from __future__ import annotations

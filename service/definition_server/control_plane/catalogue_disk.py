@@ -1,7 +1,7 @@
 """Everything that the server keeps in SNAPSHOT_DIR: the last-known-good snapshot, the history, the operators' wishes.
 
-Nothing here holds up a cycle or a start for long: a disk may hang for ever, so each wait has an end, and what was not
-written is written again later. Without a directory the same is known, for as long as the process lives.
+A disk may hang for ever, so each wait of a cycle or a start has a time limit, and a failed write is repeated later.
+Without SNAPSHOT_DIR, history and wishes are kept in memory only, until the process ends.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 RECALL_PATIENCE_SECONDS = 2.0
-"""How long a first publication waits for what an earlier run has stored."""
+"""Seconds for which a first publication waits for the files of an earlier run."""
 
 LOAD_PATIENCE_SECONDS = 5.0
-"""How long an operator's request waits for a file of the history, or for its note on disk."""
+"""Seconds for which an operator's request waits until a file of the history is read, or the request is stored."""
 
 
 class CatalogueDisk:
@@ -50,7 +50,9 @@ class CatalogueDisk:
         latest_generation: Callable[[], int],
         disk: OnDisk = on_disk,
     ) -> None:
-        """``latest_generation``: the number of the newest snapshot, to decide whether a late write is still of use."""
+        """``latest_generation`` returns the number of the newest snapshot, by which a late write is recognized as
+        outdated.
+        """
         self._state = state
         self._store = store
         self._history = history
@@ -70,14 +72,14 @@ class CatalogueDisk:
         self._wishes_unsaved: Wishes | None = None
         self._wishes_on_disk = Wishes()
         self._wishes_key = UNSIGNED
-        """Id of the key whose MAC they have."""
+        """Id of the key whose MAC the stored wishes have."""
         self._wishes_saving: asyncio.Future[None] | None = None
         self._reported: set[str] = set()
         self.entries: tuple[HistoryEntry, ...] = ()
-        """The entries of the history, as far as they are known; the newest first."""
+        """The entries of the history that have been read or added so far; the newest first."""
 
     def close(self) -> None:
-        """Write nothing more. A write that has begun is not waited for."""
+        """Begin no more writes, and do not wait for those that have begun."""
         for task in self._rotations:
             task.cancel()
         if self._discard is not None:
@@ -125,7 +127,7 @@ class CatalogueDisk:
         return snapshot
 
     def report_missing(self) -> None:
-        """Log that there is no last-known-good file. At a first start that is normal; beside a history it is not."""
+        """Log that there is no last-known-good file. This is normal at a first start, but not if there is a history."""
         if self._missing is None:
             return
         if self.entries:
@@ -134,7 +136,7 @@ class CatalogueDisk:
             log.info("No last-known-good snapshot", path=self._missing, first_start=True)
 
     def has_stored(self, snapshot: Snapshot) -> bool:
-        """Whether ``snapshot``, signed as it is, is last-known-good on disk; True without a disk."""
+        """Whether ``snapshot``, with its present signatures, is stored as last-known-good; True without a disk."""
         return self._last_known_good is None or self._stored == _identity(snapshot)
 
     async def save(self, publication: Publication, signer: Signer | None) -> None:
@@ -159,8 +161,8 @@ class CatalogueDisk:
         self._state.store_error, self._state.store_reason = str(error), error.reason
 
     def _on_stored_late(self) -> None:
-        """A slow disk has finished. It may have written an older catalogue than the served one, which is then stored
-        next."""
+        """Called when a slow disk has finished a write. If it wrote an older catalogue than the served one, that one is
+        stored next."""
         self._stored = self._saving
         if self._saving_generation == self._latest_generation():
             self._state.store_error = self._state.store_reason = None
@@ -188,13 +190,15 @@ class CatalogueDisk:
                 self._report_history(problem)
 
     def _report_history(self, problem: str) -> None:
-        """Log ``problem``, once for as long as it is the same."""
+        """Log ``problem``, unless it is the one that was logged last."""
         if problem not in self._reported:
             self._reported.add(problem)
             log.error("History of catalogues not usable in part", error=problem, remedy="check SNAPSHOT_DIR/history")
 
     def add(self, publication: Publication, signer: Signer | None, spare: frozenset[str]) -> None:
-        """Keep ``publication`` in the history, without waiting. While the disk is busy the newest one waits for it."""
+        """Keep ``publication`` in the history, without waiting. While the disk is busy, the newest publication is
+        queued.
+        """
         history = self._history
         if history is None or history.keep < 1:
             return
@@ -232,9 +236,9 @@ class CatalogueDisk:
         self._add_next()
 
     def rotate(self, old: Signer | None, new: Signer | None) -> None:
-        """The signing key was rotated: give the history's files the MAC of the ``new`` one, without waiting.
+        """After a rotation of the signing key: give the history's files the MAC of the ``new`` key, without waiting.
 
-        Files without a MAC get none: they count only for as long as there is no key.
+        Files without a MAC get none: they are valid only while there is no key.
         """
         if self._history is None or old is None or new is None:
             return
@@ -243,7 +247,7 @@ class CatalogueDisk:
         task.add_done_callback(self._rotations.discard)
 
     async def _sign_history_again(self, history: History, old: Signer, new: Signer) -> None:
-        async with self._rotating:  # one rotation after the other
+        async with self._rotating:  # rotations run one after the other
             try:
                 await self._on_disk(partial(history.sign_again, old, new))
             except StoreError as error:
@@ -251,7 +255,7 @@ class CatalogueDisk:
             self._take_problems()
 
     def lacks(self, version: str) -> bool:
-        """Whether ``version`` should be in the history and is not, and nothing is being written."""
+        """Whether ``version`` is missing from the history, where it should be, and no write is under way."""
         busy = self._adding is not None and not self._adding.done()
         return self.keeps_history and not busy and all(version != entry.version_hash for entry in self.entries)
 
@@ -268,7 +272,9 @@ class CatalogueDisk:
     # -- wishes --------------------------------------------------------------------------------------------------------
 
     async def read_wishes(self, signer: Signer | None) -> Wishes:
-        """The wishes of operators in an earlier run. A file that is damaged or not ours is logged; it is as none."""
+        """The wishes of operators in an earlier run. A file that is damaged or not ours is logged and treated as
+        missing.
+        """
         if self._wishes is None:
             return Wishes()
         try:
@@ -281,19 +287,19 @@ class CatalogueDisk:
                 )
             log.error("Pins and accepted catalogues not read", error=str(error), remedy=remedy)
             return Wishes()
-        # With two keys it is not known whose MAC they have: they are written again.
+        # With two keys it is not known which key made the MAC, so the wishes are written again.
         either = signer is not None and signer.previous is not None
         self._wishes_on_disk, self._wishes_key = wishes, UNSIGNED if either else key_id_of(signer)
         return wishes
 
     async def save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:
-        """Keep ``wishes``, with the MAC of ``signer``. Returns why the wishes are not kept on disk (they are in force
-        nonetheless); None if they are kept.
+        """Keep ``wishes``, with the MAC of ``signer``. Returns the reason why the wishes are not on disk (they are
+        effective nevertheless); None if they are.
         """
         problem = await self._save_wishes(wishes, signer)
         if problem is None:
             self._wishes_on_disk, self._wishes_key = wishes, key_id_of(signer)
-        newest = self._wishes_unsaved or wishes  # others may have been asked for meanwhile
+        newest = self._wishes_unsaved or wishes  # the wishes may have changed meanwhile
         self._state.pin_unsaved = newest.pinned != self._wishes_on_disk.pinned
         return problem
 
@@ -321,7 +327,7 @@ class CatalogueDisk:
         return problem
 
     async def _write_wishes(self, write: Callable[[], None]) -> str | None:
-        """Why ``write`` did not succeed in time; None where it did."""
+        """The reason why ``write`` did not succeed in time; None if it did."""
         try:
             saving = self._wishes_saving = self._disk(write)
         except RuntimeError as fault:
@@ -334,7 +340,7 @@ class CatalogueDisk:
         return None if error is None else str(error)
 
     async def save_wishes_again(self, signer: Signer | None) -> None:
-        """Keep the wishes that could not be kept, or that have the MAC of another key."""
+        """Write the wishes again that could not be written, or that have the MAC of another key."""
         unsaved = self._wishes_unsaved
         if unsaved is None and self._wishes_on_disk != Wishes() and self._wishes_key != key_id_of(signer):
             unsaved = self._wishes_on_disk
@@ -362,12 +368,12 @@ _NOTHING = (b"", b"")
 
 
 def _identity(snapshot: Snapshot) -> tuple[bytes, bytes]:
-    """The difference between two stored files: the answers, without the generation, and the key."""
+    """The properties in which two stored files can differ: their answers and the key. The generation is ignored."""
     return snapshot.footer.content_digest, snapshot.footer.key_id
 
 
 def _forget(late: asyncio.Future[T]) -> None:
-    """Take the exception of what nobody waits for any more."""
+    """Retrieve the exception of a future that is no longer awaited, so that asyncio does not log it."""
     if not late.cancelled():
         late.exception()
 

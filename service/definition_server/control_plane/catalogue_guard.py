@@ -1,11 +1,11 @@
-"""The guard at work: compares each catalogue that was read with the newest that passed, and with its baseline.
+"""Applies the guard: compares each catalogue that was read with the newest that passed, and with its baseline.
 
-The baseline is the catalogue that was in force before the first change of the last `WINDOW_SECONDS`: so a table that
-loses a share of its commands in every cycle is held once the losses of that time pass the threshold. It is not kept
-across a restart; then the first comparison is with the stored catalogue.
+The baseline is the catalogue that was the newest before the first change of the last `WINDOW_SECONDS`. So a table that
+loses some commands in every cycle is held once the losses of that time exceed the threshold. It is not kept across a
+restart; then the first comparison is with the stored catalogue.
 
-Two things pass without a comparison: a catalogue that an operator accepted, and the exact return to one in the history,
-so that a change can always be taken back."""
+Two kinds of catalogue pass without a comparison: one that an operator has accepted, and one that is in the history, so
+that a change can always be undone."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ REASONS = {
 
 
 class CatalogueGuard:
-    """Judges catalogues, and knows those that passed."""
+    """Judges catalogues, and remembers those that passed."""
 
     def __init__(self, background: Background, *, limits: Thresholds = DEFAULTS, allow_empty: bool = False) -> None:
         self._background = background
         self._limits = limits
-        # A table of all hashes is made only where a limit needs it.
+        # Hashes are collected only if a limit needs them.
         self._with_hashes = limits.changed_percent < _ALL_PERCENT
         self._contents_of = partial(Contents.of, with_hashes=self._with_hashes)
         self._allow_empty = allow_empty
-        # Contents and no snapshots: a snapshot that was replaced must not be kept in memory.
+        # Contents instead of snapshots, so that a replaced snapshot is not kept in memory.
         self._newest: Contents | None = None
         self._weighed: Contents | None = None
         self._baseline: tuple[float, Contents] | None = None
@@ -57,16 +57,16 @@ class CatalogueGuard:
         now: float,
         excused: Callable[[str], bool],
     ) -> Judgement | None:
-        """Why ``candidate`` must wait; None where it may be published.
+        """The reason why ``candidate`` must wait; None if it may be published.
 
         Args:
-            candidate: What was read.
+            candidate: The catalogue that was read.
             before: The newest catalogue that passed; None where there is none.
-            changed: The only names that may differ between the two; None: any may.
+            changed: The names that may differ between the two; None: any name.
             held: The commands whose row the gate holds.
-            held_before: How many it held in ``before``.
+            held_before: The number of commands that it held in ``before``.
             now: Seconds of the loop's clock.
-            excused: Whether a version was accepted, or published before.
+            excused: Returns whether a version was accepted, or published before.
         """
         if not candidate.count:
             empty = Contents(candidate.version_hash, frozenset(), 0)
@@ -90,13 +90,13 @@ class CatalogueGuard:
         )
 
     async def passed(self, candidate: Snapshot, before: Snapshot | None, now: float, *, excused: bool) -> None:
-        """``candidate`` replaces ``before`` as the newest.
+        """Note that ``candidate`` replaces ``before`` as the newest catalogue.
 
         Args:
             candidate: The catalogue that passed.
             before: The one that it replaces.
             now: Seconds of the loop's clock.
-            excused: It passed without a comparison; later catalogues are compared with it.
+            excused: Whether it passed without a comparison. Later catalogues are then compared with it.
         """
         if before is None or candidate.version_hash == before.version_hash:
             return
@@ -110,11 +110,11 @@ class CatalogueGuard:
         self._weighed = None
 
     async def prepare(self, newest: Snapshot) -> None:
-        """Read ``newest``, with which the next catalogue will be compared, where that was not done yet."""
+        """Read the contents of ``newest``, with which the next catalogue will be compared, unless they are known."""
         await self._contents(newest)
 
     def _baseline_at(self, now: float) -> Contents | None:
-        """The baseline, unless it is too old to count."""
+        """The baseline; None if it is too old."""
         if self._baseline is None or now - self._baseline[0] > WINDOW_SECONDS:
             return None
         return self._baseline[1]

@@ -1,7 +1,7 @@
-"""When certificates expire: the end of the validity in PEM files.
+"""Reads from PEM files when certificates expire.
 
-`ssl` reports it only for a certificate that has passed a verification, which an expired one does not. So this reads the
-one field, by the structure of RFC 5280, section 4.1.
+`ssl` reports the date only for a certificate that was verified, and an expired one cannot be. So this module reads that
+field itself, by the structure of RFC 5280, section 4.1.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 
 
 def earliest_expiry(path: Path) -> float | None:
-    """When the first of the certificates in a PEM file expires, in seconds since the epoch. None: not to be found out.
+    """The time when the first of the certificates in a PEM file expires, in seconds since the epoch. None: unknown.
 
-    A chain works until its first certificate expires, whichever that is.
+    A chain is valid until any of its certificates expires.
     """
     try:
         found = [_expiry(ssl.PEM_cert_to_DER_cert(pem.decode())) for pem in _CERTIFICATE.findall(path.read_bytes())]
@@ -32,7 +32,7 @@ def earliest_expiry(path: Path) -> float | None:
 def _expiry(der: bytes) -> float:
     """
     Raises:
-        ValueError, IndexError: where ``der`` is no certificate.
+        ValueError, IndexError: where ``der`` is not a certificate.
     """
     fields = _items(_items(_items(der)[0][1])[0][1])
     if fields[0][0] == _VERSION:
@@ -42,7 +42,7 @@ def _expiry(der: bytes) -> float:
         raise ValueError("no validity")
     tag, octets = _items(validity)[1]
     text = octets.decode("ascii")
-    if tag == _UTC_TIME:  # two digits of the year: 50 to 99 are of the last century
+    if tag == _UTC_TIME:  # two digits of the year: 50 to 99 mean 1950 to 1999
         text = ("19" if int(text[:2]) >= 50 else "20") + text
     elif tag != _GENERALIZED_TIME:
         raise ValueError("no time")

@@ -1,13 +1,14 @@
 """The checker, seen from the master: a process that compiles rows, started when it is needed and stopped when idle.
 
-It is not trusted. Its answers are validated; one that is late or invalid ends it. The row that it was judging then is
-judged once more, alone in a fresh process, unless it had used up its CPU time: so no row is refused for what the rows
-before it have left behind. A row that ends the checker twice is refused, as a client would be ended by it too.
+The process is not trusted: its answers are validated, and it is killed after a late or invalid one. The row that it was
+judging then is judged once more, alone in a fresh process, unless the row had used up its CPU time. So no row is
+refused because of the effects of earlier rows. A row that ends the checker twice is refused, because it would end a
+client too.
 
-A *patient* checker judges rows that nobody waits for, beside workers that serve. Its process has the scheduling policy
-SCHED_IDLE: a worker that wakes up takes the CPU from it at once, where a nice value alone lets it finish its time slice
-of milliseconds (sched(7)). And its answers wake nobody: they are collected every `POLL_SECONDS`, so the master's event
-loop takes no CPU time from the workers for each of them, and the process pauses until the next rows are sent.
+A *patient* checker judges rows that are served already, while workers answer calls. Its process has the scheduling
+policy SCHED_IDLE: a worker that wakes up gets the CPU at once, whereas with a nice value alone the process would finish
+its time slice of milliseconds first (sched(7)). Its answers are collected every `POLL_SECONDS`, so that the master's
+event loop does not take CPU time from the workers for each answer. The process pauses until the next rows are sent.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from definition_server.inherited import signals_held_back
 
 START_SECONDS = 15.0
 IDLE_SECONDS = 300.0
-"""Several sync intervals: a table that changes now and then does not cost a start each time."""
+"""Longer than several sync intervals, so that a table that changes now and then does not need a start each time."""
 _WALL_PER_CPU_SECOND = 10
-"""How much longer a row may take than its CPU time: the checker has a low priority on a machine that may be busy."""
+"""Seconds that a row may take for each second of its CPU time: the checker's priority is low, and CPUs may be busy."""
 _MOST_OCTETS = 256 * 1024 * 1024
-"""Of source that one process judges. Names that it has compiled stay in its memory."""
+"""Octets of source that one process judges. The names in compiled code stay in its memory."""
 _NICENESS = 10
 _LOWEST = 19
 POLL_SECONDS = 0.02
 WINDOW_ROWS, WINDOW_OCTETS = 64, 1024 * 1024
-"""Rows, and about how many octets, that are sent before an answer is awaited."""
+"""Rows, and roughly octets, that are sent before an answer is awaited."""
 _PLAIN = frozenset(range(ANSWER, ANSWER + Flaw.EXHAUSTED))
-"""Answers for which the next ones need not be judged in another way."""
+"""Answers after which judging continues in the same process."""
 
 
 class Content(NamedTuple):
@@ -62,7 +63,7 @@ class Judgement(NamedTuple):
 
     flaws: Flaw
     lasting: bool = True
-    """False: something other than the row may have caused it (the kernel lacked memory, the process was stopped), so it
+    """False: another cause than the row is possible (the kernel lacked memory, the process was stopped), so the answer
     is not remembered."""
 
 
@@ -76,16 +77,16 @@ class _Ended(Exception):
     def __init__(self, *, own_fault: bool, lasting: bool) -> None:
         super().__init__()
         self.own_fault = own_fault
-        """Whether the row alone can have caused it."""
+        """Whether only the row can be the cause."""
         self.lasting = lasting
 
 
 class _LacksCoding(Exception):
-    """A row names a coding that the process has not loaded."""
+    """A row declares an encoding that the process has not loaded."""
 
 
 class Checker:
-    """Judges contents, in order. One call at a time; others wait."""
+    """Judges contents, in order. Runs one call at a time; others wait."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Checker:
         """
         Args:
             jail: The setting ``JAIL``.
-            patient: Whether nobody waits for its judgements.
+            patient: Whether it judges rows that are served already.
             program: The command line of the process, by its descriptor and ``jail``.
             idle_seconds: It is stopped after this time without work.
             wall_per_cpu_second: Seconds that a row may take for each second of CPU time that it has.
@@ -111,27 +112,27 @@ class Checker:
         self._wall = wall_per_cpu_second
         self._low_priority = False
         self._codings = False
-        """Whether a row has named a coding that few sources have: from then on all are loaded."""
+        """Whether a row has declared an uncommon encoding: from then on all encodings are loaded."""
         self._process: _CheckerProcess | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._busy = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
         self.started = 0
-        """Processes so far."""
+        """Number of processes started so far."""
 
     @property
     def pid(self) -> int | None:
-        """Process id of the checker that runs; None where none does."""
+        """Process id of the running checker; None if none runs."""
         return None if self._process is None else self._process.pid
 
     def lower_priority(self) -> None:
-        """From now on give way to processes that serve."""
+        """Lower the priority for good, below that of the workers."""
         self._low_priority = True
         if self._process is not None:
             self._process.lower_priority()
 
     async def prepare(self) -> None:
-        """Start the process, so that the first check does not wait for it. A failure shows there."""
+        """Start the process, so that the first check does not wait for it. A failure is raised by that check."""
         async with self._busy:
             with suppress(CannotCheck):
                 await self._running()
@@ -160,7 +161,9 @@ class Checker:
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _judge(self, contents: Sequence[Content], judged: list[Judgement]) -> None:
-        """Append judgements until all are there or a row needs another process: one that ended this is judged alone."""
+        """Append judgements until all are there or a row needs another process. A row that ended this process is judged
+        alone.
+        """
         process = await self._running()
         first = not process.octets
         begun = len(judged)
@@ -174,7 +177,7 @@ class Checker:
             return
         except _Ended as ended:
             self._stop()
-            # A process that was killed (not lasting) may have ended before it was asked.
+            # A process that was killed (not lasting) may have ended before it received the row.
             alone = first and len(judged) == begun and ended.lasting
             if ended.own_fault or alone:
                 judged.append(Judgement(Flaw.CODE, ended.lasting))
@@ -192,7 +195,7 @@ class Checker:
             judged.append(Judgement(Flaw.CODE, ended.lasting))
 
     def _load_codings(self) -> None:
-        """Have the next process load all codings, and judge on there."""
+        """Stop this process, and continue with one that loads all encodings."""
         self._codings = True
         self._stop()
 
@@ -235,11 +238,11 @@ class _CheckerProcess:
         self._poll_seconds = POLL_SECONDS if patient else None
         self._wall = wall_per_cpu_second
         self._received = bytearray()
-        """Answers that were not taken yet."""
+        """Answers that were received and not taken yet."""
         self._closed = self._late = False
-        """Whether no more will come: the socket is closed, or one did not come in time."""
+        """Whether no more answers will come: the socket is closed, or an answer was late."""
         self.octets = 0
-        """Of source that it has been sent."""
+        """Octets of source that were sent to it."""
 
     @classmethod
     async def start(
@@ -248,7 +251,7 @@ class _CheckerProcess:
         """A process that has confined itself and passed its self-test.
 
         Raises:
-            CannotCheck: where there is none.
+            CannotCheck: where no process can be started.
         """
         try:
             ours, theirs = socket.socketpair()
@@ -266,7 +269,7 @@ class _CheckerProcess:
                     pass_fds=(theirs.fileno(),),
                     env=inherited_environment(("LD_LIBRARY_PATH",), ()),
                 )
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started, to wait for it
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started that waits for the process
             ours.close()
             raise CannotCheck(f"no checker process can be started: {error}") from None
         except BaseException:
@@ -300,12 +303,12 @@ class _CheckerProcess:
         return self._process.returncode is not None
 
     def lower_priority(self) -> None:
-        """Give way to others, for good."""
+        """Lower the process's priority for good."""
         with suppress(OSError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
     def give_way_at_once(self) -> None:
-        """Run only while no other process needs the CPU, for good; where that is refused, have the lowest priority."""
+        """From now on, run only while no other process needs the CPU; if that is refused, have the lowest priority."""
         try:
             os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
         except ProcessLookupError:
@@ -326,8 +329,8 @@ class _CheckerProcess:
         """Append the judgement of each of ``contents`` to ``judged``.
 
         Raises:
-            _Ended: the process ended at the first row without a judgement, or what it answered is not to be trusted.
-            _LacksCoding: that row names a coding that the process has not loaded.
+            _Ended: the process ended at the first row without a judgement, or sent an invalid answer.
+            _LacksCoding: that row declares an encoding that the process has not loaded.
         """
         for window in _windows(contents):
             await self._ask_window(window, judged)
@@ -348,7 +351,7 @@ class _CheckerProcess:
                 if flaws & Flaw.UNKNOWN_CODING and not self._codings:
                     raise _LacksCoding
                 judged.append(Judgement(flaws & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING)))
-            if self._received:  # then the last answer, too, was none to this question
+            if self._received:  # unexpected octets: the last answer cannot be trusted either
                 judged.pop()
                 raise _Ended(own_fault=False, lasting=False)
         finally:
@@ -365,7 +368,7 @@ class _CheckerProcess:
             await loop.sock_sendall(self._end, b"".join(pieces))
 
     async def _receive(self, limits: Sequence[float]) -> int:
-        """The next octet. ``limits``: the seconds for each of the answers that are awaited, this one first."""
+        """The next octet. ``limits``: the time limits of the awaited answers in seconds, that of the next one first."""
         if not self._received:
             if not self._late and not self._closed:
                 await self._await_answers(limits)
@@ -374,9 +377,10 @@ class _CheckerProcess:
         return self._received.pop(0)
 
     async def _await_answers(self, limits: Sequence[float]) -> None:
-        """Wait until all awaited answers are here, or one that needs attention, or no more will come.
+        """Wait until all awaited answers have arrived, or one that needs attention, or no more will come.
 
-        The waiting task is woken once for all answers: each wake-up costs the event loop more than the answer does.
+        The waiting task is woken once for all answers, because each wake-up costs the event loop more than an answer
+        does.
         """
         loop = asyncio.get_running_loop()
         done = loop.create_future()
@@ -425,13 +429,13 @@ class _CheckerProcess:
         try:
             async with asyncio.timeout(5.0):
                 code = await self._process.wait()
-        except TimeoutError:  # it has closed its socket, and lives
+        except TimeoutError:  # it has closed its socket, but still runs
             return _Ended(own_fault=False, lasting=False)
         return _Ended(own_fault=code == -signal.SIGXCPU, lasting=code != -signal.SIGKILL)
 
 
 def _windows(contents: Sequence[Content]) -> Iterator[Sequence[Content]]:
-    """``contents`` in pieces that are sent at once. Their answers must fit into the socket's buffer."""
+    """``contents`` in pieces that are each sent at once. The answers to a piece must fit into the socket's buffer."""
     begin = octets = 0
     for position, content in enumerate(contents):
         if position - begin == WINDOW_ROWS or (position > begin and octets + content.size > WINDOW_OCTETS):

@@ -1,10 +1,12 @@
 """The checker process: judges rows that the master sends it over a socket, under limits and in the jail.
 
-A fresh interpreter without the environment (``-I -S``) and with no descriptor but its socket. It is not trusted: the
-sources that it compiles may be hostile. A source that exceeds a limit ends it, and the master starts another.
+It is a fresh interpreter without the environment (``-I -S``); its socket is its only descriptor. It is not trusted,
+because the sources that it compiles may be hostile. A source that exceeds a limit ends the process, and the master
+starts another.
 
-Protocol: the master sends rows, each as `HEADER` (what is checked, lengths of name, interface and code) and the octets.
-The answer to each is one octet, sent before the next row is judged: the row without an answer ended the process.
+Protocol: the master sends rows, each as `HEADER` (the checks, and the lengths of name, interface and code) and the
+octets. The answer to each is one octet, sent before the next row is judged. So if the process ends, the first row
+without an answer was the cause.
 """
 
 from __future__ import annotations
@@ -31,16 +33,18 @@ MEMORY = 512 * 1024 * 1024
 _MIB = 1024 * 1024
 _DESCRIPTORS = 16
 _CODECS = ("ascii", "cp1252", "iso8859-15", "utf-8-sig")
-"""Named in the first line of some sources, and loaded while files can be opened. UTF-8 and Latin-1 need no file."""
+"""Encodings that some sources declare in their first line. They are loaded while files can be opened; UTF-8 and Latin-1
+need no file.
+"""
 CODINGS = "codings"
-"""The argument of a process that loads all codings of Python's own: 50 ms of CPU time more."""
+"""The argument of a process that loads all encodings that come with Python, which takes 50 ms more of CPU time."""
 _SPARE_FRAMES = 150
-"""Frames below which a row is judged. A client compiles it from deeper in its own program than this one would, and
-limits of recursion count from the bottom: what barely compiles here would not compile there."""
+"""Rows are judged below so many frames. Recursion limits count from the bottom of the stack, and a client compiles at a
+greater depth of its own program: without these frames, code could compile here that does not compile there."""
 
 
 def cpu_seconds(size: int) -> int:
-    """The seconds of CPU time that a row with ``size`` octets has. 4 MiB of ordinary code take 1.3 s."""
+    """The seconds of CPU time that a row of ``size`` octets may use. 4 MiB of ordinary code take 1.3 s."""
     return 2 + size // _MIB
 
 
@@ -71,8 +75,8 @@ def _all_codecs() -> list[str]:
 
 
 def _limit() -> None:
-    """Limit memory, processes, files; and offer this process first to a kernel that needs memory. Limits that are lower
-    already stay: only root may raise them."""
+    """Limit memory, processes and files, and make this process the first that the kernel kills if it lacks memory.
+    Limits that are lower already stay, because only root may raise them."""
     for limit, most in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CORE, 0),
@@ -86,24 +90,24 @@ def _limit() -> None:
         os.write(descriptor, b"1000")
         os.close(descriptor)
     except OSError:
-        pass  # it only makes a choice of the kernel better
+        pass  # not essential: it only improves the kernel's choice
 
 
 def _lower(limit: int, most: int) -> None:
-    """Set a limit to ``most``, or to its hard value where that is lower."""
+    """Set a limit to ``most``, or to its hard limit if that is lower."""
     hard = resource.getrlimit(limit)[1]
     least = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(limit, (least, least))
 
 
 def _allow(size: int) -> None:
-    """The next row, of ``size`` octets, has its seconds of CPU time from now on; less where the process has no more."""
+    """Limit the CPU time of the next row, of ``size`` octets, to `cpu_seconds`, or to the rest that the process has."""
     soft, hard = int(time.process_time()) + 1 + cpu_seconds(size), resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def _works() -> bool:
-    """Whether this process judges right."""
+    """Whether this process gives the right verdicts on known samples."""
     _allow(0)
     everything = FUNCTION | INTERFACE
     good = flaws_of(everything, b"self-test", b"[]", b'# coding: utf-8\n\xc3\xb1 = "\\N{BULLET}"\nreturn 1\n')
@@ -130,13 +134,13 @@ def _serve(end: socket.socket) -> None:
 
 def command(descriptor: int, jail: str) -> list[str]:
     """The command line of a checker process that inherits ``descriptor``."""
-    # parents: control_plane, definition_server, and the directory that holds the package. It comes last, behind the
-    # standard library.
+    # parents: control_plane, definition_server, and the directory that holds the package. The directory comes last in
+    # the path, behind the standard library.
     home = os.path.realpath(__file__).rsplit(os.sep, 3)[0]
     program = (
         "import sys; sys.path.append(sys.argv.pop(1)); "
         "from definition_server.control_plane.checker_process import main; sys.exit(main(sys.argv[1:]))"
     )
-    # -I leaves out PYTHONPYCACHEPREFIX too, and without the bytecode that lies there a start takes three times as long.
+    # -I also ignores PYTHONPYCACHEPREFIX; without the bytecode in that folder a start takes three times as long.
     cache = [] if sys.pycache_prefix is None else ["-X", f"pycache_prefix={sys.pycache_prefix}"]
     return [interpreter(), "-I", "-S", "-B", *cache, "-W", "ignore", "-c", program, home, str(descriptor), jail]

@@ -1,4 +1,4 @@
-"""The master's part in the confinement of its workers: it hides itself, and logs what the kernel cannot do."""
+"""The master's part in the confinement of its workers: it hides itself, and logs which protections are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def confine_master(mode: str) -> bool:
     """Apply ``JAIL`` to the master: hide its memory, environment and descriptors from processes of the same user.
 
     Returns:
-        Whether the server may start: not where ``mode`` is ``require`` and the kernel lacks something.
+        Whether the server may start: False if ``mode`` is ``require`` and the kernel lacks a feature.
     """
     if mode == "off":
         return True

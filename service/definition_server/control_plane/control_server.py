@@ -1,9 +1,10 @@
-"""Serves the operator's commands on a Unix socket, beside everything else that the master does.
+"""Serves the operator's commands on a Unix socket.
 
-A socket that cannot be opened (a full disk, a read-only one, another instance) is logged with a remedy, and tried
-again: the server serves without it. So is one whose file somebody has removed. The cost of the clients of the socket
-is limited, because other programs of the same account are strangers too: few connections, small requests, a
-deadline for each. The engine serves them in slices, as it serves clients of the gRPC port.
+If the socket cannot be opened (a full or read-only disk, another instance), the reason is logged with a remedy, and the
+attempt is repeated; the server serves without the socket meanwhile. A socket whose file was removed is opened again
+too. The cost of the clients of the socket is limited, because other programs of the same account are not trusted: few
+connections, small requests, and a deadline for each. The engine serves them in slices, as it serves clients of the gRPC
+port.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ log = get_logger(__name__)
 
 SERVICE = "avap.control.v1.Control"
 MAX_REQUEST = 16 * 1024
-"""Octets. Every request is a version or two."""
+"""Octets of a request. A request holds two versions at most."""
 MAX_CONNECTIONS = 32
 MAX_CALLS = 16
 _MAX_HELD = 4 * 1024 * 1024
-"""Octets that all clients together may leave with us."""
+"""Octets that may be buffered for all clients together."""
 _CHECK_SECONDS = 5.0
-"""Between two checks of the file, or two attempts to make it."""
+"""Seconds between two checks of the file, or two attempts to make it."""
 _DISK_SECONDS = 10.0
-"""How long an attempt is waited for: a disk may hang."""
+"""Seconds for which an attempt is awaited, because a disk may hang."""
 _STOP_SECONDS = 0.2
 
 
@@ -56,7 +57,7 @@ class ControlServer:
         self._server: Server | None = None
         self._opening: asyncio.Future[ControlSocket] | None = None
         self.problem: str | None = "it is not open yet"
-        """Why there is no socket; None where there is one."""
+        """The reason why there is no socket; None if there is one."""
 
     @property
     def state(self) -> str:
@@ -68,7 +69,7 @@ class ControlServer:
         while True:
             try:
                 await self._ensure()
-            except Exception as bug:  # commands are worth less than clients' calls: the master does not end for this
+            except Exception as bug:  # the master goes on: clients' calls matter more than commands
                 log.exception("Unexpected failure of the control socket", exc_info=bug)
                 self.problem = f"unexpected {type(bug).__name__}"
             await asyncio.sleep(_CHECK_SECONDS)
@@ -109,7 +110,7 @@ class ControlServer:
         log.info("Control socket open", path=str(self._path))
 
     async def _open(self) -> ControlSocket:
-        """The present socket if its file is in place, else a new one. One thread at a time is in this, however long
+        """The present socket if its file is in place, otherwise a new one. Only one thread runs this at a time, even if
         the disk hangs.
 
         Raises:
@@ -148,7 +149,9 @@ class ControlServer:
 
 
 def _discard(opening: asyncio.Future[ControlSocket]) -> None:
-    """Close what was opened too late. (The present socket is closed already, and closing twice does no harm.)"""
+    """Close a socket that was opened too late. (The present socket is closed already, and closing it twice does no
+    harm.)
+    """
     if not opening.cancelled() and opening.exception() is None:
         late = opening.result()
         late.remove()

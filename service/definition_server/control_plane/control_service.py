@@ -1,7 +1,8 @@
-"""The methods of ``avap.control.v1.Control``: the questions and orders of an operator.
+"""The methods of ``avap.control.v1.Control``: the operator's queries and commands.
 
-Each method is a few lines around a part of the master: it checks the request, lets the part act, and answers what the
-workers serve afterwards. A request that cannot be fulfilled ends with a status and a text for the operator.
+Each method is a few lines around a part of the master: it checks the request, calls the part, and answers with the
+version that the workers serve afterwards. A request that cannot be fulfilled ends with a status and a text for the
+operator.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from grpc_h2 import MethodHandler, StatusCode
 log = get_logger(__name__)
 
 _PROPAGATION_SECONDS = 10.0
-"""How long an answer waits for the workers: one that does not take a snapshot must not hold the operator up."""
+"""Seconds for which an answer waits for the workers: a worker that does not take a snapshot must not delay the operator
+for ever.
+"""
 _POLL_SECONDS = 0.002
 _EXPORT_OCTETS = 256 * 1024
 """The size of one message of an export."""
@@ -71,12 +74,12 @@ class ControlService:
         """
         Args:
             publications: Publishes, holds and pins.
-            publisher: Has what is served.
+            publisher: Has the current publication.
             supervisor: Knows the workers.
             sync_state: The result of the cycles.
             status: Reads the status of the service.
             notices: Sentences for the operator, beside the status.
-            sync: Runs a cycle that reads the table whole.
+            sync: Runs a cycle that reads the whole table.
             seconds_to_next: The time until the next cycle; None while one runs.
             held_commands: The commands of which an earlier version is served.
         """
@@ -137,7 +140,7 @@ class ControlService:
     async def _accept(self, request: pb.AcceptRequest) -> pb.Served:
         message = await self._served_after(self._publications.accept(request.version_hash))
         if not message.version_hash.startswith(request.version_hash):
-            message.note = "what was accepted is served when the pin ends"
+            message.note = "the accepted catalogue is served when the pin ends"
         return message
 
     async def _pin(self, request: pb.PinRequest) -> pb.Served:
@@ -176,7 +179,7 @@ class ControlService:
         return 0 if current is None else current.snapshot.generation
 
     async def _served_by_all(self) -> pb.Served:
-        """The current publication, and when the last worker had it."""
+        """The current publication, and the time at which the last worker received it."""
         deadline = time.monotonic() + _PROPAGATION_SECONDS
         while not (arrived := self._all_have(self._generation())):
             if time.monotonic() > deadline:
@@ -196,7 +199,7 @@ class ControlService:
         return bool(serving) and all(worker.generation >= generation for worker in serving)
 
     async def _roll(self, _: pb.RollRequest) -> AsyncIterator[pb.RollProgress]:
-        """A roll goes on when its client leaves: half of one would be worse."""
+        """A roll continues when its client disconnects: a partial roll would be worse."""
         workers = len(self._supervisor.slots)
         log.info("Rolling the workers")
         replaced: asyncio.Queue[int] = asyncio.Queue()

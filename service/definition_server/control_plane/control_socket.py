@@ -1,12 +1,12 @@
-"""The Unix socket of the operator's commands: it replaces the file of a master that has ended, never that of one that
-runs.
+"""The Unix socket of the operator's commands: it replaces the file of a master that has ended, never the file of a
+running master.
 
 The file is made with mode 0600, whatever the umask is, so the kernel lets only this account connect (and root). The
 peer's uid is checked again when it connects (SO_PEERCRED, unix(7)), because the mode may have been changed since.
 
-A file that nobody listens on is what a killed master left behind: it is replaced. One that somebody listens on is
-another instance's, and stays. Two instances that start at the same moment take turns by a lock on the directory, which
-leaves no file. Every function here blocks; run it in a thread.
+A file on which no process listens was left behind by a killed master, and is replaced. A file on which a process
+listens belongs to another instance, and stays. Two instances that start at the same moment take turns by a lock on the
+directory, which leaves no file. Every function here blocks; run it in a thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 
 
 class SocketUnusable(Exception):
-    """The socket cannot be opened. ``remedy`` is what the operator can do."""
+    """The socket cannot be opened. ``remedy`` is advice for the operator."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ def open_socket(path: Path) -> ControlSocket:
     length = len(os.fsencode(path))
     if length > LONGEST_PATH:
         raise SocketUnusable(
-            f"{path} has {length} octets, and the path of a Unix socket at most {LONGEST_PATH}",
+            f"{path} has {length} octets; the path of a Unix socket has at most {LONGEST_PATH}",
             "set CONTROL_SOCKET to a shorter path",
         )
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -104,7 +104,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _make_room(path: Path) -> None:
-    """Remove a socket that nobody listens on.
+    """Remove a socket on which no process listens.
 
     Raises:
         SocketUnusable: where ``path`` is something else, or in use.
@@ -115,7 +115,7 @@ def _make_room(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise SocketUnusable(f"{path} is there already, and is no socket", "move it away, or set CONTROL_SOCKET")
+        raise SocketUnusable(f"{path} exists already, and is not a socket", "move it away, or set CONTROL_SOCKET")
     if _somebody_listens(path):
         raise SocketUnusable(
             f"another instance listens on {path}",
@@ -132,13 +132,15 @@ def _somebody_listens(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
-            return True  # it is full, or another account's: not ours to remove
+            return True  # its backlog is full, or it belongs to another account: we must not remove it
     return True
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Alone with ``directory``, as far as its file system has locks, and for as long as we can wait."""
+    """Hold a lock on ``directory``. If its file system has no locks, or the lock is not free in time, continue without
+    it.
+    """
     number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -166,9 +168,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def stranger(connection: socket.socket, workers: Collection[int] = ()) -> str | None:
-    """Why a peer may not give commands; None where it is this account or root, and none of ``workers``.
+    """The reason why a peer may not give commands; None if it has this account or root, and is not one of ``workers``.
 
-    A worker in the jail cannot connect at all. One without a jail has our uid; refused is what it does itself.
+    A worker in the jail cannot connect at all. A worker without a jail has our uid, so it is refused by its process id.
     """
     octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     pid, uid, _ = _PEER_CREDENTIALS.unpack(octets)

@@ -29,7 +29,7 @@ def served_message(snapshot: Snapshot) -> pb.Served:
 
 
 def version_message(entry: HistoryEntry, changes: ChangeCounts | None, *, served: bool) -> pb.Version:
-    """An entry of the history, and what its publication has changed, if that is known."""
+    """An entry of the history, with the changes by its publication if they are known."""
     message = pb.Version(version_hash=entry.version_hash, definitions=entry.definitions, served=served)
     set_time(message.created_at, entry.created_at)
     set_time(message.published_at, entry.published_at)
@@ -56,11 +56,11 @@ class HeldCommand(Protocol):
 
     @property
     def hash_served(self) -> str | None:
-        """Of the version that is served."""
+        """Hash of the version that is served."""
 
     @property
     def hash_refused(self) -> str | None:
-        """Of the row."""
+        """Hash of the row."""
 
 
 def held_message(held: HeldCommand) -> pb.HeldCommand:
@@ -76,7 +76,9 @@ def held_message(held: HeldCommand) -> pb.HeldCommand:
 
 
 def status_message(status: ServiceStatus, sync: SyncState) -> pb.Status:
-    """``status`` without history and notices. ``sync`` has the texts of errors, which the admin port does not show."""
+    """``status`` without history and notices. The texts of errors come from ``sync``; the admin port does not show
+    them.
+    """
     message = pb.Status(server_version=status.version, pid=os.getpid(), ready=status.ready, stopping=status.stopping)
     message.engine = status.engine
     set_time(message.started_at, status.started_at)
@@ -119,10 +121,12 @@ def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) ->
 
 
 def shortfalls(state: SyncState, held_commands: int) -> str:
-    """Why the served catalogue differs from the table although a cycle succeeded; empty if it does not differ."""
+    """The reasons why the served catalogue differs from the table although a cycle succeeded; empty if it does not
+    differ.
+    """
     parts = []
     if (pin := state.pin) is not None and not pin.vain:
-        parts.append("a pin counts, and its version is not known here" if pin.missing else "a pin counts")
+        parts.append("a pin is in effect, and its version is not known here" if pin.missing else "a pin is in effect")
     if held_commands:
         parts.append(f"commands held at an earlier version: {held_commands:,}")
     if left_out := sum(state.findings.unserved.values()):

@@ -1,12 +1,12 @@
-"""Where the database is, and what of it may be shown: the parts of a connection URL, without a connection.
+"""The parts of a connection URL: where the database is, and which of the parts may be shown. Opens no connection.
 
-**Secrets.** The texts of libpq and of the server quote what they were given: ``invalid percent-encoded token:
-"S3%cret"``. Two rules keep secrets out of logs. A URL that cannot be parsed is described by fixed texts of ours
-(`parse_fault`), because in it any part may be a piece of the password. Every other text passes through
-`Redaction.clean`, which masks the values of all parameters but a few.
+**Secrets.** The texts of libpq and of the server quote their input: ``invalid percent-encoded token: "S3%cret"``. Two
+rules keep secrets out of logs. A URL that cannot be parsed is described by fixed texts of ours (`parse_fault`), because
+in it any part may be a piece of the password. Every other text passes through `Redaction.clean`, which masks the values
+of all parameters but a few.
 
-**Hosts.** libpq gives every host of a list the whole of ``connect_timeout``, as does psycopg. `shares` divides the time
-that there is: a host that does not answer leaves the others theirs.
+**Hosts.** libpq gives every host of a list the whole of ``connect_timeout``, and so does psycopg. `shares` divides the
+time between them, so that a host that does not answer leaves time for the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 MASK = "********"
 _LIBPQ_PORT = "5432"
-"""Of an entry of a list that has none."""
+"""The port of a host for which the list has none."""
 
 _SHOWN = ("host", "hostaddr", "port", "user", "dbname")
 _NUMBERS = (
@@ -45,7 +45,7 @@ _CHOSEN = re.compile(
 
 
 def _harmless(name: str, value: str) -> bool:
-    """Whether a parameter may be shown: its value has the form that the parameter asks for, so it is not a misplaced
+    """Whether a parameter may be shown: its value has the form that the parameter requires, so it is not a misplaced
     secret."""
     return (
         name in _SHOWN
@@ -70,31 +70,33 @@ _PARSE_FAULTS = (
 
 
 def parse_fault(library_text: str) -> str:
-    """What is wrong with a URL that libpq cannot parse, by the beginning of libpq's message, in words of ours."""
+    """The fault of a URL that libpq cannot parse, in a text of ours, chosen by the beginning of libpq's message."""
     return next((ours for theirs, ours in _PARSE_FAULTS if theirs in library_text), "libpq cannot parse it")
 
 
 def misplaced_fault(parameters: Mapping[str, Any]) -> str | None:
-    """What is wrong with a URL that libpq can parse, but not as it was meant: a piece of the password elsewhere."""
+    """The fault of a URL that libpq parses in another way than intended: a piece of the password is taken for another
+    part.
+    """
     host, port, database = (str(parameters.get(name, "")) for name in ("host", "port", "dbname"))
     if "@" in host:
         return "the host holds an @; in user and password it is written as %40"
     if any(p and not (p.isascii() and p.isdigit() and 0 < int(p[:6]) < 65_536) for p in port.split(",")):
-        return "the port is no number from 1 to 65535; in user and password : is written as %3A and / as %2F"
+        return "the port is not a number from 1 to 65535; in user and password : is written as %3A and / as %2F"
     if "@" in database and "user" not in parameters:
         return "the database's name holds an @, and there is no user; in a password / is written as %2F and ? as %3F"
     return None
 
 
 _NEXT_SENTENCE = re.compile(r"(?<=[\w)\"'])\s*\n\s*(?=[A-Z])")
-"""A line that libpq begins without having ended the sentence before it."""
+"""A line that libpq begins without having ended the previous sentence."""
 
 
 class Redaction:
-    """Masks the secrets of a connection in texts of others."""
+    """Masks the secrets of a connection in texts of libpq and of the server."""
 
     def __init__(self, url: str, parameters: Iterable[Mapping[str, Any]]) -> None:
-        """``parameters``: what libpq has parsed, and what it has added from its own files and variables."""
+        """``parameters``: those that libpq has parsed, and those that it has added from its own files and variables."""
         found: set[str] = {url}
         shown: set[str] = set()
         for given in parameters:
@@ -118,7 +120,9 @@ class Redaction:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """``value`` as it may stand in a text: as it is, quoted for a URL, a connection string or Python, and by lines."""
+    """The forms in which a text may contain ``value``: unchanged, quoted for a URL, a connection string or Python, and
+    each of its lines.
+    """
     yield value
     yield quote(value, safe="")
     yield value.replace("\\", "\\\\").replace("'", "\\'")
@@ -140,7 +144,7 @@ class Host:
 
     @property
     def needs_name_service(self) -> bool:
-        """Whether ``name`` has to be resolved: it is no address, and no directory of a Unix socket."""
+        """Whether ``name`` has to be resolved: it is neither an address nor the directory of a Unix socket."""
         return bool(self.name) and not self.address and not self.name.startswith(("/", "@")) and not _numeric(self.name)
 
     def __str__(self) -> str:
@@ -204,21 +208,22 @@ def address_of(parameters: Mapping[str, Any]) -> DatabaseAddress:
 
 
 def shares(items: list[Item], deadline: float, clock: Callable[[], float]) -> Iterator[tuple[Item, float]]:
-    """Each item with its share of the time until ``deadline``: what is left, divided by how many items are left.
+    """Each item with its share of the time until ``deadline``: the remaining time, divided by the number of remaining
+    items.
 
-    ``clock`` is the clock of ``deadline``; it is read when an item is taken, so that time which earlier items did not
-    use goes to later ones.
+    ``clock`` is the clock of ``deadline``; it is read when an item is taken, so that later items get the time that
+    earlier ones did not use.
     """
     for index, item in enumerate(items):
         yield item, max(0.0, deadline - clock()) / (len(items) - index)
 
 
 class NameResolver:
-    """Asks the name service in threads that nothing waits for.
+    """Resolves names in threads that nothing waits for at the end of the process.
 
     A resolver that does not answer holds its thread for half a minute and more, and nothing can end it. The default
     executor would run out of threads, and the end of the process would wait for it. So each name has at most one
-    thread: a second question for the name waits for the same answer. These threads do not keep the process alive.
+    thread: a second request for the name waits for the same answer. These threads do not keep the process alive.
     """
 
     def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
@@ -249,7 +254,7 @@ class NameResolver:
                 asked.set_result(addresses)
             else:
                 asked.set_exception(error)
-                asked.exception()  # it may be that nobody waits any more
+                asked.exception()  # the waiting call may have given up
 
         def look_up() -> None:
             addresses: list[str] = []

@@ -1,11 +1,12 @@
 """Holds a replaced snapshot until the workers have released it.
 
-The process that releases a snapshot last frees its memory: some 15 ms of work for 200 MB. That must not be a worker,
-whose calls would wait (docs/decisions/0013-answers-before-the-swap.md), so the master holds it for longer than they do.
+The process that releases a snapshot last frees its memory: some 15 ms of work for 200 MB. In a worker this work would
+delay calls (docs/decisions/0013-answers-before-the-swap.md), so the master holds the snapshot for longer than the
+workers do.
 
-After that nothing else in the master may hold it. A cycle that failed while the snapshot was served may: the frames of
-its exception refer to the snapshot, and the frames and the exception refer to each other. Only the garbage collector
-releases such a cycle of references, and it rarely runs in a process that is mostly idle; so it is called.
+After that nothing else in the master may refer to the snapshot. But a sync cycle that failed may leave references: the
+frames of its exception refer to the snapshot, and the frames and the exception refer to each other. Only the garbage
+collector releases such a reference cycle, and it rarely runs in a process that is mostly idle; so it is called here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from definition_server.ipc.handover import HOLD_SECONDS
 
 
 class DelayedRelease:
-    """Holds one snapshot at a time: publications in quick succession must not pile up in memory."""
+    """Holds one snapshot at a time, so that publications in quick succession do not accumulate in memory."""
 
     def __init__(self, background: Background) -> None:
         self._background = background
@@ -34,7 +35,7 @@ class DelayedRelease:
         self._timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)
 
     def close(self) -> None:
-        """Release what is held, at once."""
+        """Release the held snapshot at once."""
         if self._timer is not None:
             self._timer.cancel()
         self._held = []
@@ -48,4 +49,4 @@ class DelayedRelease:
 
 def _clear(held: list[Snapshot]) -> None:
     held.clear()
-    gc.collect()  # some 20 ms, were the modules of the master not frozen (`cli.lasting_imports`)
+    gc.collect()  # would take some 20 ms if the modules of the master were not frozen (`cli.lasting_imports`)

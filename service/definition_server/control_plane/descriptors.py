@@ -1,13 +1,13 @@
 """Open files for the master's own work: the limit is judged at the start, and some of them are reserved.
 
-`descriptors_needed` keeps a worker that cannot be replaced from being found out at night: a limit that does not suffice
-is refused at once. The admin port takes a fixed share of the limit at most (`admin_port`), and the master accepts no
-other connections. So clients cannot take what the master needs.
+A limit below `descriptors_needed` is refused at the start; otherwise it would first be noticed when a worker cannot be
+replaced. The admin port uses at most a fixed share of the limit (`admin_port`), and the master accepts no other
+connections. So clients cannot use up the descriptors that the master needs.
 
-`DescriptorReserve` is for what no sum foresees, such as a leak in a library. It holds descriptors of ``/dev/null``, and
-closes them for as long as the master starts a process, runs a cycle or reads its files. It does not help against a leak
-that takes descriptors at that very moment, again and again, nor against a limit that is lowered below the numbers in
-use: then cycles fail, and what is served stays.
+`DescriptorReserve` is for needs that no calculation foresees, such as a leak in a library. It holds descriptors of
+``/dev/null``, and closes them while the master starts a process, runs a cycle or reads its files. It does not help
+against a leak that takes the freed descriptors each time, nor against a limit that is lowered below the numbers in use:
+cycles then fail, and the served catalogue stays.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from definition_server.observability.logs import get_logger
 log = get_logger(__name__)
 
 RESERVED = 24
-"""The most that the master's work opens at one time: the start of a process (7: control socket 2, stats page, its
-standard input, asyncio's pipe 2, pidfd), and beside it a cycle: a connection to the database (4), a snapshot built (2),
-its file and directory (3). The rest is room for a second worker that starts."""
+"""The most descriptors that the master's work opens at one time: the start of a process (7: control socket 2, stats
+page, its standard input, asyncio's pipe 2, pidfd), and beside it a cycle: a connection to the database (4), a snapshot
+built (2), its file and directory (3). The rest is room for a second worker that starts."""
 
 _HELD = 24
-"""Standard streams, event loops, log, listeners, database, the snapshots that are served, replaced and restored: 16
-where nothing happens. With TLS, the last good certificate, key and authorities: 3, and 3 while they are replaced."""
+"""Standard streams, event loops, log, listeners, database, the snapshots that are served, replaced and restored: 16 in
+an idle master. With TLS, the last good certificate, key and authorities: 3, and 3 while they are replaced."""
 
 _PER_WORKER = 8
-"""Control socket, stats page, process and a spare one; twice, because a roll runs a worker beside its successor."""
+"""Control socket, stats page, process and a spare one for each worker; twice, because in a roll a worker and its
+successor run at the same time.
+"""
 
 _ADMIN_SHARE = 8
-"""One of so many goes to the admin port at most."""
+"""The admin port gets at most one of so many descriptors."""
 
 
 def descriptors_needed(workers: int) -> int:
@@ -43,7 +45,7 @@ def descriptors_needed(workers: int) -> int:
 
 
 def too_few(limit: int, workers: int) -> str | None:
-    """The fault of ``limit`` and its remedy; None where it is enough. A negative limit is none."""
+    """The fault of ``limit`` and its remedy; None if it suffices. A negative limit means that there is no limit."""
     needed = descriptors_needed(workers)
     if limit < 0 or limit >= needed:
         return None
@@ -54,10 +56,10 @@ def too_few(limit: int, workers: int) -> str | None:
 
 
 class DescriptorReserve:
-    """Descriptors that nobody else can take. To be used in one thread."""
+    """Descriptors that no other code can take. To be used in one thread."""
 
     def __init__(self, count: int = RESERVED) -> None:
-        """Takes ``count`` descriptors, fewer where there are no more."""
+        """Takes ``count`` descriptors, or as many as there are."""
         self._count = count
         self._held: list[int] = []
         self._borrowers = 0
@@ -66,7 +68,7 @@ class DescriptorReserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Within this block the reserved descriptors are free, to be opened by what it calls. Blocks may overlap."""
+        """Within this block the reserved descriptors are free for the code in it. Blocks may overlap."""
         self._borrowers += 1
         self._release()
         try:
@@ -100,5 +102,5 @@ class DescriptorReserve:
                 "Open files run out: the reserve for workers and cycles is not complete",
                 reserved=len(self._held),
                 wanted=self._count,
-                remedy="see what the master has open (ls -l /proc/PID/fd); raise the limit of open files (nofile)",
+                remedy="list the master's open files (ls -l /proc/PID/fd); raise the limit of open files (nofile)",
             )

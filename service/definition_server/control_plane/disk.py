@@ -1,7 +1,7 @@
 """Work on a disk, in a thread of its own that nothing waits for.
 
-A disk may hang for ever: a network mount whose server is away. A thread in such a call cannot be ended. So it is a
-daemon thread, which does not keep the process from ending, and none that other work needs.
+A disk may hang for ever, such as a network mount whose server is away, and a thread in such a call cannot be ended. So
+each call has a daemon thread of its own: it does not keep the process from ending, and no other work needs it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Reads what a socket already holds, without going through the event loop for each piece of it.
+"""Reads the octets that a socket already holds, without going through the event loop for each piece.
 
-libpq takes at most 16 kB from its socket in one call, unless a single message is longer. Psycopg waits for the socket
-in the event loop before each call, which costs more than to take that much.
+libpq reads at most 16 kB from its socket in one call, unless a single message is longer. Psycopg waits in the event
+loop before each call, which costs more than reading 16 kB.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TypeVar
 R = TypeVar("R")
 
 _STEPS = 64
-"""Calls before the event loop has its turn: a mebibyte, a millisecond or two."""
+"""Calls before the event loop continues: a mebibyte, which takes a millisecond or two."""
 
 
 def eager(steps: Generator[int, int, R], descriptor: int, *, to_read: int, readable: int) -> Generator[int, int, R]:
-    """``steps``, a generator that yields what it waits for; but where that is to read, and there is something to read,
-    it continues at once.
+    """``steps``, a generator that yields the event that it waits for. If it waits to read and there is something to
+    read, it continues at once.
 
     Args:
-        steps: Is sent what its socket is ready for.
-        descriptor: Of the socket.
-        to_read: What is yielded to wait for octets.
-        readable: What is sent where there are some.
+        steps: The generator; the event for which its socket is ready is sent to it.
+        descriptor: The descriptor of the socket.
+        to_read: The value that ``steps`` yields to wait for octets.
+        readable: The value that is sent to ``steps`` when there are octets.
     """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)

@@ -1,7 +1,7 @@
-"""The last failures, refusals and recoveries, with their times: what happened, also after it has passed.
+"""The last failures, refusals and recoveries, with their times. They are shown also after the recovery.
 
-An event is a change of state, not a cycle: a database that is down for a night is two events. It holds a kind and a
-reason from fixed lists and no text, because the pages that show it need no key.
+An event is a change of state, not a cycle: a database that is down for a night makes two events. An event has a kind
+and a reason from fixed lists and no free text, because the pages that show it need no key.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Event:
     kind: EventKind
     reason: Reason | None = None
     after_seconds: float | None = None
-    """For the end of a state: how long it lasted."""
+    """At the end of a state: the seconds that it lasted."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Events:
     """Remembers the last `REMEMBERED` events. One thread writes; `last` may be called from any."""
 
     def __init__(self, clock: Callable[[], float], now: Callable[[], float]) -> None:
-        """``clock``: seconds since the epoch. ``now``: seconds of a clock that nobody sets, for durations."""
+        """``clock``: seconds since the epoch. ``now``: seconds of a monotonic clock, for durations."""
         self._clock = clock
         self._now = now
         self._events: deque[Event] = deque(maxlen=REMEMBERED)
@@ -74,10 +74,11 @@ class Events:
         return next((event for event in self.last() if event.kind is kind), None)
 
     def level(self, begins: EventKind, ends: EventKind, *, on: bool, reason: Reason | None = None) -> float | None:
-        """The state that ``begins`` names lasts (``on``) or does not. Remembers where that, or its reason, has changed.
+        """Note whether the state that ``begins`` names lasts (``on``). A change, also of its reason, is remembered as
+        an event.
 
         Returns:
-            The seconds that the state lasted, where it ends now.
+            The seconds that the state lasted, if it ends now; otherwise None.
         """
         state = self._states.get(begins)
         if on and (state is None or state.reason != reason):
@@ -91,21 +92,23 @@ class Events:
         return lasted
 
     def sync_ended(self, failure: Reason | None, *, read: bool) -> None:
-        """A cycle ended. ``read``: the table could be read, whatever was made of it; else ``failure`` says why not."""
+        """Note the end of a cycle. ``read``: whether the table could be read, even if nothing was published; if not,
+        ``failure`` is the reason.
+        """
         kinds = EventKind.SYNC_FAILED, EventKind.TABLE_READ_AGAIN
         lasted = self.level(*kinds, on=not read, reason=failure)
         if lasted is not None:
             log.info("Table read again", after=duration(lasted), after_seconds=round(lasted, 1))
 
     def serving(self, serves: bool, *, before: bool) -> None:
-        """Whether a worker serves a catalogue now. ``before``: one has served since the start."""
+        """Note whether a worker serves a catalogue now. ``before``: whether one has served since the start."""
         lasted = self.level(EventKind.SERVES_NOTHING, EventKind.SERVES_AGAIN, on=before and not serves)
         if lasted is not None:
             log.info("Serves again", after=duration(lasted), after_seconds=round(lasted, 1))
 
 
 def duration(seconds: float) -> str:
-    """``seconds`` for a reader: 4 s, 3 min, 2 h, 5 days."""
+    """``seconds`` as text: 4 s, 3 min, 2 h, 5 days."""
     for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600)):
         if seconds < most:
             return f"{seconds / size:.0f} {unit}"

@@ -1,7 +1,7 @@
-"""Whether what is served is up to date, and whether a restart would lose anything. Pure: time is an argument.
+"""Judges whether the served catalogue is up to date, and whether a restart would lose anything. Pure: time is an
+argument.
 
-Freshness is apart from readiness. A server that is stale still serves, better than none: no load balancer should take
-it away, so readiness never depends on freshness.
+Readiness never depends on freshness: a stale server is better than none, so no load balancer should remove it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 INTERVALS = 2.0
-"""Intervals after which the last successful check is too old."""
+"""So many intervals after the last successful check, the catalogue counts as stale."""
 
 
 class Stale(StrEnum):
-    """Why the served catalogue may differ from the table."""
+    """The reasons why the served catalogue may differ from the table."""
 
     NOTHING_SERVED = "nothing_served"
     CATALOGUE_HELD = "catalogue_held"
@@ -23,13 +23,13 @@ class Stale(StrEnum):
 
 
 def staleness(*, serves: bool, held: bool, restored: bool, since_check: float | None, interval: float) -> Stale | None:
-    """Why the served catalogue counts as stale; None where it is fresh.
+    """The reason why the served catalogue counts as stale; None if it is fresh.
 
     Args:
         serves: Whether there is a catalogue.
-        held: Whether the guard holds a catalogue back.
+        held: Whether the guard holds a catalogue.
         restored: Whether the catalogue came from the disk, and the database has not been read since.
-        since_check: Seconds since the last successful check ended; None where there was none.
+        since_check: Seconds since the end of the last successful check; None if there was none.
         interval: ``SYNC_INTERVAL_SECONDS``.
     """
     if not serves:
@@ -49,9 +49,9 @@ class RestartReason(StrEnum):
     STORED = "stored"
     """The served, the pinned and the held catalogue are on disk."""
     DATABASE_REACHABLE = "database_reachable"
-    """Nothing is on disk, and the table has what is served."""
+    """Nothing is on disk, and the table has the served catalogue."""
     NOTHING_SERVED = "nothing_served"
-    """There is nothing to lose."""
+    """Nothing is served that a restart could lose."""
     PIN_NOT_STORED = "pin_not_stored"
     HELD_NOT_STORED = "held_not_stored"
     ROWS_HELD_NOT_STORED = "rows_held_not_stored"
@@ -61,7 +61,7 @@ class RestartReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Whether the server serves the same after a restart, and why."""
+    """Whether the server would serve the same catalogue after a restart, and why."""
 
     safe: bool
     reason: RestartReason
@@ -77,19 +77,19 @@ def restart_safety(
     database_reachable: bool,
     pin_lost: bool = False,
 ) -> Restart:
-    """Whether a server that is restarted now would serve what it serves now, and neither another catalogue nor none.
+    """Whether a server that is restarted now would serve the same catalogue as now.
 
     Args:
         serves: Whether there is a catalogue.
         stored: Whether it is on disk, up to date.
-        pinned: Whether a pin counts.
-        held: Whether the guard holds a catalogue: without the stored one, a new process would have nothing to compare
-            it with, and would publish it.
-        rows_held: Whether the last good version of a command is served in place of its row, which a new process would
-            know from the disk alone.
+        pinned: Whether a pin is effective.
+        held: Whether the guard holds a catalogue. Without the stored catalogue, a new process would have nothing to
+            compare the held one with, and would publish it.
+        rows_held: Whether the last good version of a command is served in place of its row. A new process would have
+            that version only from the disk.
         database_reachable: Whether the last cycle could read the table.
-        pin_lost: Whether the disk does not know of a pin, or of its end; or a version is pinned that is not known here,
-            so that what is served stays until a restart.
+        pin_lost: Whether a pin, or its end, is not stored on disk; or the pinned version is not known here, so that the
+            served catalogue stays only until a restart.
     """
     if not serves:
         return Restart(True, RestartReason.NOTHING_SERVED)

@@ -23,12 +23,12 @@ class Held(Exception):
 
 
 class HeldCandidate:
-    """At most one catalogue: the last that was read and did not pass."""
+    """Holds at most one catalogue: the last that was read and did not pass."""
 
     def __init__(self, state: SyncState, clock: Callable[[], float]) -> None:
         """
         Args:
-            state: Shows it.
+            state: Shows the held catalogue.
             clock: Seconds since the epoch.
         """
         self._state = state
@@ -38,12 +38,12 @@ class HeldCandidate:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """What is held."""
+        """The held catalogue; None if there is none."""
         return self._snapshot
 
     @property
     def rows_held(self) -> int:
-        """How many of its rows the gate holds."""
+        """Number of its rows that the gate holds."""
         return self._rows_held
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class HeldCandidate:
         self._snapshot = None
 
     def hold(self, candidate: Snapshot, judgement: Judgement, rows: int, rows_held: int) -> NoReturn:
-        """Keep ``candidate``, which was made of ``rows`` rows, in place of the one before.
+        """Hold ``candidate``, which was built from ``rows`` rows, in place of the previous one.
 
         Raises:
             Held: always.
@@ -68,12 +68,12 @@ class HeldCandidate:
         raise Held(self._state.held)
 
     def check(self) -> None:
-        """Raise `Held` where a catalogue waits: the table has not changed."""
+        """Raise `Held` if a catalogue is held. For a cycle in which the table has not changed."""
         if self._state.held is not None:
             raise Held(self._state.held)
 
     def release(self, why: str) -> None:
-        """Hold nothing any more, and log ``why``."""
+        """Release the held catalogue, and log ``why``."""
         if self._state.held is not None:
             log.info("Catalogue no longer held", version_hash=self._state.held.version_hash, reason=why)
         self._snapshot, self._state.held = None, None

@@ -2,8 +2,8 @@
 
 The files have the format of the last-known-good file and pass the same checks before anything in them is served: owner,
 mode, checksums and, with AVAP_INTERNAL_KEY, the MAC. The name must be the hash of the content. A file's time of
-modification is when the catalogue was last published. Where the key is rotated under a running server, it checks the
-files with the old key a last time, and gives them the MAC of the new one; so does one that starts with both keys.
+modification is when the catalogue was last published. When the key is rotated, a running server verifies the files with
+the old key a last time, and gives them the MAC of the new key. A server that starts with both keys does the same.
 Everything here blocks; run it in a thread of `disk`.
 """
 
@@ -49,10 +49,12 @@ class History:
         self.keep = keep
         self._clock = clock
         self.problems: list[str] = []
-        """The faults of single files or of pruning that `entries` and `add` have met, since the list was last taken."""
+        """The faults of single files, or of the removal of old ones, that `entries` and `add` have found since the list
+        was last taken.
+        """
 
     def take_problems(self) -> list[str]:
-        """`problems`, which is empty afterwards."""
+        """Return `problems` and empty it."""
         taken, self.problems = self.problems, []
         return taken
 
@@ -99,7 +101,7 @@ class History:
             descriptor: The memory.
             version: The hash of the catalogue in it.
             signer: Makes the MAC.
-            spare: Versions that are never removed: what is served, what is pinned.
+            spare: Versions that are never removed: the served and the pinned one.
 
         Raises:
             StoreError: where it cannot be written.
@@ -129,17 +131,18 @@ class History:
         self._remove_temporaries()
 
     def _remove_temporaries(self) -> None:
-        """Remove the files of a writer that was killed."""
+        """Remove the temporary files of a writer that was killed."""
         for temporary in self.directory.glob("*.tmp"):
             with suppress(OSError):
                 if self._clock() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
                     temporary.unlink()
 
     def load(self, version: str, signer: Signer | None) -> tuple[Snapshot, int] | None:
-        """The catalogue ``version`` (a whole hash), verified, with its memory's descriptor; None where it is not kept.
+        """The catalogue ``version`` (a whole hash), verified, with the descriptor of its memory; None if it is not in
+        the history.
 
         Raises:
-            StoreError: where the file is damaged, may be somebody else's, or holds another catalogue.
+            StoreError: where the file is damaged, may have been written by another program, or holds another catalogue.
         """
         store = self._store(version)
         loaded = store.load(signer)
@@ -149,7 +152,8 @@ class History:
         return loaded
 
     def sign_again(self, old: Signer, new: Signer) -> None:
-        """Give each file that has the MAC of ``old`` that of ``new``: it can then be served after a rotation.
+        """Replace the MAC of ``old`` in each file by the MAC of ``new``, so that the file can be served after a
+        rotation.
 
         A file without the MAC of ``old`` stays as it is. A file that cannot be written is noted in `problems`.
 
@@ -158,7 +162,8 @@ class History:
         """
         for entry in self.entries():
             try:
-                # The end first: most files have the new MAC already where this is done again at each start.
+                # The end of the file is read first: when this is repeated at a start, most files already have the new
+                # MAC.
                 ours = has_mac_of(self._path(entry.version_hash), old)
                 loaded = self.load(entry.version_hash, old) if ours else None
             except (StoreError, OSError):

@@ -1,7 +1,7 @@
-"""Which API keys are in use: when each was last presented, as workers report it.
+"""Records which API keys are in use: when each was last presented, as workers report it.
 
-Workers know digests and no ids. A report names digests; the time is the master's own, and a digest that it has not sent
-is ignored. So a worker that lies can make a key look used, and never unused.
+Workers know digests, but no ids. A report names digests; the master adds the time from its own clock, and ignores a
+digest that it has not sent. So a compromised worker can make a key look used, but never unused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KeyUsage:
         self.replace(keys)
 
     def replace(self, keys: Mapping[str, str]) -> None:
-        """Accept these from now on. A key that stays keeps its time, also under another id."""
+        """Accept ``keys`` from now on. A key that remains keeps its time of last use, also under another id."""
         self._digests = {key_id: sha256(key.encode()).hexdigest() for key_id, key in keys.items()}
         accepted = set(self._digests.values())
         self._last_used = {digest: at for digest, at in self._last_used.items() if digest in accepted}
@@ -35,11 +35,13 @@ class KeyUsage:
         return Keys(tuple(self._digests.values()))
 
     def used(self, digests: Iterable[str]) -> None:
-        """Keys with these digests were presented within the last second or so."""
+        """Note that the keys with these digests were presented within about the last second."""
         now = self._clock()
         self._last_used |= dict.fromkeys(set(digests) & set(self._digests.values()), now)
 
     def last_used(self) -> dict[str, float]:
-        """Id → seconds since the epoch; 0: not since the start of the master, or since the key was added."""
+        """Id → last use, in seconds since the epoch; 0: no use since the start of the master, or since the key was
+        added.
+        """
         last_used = self._last_used
         return {key_id: last_used.get(digest, 0.0) for key_id, digest in self._digests.items()}

@@ -1,4 +1,4 @@
-"""The last-known-good snapshot: stored after each publication, published where the database is down at start.
+"""The last-known-good snapshot: stored after each publication, and published if the database is down at the start.
 
 The store blocks, so its operations run in threads of their own (`disk`); and a cycle waits for a write only for a
 limited time, so that a disk that hangs does not stop it for ever.
@@ -23,7 +23,9 @@ from definition_server.observability.reasons import Reason
 log = get_logger(__name__)
 
 PATIENCE_SECONDS = 5.0
-"""How long a cycle waits for the disk. The write continues beyond it, and no other starts before it has ended."""
+"""Seconds for which a cycle waits for the disk. After that the write continues, and no other begins before it has
+ended.
+"""
 
 
 class LastKnownGood:
@@ -43,11 +45,11 @@ class LastKnownGood:
         self._background = background
         self._saving: asyncio.Future[None] | None = None
         self.loaded_as_it_is = False
-        """Whether what was loaded is on disk in just this form: under the present key."""
+        """Whether the loaded snapshot is on disk in the same form, signed with the present key."""
 
     @property
     def busy(self) -> bool:
-        """Whether the disk still writes an earlier snapshot."""
+        """Whether an earlier snapshot is still being written."""
         return self._saving is not None and not self._saving.done()
 
     async def save(self, publication: Publication, signer: Signer | None) -> None:
@@ -58,15 +60,15 @@ class LastKnownGood:
         """
         if self.busy:
             raise StoreError("the disk has not finished writing an earlier snapshot", Reason.DISK_HANGS)
-        # A descriptor of its own: the publication's closes with the next publication.
+        # A separate descriptor, because that of the publication is closed at the next publication.
         descriptor = os.dup(publication.descriptor)
         try:
             saving = self._saving = self._disk(partial(_save_and_close, self.store, descriptor, signer))
         except RuntimeError as fault:
             os.close(descriptor)
             raise StoreError(f"no thread can be started: {fault}", Reason.MACHINE_LIMIT) from None
-        # Waited for, not awaited: an exception raised through this frame would keep the publication in memory while
-        # `_saving` is kept, and beyond that until the garbage collector runs.
+        # `wait` and not `await`: an exception raised through this frame would keep the publication in memory while
+        # `_saving` is kept, and then until the garbage collector runs.
         done, _ = await asyncio.wait((saving,), timeout=PATIENCE_SECONDS)
         if not done:
             saving.add_done_callback(self._on_late_end)
@@ -93,7 +95,8 @@ class LastKnownGood:
         self.loaded_as_it_is = loaded.footer.key_id == key_id_of(signer)
         if self.loaded_as_it_is:
             return loaded
-        # Its MAC was ours, or of the key of before; or the version of the packages has changed; or there is no key now.
+        # Its MAC is of the present or the previous key; or the version of the packages has changed; or there is no key
+        # now.
         try:
             again = await self._background.run(published_again, loaded, signer, loaded.generation)
         except (SignatureError, OSError) as error:
@@ -102,7 +105,7 @@ class LastKnownGood:
         return again.snapshot
 
     def _on_late_end(self, saving: asyncio.Future[None]) -> None:
-        """A write that no cycle waits for any more has ended."""
+        """Called when a write has ended that no cycle waits for any more."""
         if saving.cancelled():
             return
         error = saving.exception()
@@ -125,8 +128,8 @@ def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None
 
 
 def _load_and_close(store: SnapshotStore, signer: Signer | None) -> Snapshot | None:
-    """Closes the descriptor in the disk's thread: the disk may answer when nothing waits for the result any more, and
-    then nothing else would close it. The snapshot's mapping ends with the snapshot.
+    """Closes the descriptor in the disk's thread. When the disk answers, the result may no longer be awaited, and then
+    no other code would close it. The snapshot's mapping ends with the snapshot.
     """
     loaded = store.load(signer)
     if loaded is None:

@@ -22,7 +22,7 @@ _RETRY_EVERY = 0.1
 
 
 class PortInUse(Exception):
-    """The address is taken, or not ours. The message says which, and what to do."""
+    """The address is in use, or is not an address of this machine. The message says which, and what to do."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -42,9 +42,9 @@ def listen(host: str, port: int) -> socket.socket:
 def reserve_port(host: str, port: int) -> socket.socket:
     """A socket that reserves ``host:port``: only the workers of this master can listen there.
 
-    For a transport that cannot adopt a listening socket. ``SO_REUSEPORT`` alone would silently let a second master of
-    the same user listen too. So the socket binds first *without* that option, which fails if another process listens
-    there, and sets it afterwards: Linux checks the current option of both sockets at each bind
+    For a transport that cannot use an inherited listening socket. ``SO_REUSEPORT`` alone would silently allow a second
+    master of the same user to listen too. So the socket binds first *without* that option, which fails if another
+    process listens there, and sets it afterwards: Linux checks the current option of both sockets at each bind
     (``net/ipv4/inet_connection_sock.c``, ``inet_csk_bind_conflict``). ``SO_REUSEADDR`` is set for the bind, so that
     connections of an earlier server in TIME_WAIT do not block it, and cleared afterwards, so that the bind of a second
     master fails even before the first worker listens. This socket itself never listens.
@@ -58,9 +58,9 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 def listens(listener: socket.socket) -> bool:
-    """Whether the socket still listens: each process that shares it may end that by ``shutdown(2)``.
+    """Whether the socket still listens: any process that shares it may stop that by ``shutdown(2)``.
 
-    A socket that is closed in this process counts as one that listens.
+    A socket that is closed in this process counts as listening.
     """
     return listener.fileno() < 0 or bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
@@ -73,13 +73,13 @@ def listen_again(listener: socket.socket, address: Any) -> None:
     Raises:
         OSError: where another process has taken the port meanwhile.
     """
-    with suppress(OSError):  # EINVAL: it is bound still. It is not where the kernel chose its port
+    with suppress(OSError):  # EINVAL: it is still bound. It is not bound if the kernel chose its port
         listener.bind(address)
     listener.listen(BACKLOG)
 
 
 def _open(made: socket.socket) -> None:
-    set_listening_options(made)  # workers in the jail may not
+    set_listening_options(made)  # workers in the jail may not do this themselves
     made.listen(BACKLOG)
 
 
@@ -125,7 +125,7 @@ def _bound_once(host: str, port: int, complete: Callable[[socket.socket], None])
 
 
 def reason_text(host: str, port: int, variable: str, error: OSError) -> str:
-    """Why ``host:port`` cannot be opened, and what to do."""
+    """The reason why ``host:port`` cannot be opened, and the remedy."""
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
         return (
@@ -149,7 +149,7 @@ def reason_text(host: str, port: int, variable: str, error: OSError) -> str:
 
 
 def raise_descriptor_limit(wanted: int = WANTED_DESCRIPTORS) -> int:
-    """Raise the soft limit of open files to at least ``wanted``; where that is not allowed, log it.
+    """Raise the soft limit of open files to at least ``wanted``. Log it if that is not allowed.
 
     Returns:
         The effective limit.

@@ -1,4 +1,4 @@
-"""Whether the master's event loop runs: what ``/livez`` answers."""
+"""Checks whether the master's event loop runs, for ``/livez``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STUCK_SECONDS = 30.0
 
 
 class LoopWatch:
-    """Notes when the event loop last ran. `problem` may be asked from any thread."""
+    """Notes when the event loop last ran. `problem` may be called from any thread."""
 
     def __init__(self) -> None:
         self._ran_at = time.monotonic()
@@ -23,6 +23,6 @@ class LoopWatch:
             await asyncio.sleep(TICK_SECONDS)
 
     def problem(self) -> str | None:
-        """Says for how long the loop has stood still; None where it runs."""
+        """A sentence that says for how long the loop has not run; None if it runs."""
         silent = time.monotonic() - self._ran_at
-        return None if silent < _STUCK_SECONDS else f"the master's event loop has stood still for {silent:.0f} s"
+        return None if silent < _STUCK_SECONDS else f"the master's event loop has not run for {silent:.0f} s"

@@ -76,9 +76,9 @@ EX_UNAVAILABLE = 69
 
 _ANNOUNCE_SECONDS = 0.01
 _POLICY_SECONDS = 1.0
-"""How long a start waits for the policy file: it may be on a disk that hangs."""
+"""Seconds for which a start waits for the policy file, which may be on a disk that hangs."""
 _CONTROL_SECONDS = 2.0
-"""The control socket opens after this time, whether the workers serve or not."""
+"""The control socket opens after this time even if the workers do not serve yet."""
 _EXIT_MARGIN_SECONDS = 5.0
 _RANDOM = "/dev/urandom"
 _DEMONSTRATION_DESCRIPTORS = 1024
@@ -93,12 +93,12 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
 
     Args:
         settings: The valid settings.
-        demonstration: For a program that lives no longer than its terminal: SIGHUP stops the server, and what only a
-            server for others needs (a key to sign with, thousands of open files) is not warned of.
+        demonstration: For a program that ends with its terminal: SIGHUP stops the server, and there are no warnings
+            about the needs of production (a signing key, thousands of open files).
 
     Returns:
-        The exit code: 0 (also where a signal asked for the end before the start), 1 after a bug, 69 where a port is
-        taken, 78 where ``JAIL`` requires what the kernel lacks, or a limit of the process is too low.
+        The exit code: 0 (also if a signal stopped the server before the start), 1 after a bug, 69 where a port is
+        taken, 78 where the kernel lacks a feature that ``JAIL`` requires, or a limit of the process is too low.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
@@ -140,11 +140,9 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
 
 
 def _missing_device(transport: str) -> str | None:
-    """Why ``transport`` cannot start on this machine; None where it can."""
+    """The reason why ``transport`` cannot start on this machine; None if it can."""
     if transport == "grpcio" and not os.access(_RANDOM, os.R_OK):
-        return (
-            f"TRANSPORT=grpcio ends where it cannot read {_RANDOM}: mount a /dev that has it, or set TRANSPORT=native"
-        )
+        return f"TRANSPORT=grpcio cannot run without {_RANDOM}: mount a /dev that has it, or set TRANSPORT=native"
     return None
 
 
@@ -279,7 +277,7 @@ class _Master:
         settings = self._settings
         if settings.otlp_endpoints == (None, None):
             return None
-        from definition_server.control_plane.telemetry import create_telemetry  # only where it is asked for
+        from definition_server.control_plane.telemetry import create_telemetry  # imported only if it is needed
 
         return create_telemetry(settings, self._status.read)
 
@@ -298,7 +296,7 @@ class _Master:
         self._admin.start()
         self._supervisor.start()
         if self._policy is not None:
-            # Before the first catalogue: a pin counts from the start.
+            # Before the first catalogue, so that a pin is in effect from the start.
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
         forever = [asyncio.create_task(work) for work in self._forever()]
@@ -306,7 +304,8 @@ class _Master:
         ended, _ = await asyncio.wait((stopped, *forever), return_when=asyncio.FIRST_COMPLETED)
         code = 0
         for task in ended - {stopped}:
-            # None of these tasks returns, so an exception in one is a bug of ours. Drain, and exit with a crash's code.
+            # None of these tasks returns, so an exception in one is a bug of ours. Drain, and exit with the code for a
+            # bug.
             log.critical("The master failed; leaving", exc_info=task.exception())
             code = 1
         _exit_at_the_latest(self._settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS, code)
@@ -353,7 +352,7 @@ class _Master:
             wait_seconds=settings.drain_wait_seconds,
             timeout_seconds=settings.drain_timeout_seconds,
         )
-        # From now on the port is open only for as long as a worker has it open.
+        # From now on the port is open only while a worker has it open.
         self._holder.close()
         forever[0].cancel()
         await self._supervisor.drain(wait=settings.drain_wait_seconds, timeout=settings.drain_timeout_seconds)
@@ -397,7 +396,7 @@ class _Master:
         await self._supervisor.roll()
 
     def _read_again(self) -> None:
-        """Rows that are served turned out to be bad: the next publication is without them."""
+        """Read the table again: rows that are served were found bad, and the next publication omits them."""
         self._synchronizer.read_again()
         self._sync_loop.sync_soon()
 
@@ -422,7 +421,7 @@ class _Master:
             self._supervisor.use_certificate(tls)
 
     async def _serve_operators(self) -> None:
-        """Serve the operator's commands, once the workers serve: what that imports must not delay them.
+        """Serve the operator's commands once the workers serve, so that the imports do not delay the workers.
 
         Never returns.
         """
@@ -436,7 +435,7 @@ class _Master:
         await asyncio.Event().wait()
 
     async def _workers_serve(self) -> None:
-        """Wait until every worker serves, and not for long."""
+        """Wait until every worker serves, for a limited time."""
         deadline = time.monotonic() + _CONTROL_SECONDS
         while self._supervisor.serving < self._settings.workers:
             if time.monotonic() > deadline:
@@ -444,7 +443,7 @@ class _Master:
             await asyncio.sleep(_ANNOUNCE_SECONDS)
 
     async def _follow_policy(self) -> None:
-        """Serve what the policy file asks for now."""
+        """Apply the present content of the policy file."""
         catalogue, started = self._synchronizer.catalogue, time.monotonic()
         if catalogue.served is not None:
             await catalogue.follow()
@@ -458,7 +457,7 @@ class _Master:
         await asyncio.Event().wait()
 
     async def _prove(self) -> None:
-        """Judge what is served, and have the workers say so. Never returns."""
+        """Judge the freshness of the served catalogue, and send it to the workers. Never returns."""
         while True:
             fresh = self._proof.tick(
                 published=self._publisher.current is not None, serving=self._supervisor.serving > 0
@@ -468,7 +467,7 @@ class _Master:
 
 
 def _exit_at_the_latest(seconds: float, code: int) -> None:
-    """End the process with ``code`` after ``seconds``: a thread may hang for ever, on a disk or a resolver."""
+    """End the process with ``code`` after ``seconds``, because a thread may hang for ever on a disk or a resolver."""
 
     def end() -> None:
         log.warning("A thread did not end in time; leaving without it")

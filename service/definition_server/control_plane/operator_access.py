@@ -1,7 +1,8 @@
-"""The operators' way into the master: the control socket, and the service behind it with the parts that it changes.
+"""Connects the control socket with the service of the operators' commands, and with the parts of the master that they
+change.
 
-The engine and protobuf are large. So the engine is imported only where there is a control socket, and protobuf only
-when the socket opens.
+The engine and protobuf are large. So the engine is imported only if there is a control socket, and protobuf only when
+the socket opens.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ class OperatorAccess:
     ) -> None:
         """
         Args:
-            settings: Say where the socket is.
+            settings: Have the path of the socket.
             synchronizer: Has the catalogue that commands change.
-            sync_loop: Runs a cycle where a command asks for one.
-            publisher: Knows what is served.
+            sync_loop: Runs a cycle if a command requests one.
+            publisher: Has the current publication.
             supervisor: Rolls the workers.
             policy: The policy file; None: there is none.
             signer: The present key.
-            status: The status that ``status`` shows.
+            status: Returns the status that the command ``status`` shows.
             held_commands: The rows that the gate holds.
         """
         self._settings = settings
@@ -72,11 +73,11 @@ class OperatorAccess:
 
     @property
     def offered(self) -> bool:
-        """Whether there is to be a control socket."""
+        """Whether the settings name a control socket."""
         return self._server is not None
 
     async def run(self) -> None:
-        """Keep the socket open. Never returns. Only where it is `offered`."""
+        """Keep the socket open. To be called only if it is `offered`. Never returns."""
         assert self._server is not None
         await self._server.run()
 
@@ -121,5 +122,5 @@ class OperatorAccess:
         if self._settings.snapshot_dir is None:
             notices.append(f"nothing is stored, because SNAPSHOT_DIR is not set: {NOT_STORED}")
         if self._policy is not None and self._policy.problem is not None:
-            notices.append(f"PUBLICATION_POLICY does not count as it is; the one before does: {self._policy.problem}")
+            notices.append(f"PUBLICATION_POLICY is not usable; the previous policy applies: {self._policy.problem}")
         return notices

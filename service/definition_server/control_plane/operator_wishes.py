@@ -1,7 +1,7 @@
-"""The present wishes of operators: those by command, which are kept on disk, and those in the policy file.
+"""The present wishes of operators: those given by command, which are kept on disk, and those in the policy file.
 
-A command counts at once, in memory. The disk comes afterwards, because it may hang; and the file of an earlier run is
-neither replaced before it was read, nor does it undo a wish that came meanwhile.
+A command takes effect at once, in memory. It is written afterwards, because the disk may hang. The file of an earlier
+run is not replaced before it was read, and does not undo a wish that was given meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OperatorWishes:
     ) -> None:
         """
         Args:
-            disk: Keeps what was asked for by command.
+            disk: Keeps the wishes given by command.
             policy: What the policy file declares now.
             clock: Seconds since the epoch.
             signer: The present key, which gives the kept file its MAC.
@@ -41,16 +41,18 @@ class OperatorWishes:
         self._used_up: set[str] = set()
 
     def now(self) -> Merged:
-        """What counts now."""
+        """The effective wishes."""
         return self._by_command.merge(self._policy(), self._clock())
 
     def rows_held_in(self, version: str) -> int:
-        """How many rows the gate held in the catalogue ``version``; 0 where another one is the newest that passed."""
+        """The number of rows that the gate held in the catalogue ``version``; 0 if another one is the newest that
+        passed.
+        """
         return self._by_command.rows_held if self._by_command.rows_held_in == version else 0
 
     def recall(self, stored: Wishes) -> None:
-        """The disk has answered: ``stored`` was asked for in an earlier run. `save_again` keeps what is newer."""
-        # A disk that answered late must not undo what was asked for meanwhile.
+        """Note ``stored``, the wishes of an earlier run, when the disk has answered. `save_again` stores newer ones."""
+        # A late answer of the disk must not undo a wish that was given meanwhile.
         mine = self._by_command
         merged = stored.hold_rows(mine.rows_held, mine.rows_held_in) if self._count_is_newer else stored
         for version in self._used_up:
@@ -62,37 +64,39 @@ class OperatorWishes:
         self._waits |= self._by_command != stored
 
     def accept(self, version: str) -> None:
-        """The catalogue with the hash ``version`` may be published. `save` keeps that."""
+        """Note that the catalogue with the hash ``version`` may be published. `save` stores this."""
         self._by_command = self._by_command.accept(version)
 
     def pin(self, pin: Pin | None) -> None:
-        """``pin`` counts, or none by command. `save` keeps that."""
+        """Make ``pin`` effective; None: no pin by command. `save` stores this."""
         self._pin_is_newer = True
         self._by_command = self._by_command.pin(pin)
 
     async def save(self) -> str | None:
-        """Keep what was asked for by command.
+        """Store the wishes given by command.
 
         Returns:
-            Why that would not survive a restart; None where it does.
+            The reason why they would not survive a restart; None if they do.
         """
         if not self._known:
             # A file that an earlier run wrote must not be replaced before it was read.
             self._waits = True
             self._disk.note_pin_unsaved(unsaved=self._pin_is_newer)
-            return "the disk has not answered yet; it is stored when it has"
+            return "the disk has not answered yet; the change is stored when it has"
         self._waits = False
         return await self._disk.save_wishes(self._by_command, self._signer())
 
     async def save_again(self) -> None:
-        """Keep what could not be kept before."""
+        """Store the wishes that could not be stored before."""
         if self._known and self._waits:
             await self.save()
         elif self._known:
             await self._disk.save_wishes_again(self._signer())
 
     async def note_passed(self, version: str, *, accepted: bool, rows_held: int) -> None:
-        """The catalogue ``version`` is the newest: use its acceptance up, and keep how many rows the gate held."""
+        """Note that the catalogue ``version`` is the newest: its acceptance is used up, and the number of rows that the
+        gate held is kept.
+        """
         wishes = self._by_command.hold_rows(rows_held, version)
         self._count_is_newer = True
         if accepted:
@@ -103,8 +107,8 @@ class OperatorWishes:
             await self.save()
 
     async def note_fewer_held(self, version: str, rows_held: int) -> None:
-        """``version`` is the newest still, and the gate holds ``rows_held`` of its rows. Only a smaller count is kept:
-        with a larger one, the next change would pass the guard although too many rows are held.
+        """Note that the gate now holds ``rows_held`` rows of ``version``, which is still the newest. Only a smaller
+        count is kept: with a larger one, the next change would pass the guard although too many rows are held.
         """
         if rows_held < self.rows_held_in(version):
             self._by_command = self._by_command.hold_rows(rows_held, version)

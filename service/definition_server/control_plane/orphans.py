@@ -16,8 +16,8 @@ PAUSE_SECONDS = 1.0
 async def reap_orphans(pause: float = PAUSE_SECONDS) -> None:
     """Reap every ended child that nothing waits for, at most one every ``pause`` seconds. Never returns.
 
-    It need not know which children are the master's own: asyncio waits for those and reaps them at once, so a process
-    that is still there one pause after it was first seen is not one of them.
+    It need not know which children the master has started: asyncio reaps those at once, so a process that is still
+    there one pause after it was first seen is not one of them.
     """
     suspect = 0
     while True:
@@ -26,7 +26,7 @@ async def reap_orphans(pause: float = PAUSE_SECONDS) -> None:
 
 
 def _reap_one(suspect: int) -> int:
-    """Reap ``suspect`` if it is still there. Returns the next ended child, 0 where there is none."""
+    """Reap ``suspect`` if it is still there. Returns the next ended child; 0: there is none."""
     try:
         while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             if dead.si_pid != suspect:

@@ -1,8 +1,9 @@
-"""The catalogue that a pin names: found in memory or in the history, shown in the state, left when the pin expires.
+"""The catalogue that a pin names: it is taken from memory or the history, shown in the state, and released when the pin
+expires.
 
-Where the version is not known, what is served stays: whoever pins does not want the table to be followed, and that is
-what can be done about it. But nobody chose the catalogue of a server that started under such a pin, so keeping it would
-be no better than taking the next one. There the pin is *vain*, and the table is followed until the version is known.
+If the pinned version is not known, the served catalogue stays: a pin means that changes of the table must not be
+served. But if the server started with such a pin, no operator chose the catalogue that it serves, and keeping it is no
+better than taking the next one. Then the pin is *vain*: the table is followed until the version is known.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LONGEST_TIMER_SECONDS = 3600.0
 
 
 class PinnedCatalogue:
-    """Has the pinned catalogue in memory for as long as a pin counts."""
+    """Keeps the pinned catalogue in memory while a pin is effective."""
 
     def __init__(
         self,
@@ -41,13 +42,13 @@ class PinnedCatalogue:
     ) -> None:
         """
         Args:
-            wishes: Tell which pin counts.
+            wishes: Have the effective pin.
             disk: Has the history.
             state: Shows the pin.
-            served: What is served.
-            newest: The newest catalogue that passed the guard.
+            served: Returns the served catalogue.
+            newest: Returns the newest catalogue that passed the guard.
             signer: The present key, which a file of the history must be signed with.
-            on_end: Is called when a pin has expired.
+            on_end: Called when a pin has expired.
             clock: Seconds since the epoch.
         """
         self._wishes = wishes
@@ -78,7 +79,7 @@ class PinnedCatalogue:
         return self._snapshot
 
     def change(self, pin: Pin | None, snapshot: Snapshot | None) -> None:
-        """An operator's command pins ``snapshot``, or takes the pin away (None and None)."""
+        """Note that an operator's command pins ``snapshot``, or takes the pin away (None and None)."""
         if snapshot is not None:
             self._snapshot = snapshot
         if pin is None:
@@ -87,7 +88,7 @@ class PinnedCatalogue:
             log.warning("Catalogue pinned", version_hash=pin.version, until=pin.until_text)
 
     async def find(self) -> None:
-        """Have the pinned catalogue in memory, where a pin counts and the history has it."""
+        """Load the pinned catalogue into memory, if a pin is effective and the history has the catalogue."""
         pin = self._wishes.now().pin
         if pin is None or self.in_memory(pin) is not None:
             return
@@ -99,7 +100,7 @@ class PinnedCatalogue:
                 except StoreError as error:
                     problem = str(error)
                     continue
-                if self._wishes.now().pin != pin:  # an operator has pinned another one meanwhile, which is in memory
+                if self._wishes.now().pin != pin:  # meanwhile an operator has pinned another one, which is in memory
                     return
                 if found is not None:
                     self._snapshot = found
@@ -107,7 +108,7 @@ class PinnedCatalogue:
         if self._missing != pin.version:
             self._missing = pin.version
             follows = self._served() is None or self.is_vain(pin)
-            effect = "the table is followed" if follows else "what is served stays,"
+            effect = "the table is followed" if follows else "the served catalogue stays,"
             log.error(
                 "Pinned catalogue not served",
                 version_hash=pin.version,
@@ -118,18 +119,18 @@ class PinnedCatalogue:
             )
 
     def in_memory(self, pin: Pin) -> Snapshot | None:
-        """The catalogue that ``pin`` names, where it is in memory."""
+        """The catalogue that ``pin`` names, if it is in memory."""
         for snapshot in (self._snapshot, self._served(), self._newest()):
             if snapshot is not None and pin.names(snapshot.version_hash):
                 return snapshot
         return None
 
     def is_vain(self, pin: Pin) -> bool:
-        """Whether ``pin`` has no effect: its version is not known, and it counted before anything was served."""
+        """Whether ``pin`` has no effect: its version is not known, and it was effective before anything was served."""
         return self._vain == pin.version and self.in_memory(pin) is None
 
     def show(self) -> None:
-        """Note the pin that counts in the state, log its end, and come back when it expires."""
+        """Note the effective pin in the state, log its end, and call this again when it expires."""
         pin = self._wishes.now().pin
         shown = self._state.pin
         if pin is None:
@@ -161,5 +162,5 @@ class PinnedCatalogue:
     async def _expire(self) -> None:
         try:
             await self._on_end()
-        except Exception:  # the next cycle does it
+        except Exception:  # the next cycle tries again
             log.exception("Unexpected failure at the end of a pin")

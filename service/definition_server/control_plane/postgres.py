@@ -1,12 +1,12 @@
 """The table ``obex_dapl_functions`` as a source of definitions. Only this module imports psycopg.
 
-All reads happen in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of the same
-moment: a concurrent write affects the next cycle, not this one. The only lock taken is the ACCESS SHARE of a SELECT.
-The statements and the order of reading are in `table_reading`.
+All reads are in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of the same moment:
+a concurrent write affects the next cycle, not the present one. The only lock taken is the ACCESS SHARE of a SELECT. The
+statements and the order of reading are in `table_reading`.
 
 A database can be down in three ways, and each has a time limit. *It refuses or fails*: an error, at once. *Packets are
 lost*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges, but the
-server does nothing* (half-open; no TCP timer detects it): every wait here has a deadline of its own, a little above the
+server does nothing* (half-open; no TCP timer detects this): every wait here has its own deadline, a little above the
 server's ``statement_timeout``. After any error the connection is closed, and the next cycle opens a new one.
 
 The time to connect is divided between hosts and addresses, names are resolved in threads of our own, and no text of
@@ -58,7 +58,7 @@ from definition_server.observability.reasons import Reason
 
 log = get_logger(__name__)
 
-# psycopg logs the parameters and texts of every attempt, before we can mask what is secret in them.
+# psycopg logs the parameters and texts of every attempt, before we can mask the secrets in them.
 logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
@@ -70,16 +70,16 @@ _CLIENT_MARGIN_SECONDS = 1.0
 _LOCK_SHARE = 0.8
 
 _TID_RANGE_SCANS = 140000
-"""The version of PostgreSQL that has them."""
+"""The first version of PostgreSQL that has TID range scans."""
 
 _NEW_CONNECTIONS = 2
 """New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
 
 _EVERYWHERE: list[list[tuple[int, int]]] = [[]]
-"""No limits of blocks, in one statement."""
+"""For one statement without limits of blocks."""
 
 _NO_DIRECTORY = "/nonexistent-definition-server"
-"""No Unix socket is in it, so a connection to it fails at once."""
+"""A directory without a Unix socket, so that a connection fails at once."""
 
 _HIDDEN = (
     "with it only a part of the table would be served: ALTER ROLE … BYPASSRLS for the server's role, or ALTER TABLE … "
@@ -103,10 +103,10 @@ _FAULTS: tuple[tuple[type[Exception], Reason, str | None], ...] = (
 
 
 def url_fault(url: str) -> str | None:
-    """Why libpq would not connect to ``url``, without quoting it; None where only an attempt can show it.
+    """The reason why libpq would not connect to ``url``, without quoting it; None if only an attempt can show it.
 
-    libpq itself judges, its service file included, by a connection to a socket that does not exist: all parameters are
-    checked before the first octet is sent.
+    libpq itself checks the URL and its service file: we make it connect to a socket that does not exist, and it checks
+    all parameters before the first octet is sent.
     """
     try:
         parameters = conninfo_to_dict(url)
@@ -137,7 +137,7 @@ def redaction(url: str) -> Redaction:
 
 
 def database_address(url: str) -> DatabaseAddress | None:
-    """The host, port, name and role of ``url``, with what libpq adds; None where it cannot be distinguished from a
+    """The host, port, name and role of ``url``, with libpq's additions; None if they cannot be distinguished from a
     secret."""
     try:
         parameters = conninfo_to_dict(url)
@@ -147,12 +147,12 @@ def database_address(url: str) -> DatabaseAddress | None:
 
 
 def _effective(url: str) -> dict[str, str]:
-    """The parameters of a connection to ``url`` with what libpq adds from its variables and its service file.
+    """The parameters of a connection to ``url``, with those that libpq adds from its variables and its service file.
 
     Raises:
         psycopg.Error: where ``url`` cannot be parsed.
     """
-    # libpq reports them for a connection only. This one is refused for its sslmode, before any name is resolved.
+    # libpq reports them only for a connection. This one is refused because of its sslmode, before any name is resolved.
     text = make_conninfo("", **{**conninfo_to_dict(url), "sslmode": "unknown"})
     connection = pq.PGconn.connect_start(text.encode())
     try:
@@ -180,7 +180,7 @@ class PostgresSource:
         self.address = database_address(url)
         """The database that is read; None if the URL cannot be used."""
         self.connected_to: str | None = None
-        """The host that let us connect last; None: none has yet."""
+        """The host that last accepted our connection; None: none has so far."""
         self._logged: tuple[str, ...] | None = None
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -226,7 +226,7 @@ class PostgresSource:
         """A transaction on the kept connection, or on a new one.
 
         A connection that idled between two cycles may have been closed meanwhile: by ``idle_session_timeout``, a
-        pooler, a failover. That is no failure of the database, so the cycle goes on with a new connection.
+        pooler, a failover. This is not a failure of the database, so the cycle continues with a new connection.
         """
         attempts = _NEW_CONNECTIONS + (self._connection is not None)
         while True:
@@ -243,8 +243,8 @@ class PostgresSource:
 
     async def _transaction(self, connection: AsyncConnection[Any]) -> _Reading:
         # The connection's number is part of the fingerprint, so that the first cycle on a new connection always reads
-        # the table: a server that crashed may have lost a commit (synchronous_commit=off) and assigned its transaction
-        # number to another.
+        # the table: a server that crashed may have lost a commit (synchronous_commit=off) and reused its transaction
+        # number.
         self._readings += 1
         reading = _Reading(connection, self._limited, self._limits, f"{self._connections}", self._readings)
         await reading.begin(self._statement_timeout)
@@ -252,7 +252,7 @@ class PostgresSource:
         return reading
 
     def _report(self, mistrust: str | None, bytecode_fault: str | None) -> None:
-        """Log how the tables are read, where that has changed."""
+        """Log how the tables are read, if that has changed."""
         if mistrust is not None and mistrust != self._mistrust:
             log.warning("The table is read whole in every cycle", reason=mistrust)
         if bytecode_fault is not None and bytecode_fault != self._bytecode_fault:
@@ -260,10 +260,10 @@ class PostgresSource:
         self._mistrust, self._bytecode_fault = mistrust, bytecode_fault
 
     async def _connect(self) -> AsyncConnection[Any]:
-        """Connect to the first host that lets us, within the connect timeout.
+        """Connect to the first host that accepts, within the connect timeout.
 
         Raises:
-            SourceError: names what failed at each host.
+            SourceError: names the failure at each host.
         """
         fault = url_fault(self._url)
         if fault is not None:
@@ -293,13 +293,13 @@ class PostgresSource:
                     return connection
         # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
         advice = "check host, port, user, password and database in DATABASE_URL"
-        # The one that the operator can do most about.
+        # The failure for which the operator can do most.
         order = (Reason.DATABASE_REFUSED_LOGIN, Reason.DATABASE_UNREACHABLE, Reason.DATABASE_TIMEOUT)
         reason = next((each for each in order if each in reasons), Reason.DATABASE_UNREACHABLE)
         raise SourceError(f"{'; '.join(dict.fromkeys(faults))} ({advice})", reason)
 
     def _note_connected(self, host: str, connection: AsyncConnection[Any]) -> None:
-        """Log where we are connected, unless that was logged and is still so."""
+        """Log the host of the connection, unless it is the one that was logged last."""
         self.connected_to = host
         info = connection.info
         now = (host, info.hostaddr, info.dbname, info.user)
@@ -310,7 +310,7 @@ class PostgresSource:
     async def _addresses(self, host: Host, seconds: float) -> list[str]:
         if not host.needs_name_service:
             return [host.address or (host.name if not host.name.startswith(("/", "@")) else "")]
-        # Half of the share: a name service that answers late must leave time to connect.
+        # Half of the share, so that a slow name service leaves time to connect.
         return await self._resolver.addresses(host.name, seconds / 2 if seconds else 0.0)
 
     async def _connect_to(self, host: Host, address: str, session: str | None, seconds: float) -> AsyncConnection[Any]:
@@ -322,7 +322,7 @@ class PostgresSource:
                 hostaddr=address,
                 port=host.port,
                 target_session_attrs=session,
-                # libpq counts whole seconds and uses two at least; the deadline around it is exact.
+                # libpq takes whole seconds, at least two; the deadline around it is exact.
                 connect_timeout=max(2, round(seconds)),
                 client_encoding="utf8",
                 application_name="avap-definition-server",
@@ -343,7 +343,7 @@ class PostgresSource:
 
     async def _prepare(self, connection: AsyncConnection[Any]) -> None:
         if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            # Such a database holds any octets; their conversion would fail the whole reading because of one bad row.
+            # Such a database may hold any octets; with conversion, one bad row would fail the whole reading.
             await connection.set_autocommit(True)
             await self._limited(connection.execute("SET client_encoding TO 'SQL_ASCII'"))
             await connection.set_autocommit(False)
@@ -351,7 +351,7 @@ class PostgresSource:
         await connection.set_read_only(True)
 
     def _text(self, error: BaseException, advice: str | None) -> str:
-        """``error`` for the log, in one line and without secrets: the cause and, where we know it, what to do."""
+        """``error`` for the log, in one line and without secrets: the cause and, if known, the remedy."""
         text = self._redaction.clean(str(error)) or type(error).__name__
         return text if advice is None else f"{text} ({advice})"
 
@@ -380,7 +380,7 @@ class PostgresSource:
 
 
 class _Connection(AsyncConnection[Any]):
-    """A connection that takes a large answer from its socket in fewer turns of the event loop."""
+    """A connection that reads a large answer from its socket in fewer iterations of the event loop."""
 
     async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """See `AsyncConnection.wait`: consume ``gen``, the steps of one operation."""
@@ -399,7 +399,7 @@ class _Reading:
         prefix: str,
         number: int,
     ) -> None:
-        """``number``: of this reading; no other has it."""
+        """``number``: the unique number of this reading."""
         self._connection = connection
         self._limited = limited
         self._limits = limits
@@ -419,7 +419,7 @@ class _Reading:
         """Start the transaction and take the fingerprint."""
         limits = {
             "statement": str(int(statement_timeout * 1000)),
-            # Shorter, so that the error names the lock as the cause.
+            # Shorter than the statement timeout, so that the error names the lock as the cause.
             "lock": str(int(statement_timeout * 1000 * _LOCK_SHARE)),
         }
         await self._limited(self._connection.execute(SETTINGS_SQL, limits, prepare=False))
@@ -470,7 +470,7 @@ class _Reading:
                             yield self.plan.rows(rows, too_large=too_large)
 
     async def _fetched(self, cursor: AsyncServerCursor[Any], most: int) -> AsyncGenerator[list[tuple[Any, ...]], None]:
-        """All rows of ``cursor``, up to ``most`` at a time. PostgreSQL works at the next while a batch is used."""
+        """All rows of ``cursor``, up to ``most`` at a time. PostgreSQL prepares the next batch while one is used."""
         rows = await self._limited(cursor.fetchmany(most))
         while rows:
             following = asyncio.ensure_future(cursor.fetchmany(most))
@@ -480,13 +480,13 @@ class _Reading:
                 del rows
                 rows = await self._limited(following)
             finally:
-                if not following.done():  # the rows are not wanted any more
+                if not following.done():  # the caller stopped reading
                     self._connection.pgconn.finish()
                     following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
 
     async def _classes(self, ranges: Collection[int] | None, parts: list[list[tuple[int, int]]]) -> list[int]:
-        """The classes of size that have rows, in ``ranges``, whose blocks are ``parts``, or at all.
+        """The classes of size that have rows: in ``ranges``, whose blocks are ``parts``, or in the whole table.
 
         Raises:
             SourceError: where all rows together are above the limit.
@@ -516,7 +516,7 @@ class _Reading:
         return await cursor.fetchall()
 
     def _check_size(self, sizes: list[tuple[int, int, int]]) -> None:
-        """Raise `SourceError` where all rows together, by class, their number and octets, are above the limit."""
+        """Raise `SourceError` if all rows together exceed the limit. ``sizes``: (class, rows, octets)."""
         readable = len(classes(self._limits.definition))
         rows, octets = (sum(size[part] for size in sizes if size[0] < readable) for part in (1, 2))
         octets += rows * ROW_OVERHEAD
@@ -532,14 +532,14 @@ def _raw(cursor: AnyCursor) -> AnyCursor:
     """``cursor``, changed to return text as octets.
 
     Text is not decoded, because the builder needs UTF-8 octets. A SQL_ASCII database may also hold octets that are not
-    UTF-8; then only their row must fail, not the whole cycle.
+    UTF-8; only their row must then fail, not the whole cycle.
     """
     cursor.adapters.register_loader("text", ByteaBinaryLoader)
     return cursor
 
 
 def _judge(error: BaseException) -> tuple[Reason, str | None]:
-    """Why a reading failed, and what to do, if there is one thing to do."""
+    """The reason why a reading failed, and the remedy, if there is one."""
     if isinstance(error, errors.InsufficientPrivilege) and error.diag.source_function == "check_enable_rls":
         return Reason.ROWS_HIDDEN, _HIDDEN
     found = ((reason, remedy) for cls, reason, remedy in _FAULTS if isinstance(error, cls))
@@ -547,17 +547,17 @@ def _judge(error: BaseException) -> tuple[Reason, str | None]:
 
 
 def _reason_of_attempt(error: BaseException) -> Reason:
-    """Why an attempt to connect failed. libpq gives no SQLSTATE then; a server that refuses says FATAL."""
+    """The reason why an attempt to connect failed. libpq gives no SQLSTATE; a server's refusal contains FATAL."""
     if isinstance(error, TimeoutError):
         return Reason.DATABASE_TIMEOUT
     return Reason.DATABASE_REFUSED_LOGIN if "FATAL:" in str(error) else Reason.DATABASE_UNREACHABLE
 
 
 def _passes(hosts: list[Host], session: str | None) -> list[tuple[Host, str | None]]:
-    """The attempts to make: each host with the session that is asked of it.
+    """The attempts to make: each host with the kind of session that it must offer.
 
-    libpq tries the hosts of ``prefer-standby`` twice: for a standby, then for anything. It cannot do so itself where
-    each attempt has one host.
+    For ``prefer-standby``, libpq tries all hosts twice: first for a standby, then for any server. Each attempt here has
+    only one host, so we repeat the list ourselves.
     """
     sessions = ("standby", "any") if session == "prefer-standby" else (session,)
     return [(host, asked) for asked in sessions for host in hosts]

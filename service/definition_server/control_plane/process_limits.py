@@ -1,13 +1,15 @@
-"""The kernel's limits of a process (getrlimit(2)) beside that of open files: raised, judged and named at the start.
+"""The kernel's limits of a process (getrlimit(2)), except that of open files: they are raised, checked and logged at
+the start.
 
-The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group), and other
-processes count there too. So it is tried: as many threads as the server needs at a time are started, and end at once.
+The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group); other
+processes of the account or container count too. So it is tested: as many threads as the server needs at a time are
+started, and end at once.
 
-The command line, a service manager or a container runtime sets them, often for all that it starts. Each limit here ends
-a server after some time, or takes a function from it: the size of files counts for memory without a name too
-(memfd_create(2)), in which snapshots go to the workers; CPU time ends the process for good; address space keeps the
-checker from compiling rows. A soft limit is raised to the hard one, which needs no right. A limit that is too low even
-so ends the start where nothing could be served, and otherwise is logged.
+The command line, a service manager or a container runtime sets the limits, often for all its processes. Each of these
+limits would end a server after some time, or disable a function: the file size also limits unnamed memory
+(memfd_create(2)), in which snapshots go to the workers; CPU time ends the process; address space keeps the checker from
+compiling rows. A soft limit is raised to the hard one, which needs no privilege. If a limit is still too low, the start
+ends if nothing could be served; otherwise the limit is logged.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ class _Limit:
     name: str
     number: int
     enough: int
-    """From this value on nothing is said."""
+    """From this value on, no warning is logged."""
     least: int
-    """Below this the server cannot serve at all."""
+    """Below this value the server cannot serve at all."""
     effect: str
     remedy: str
 
@@ -49,7 +51,7 @@ _LIMITS = (
         resource.RLIMIT_CPU,
         enough=1 << 40,
         least=0,
-        effect="the kernel ends each process of the server that has used so many seconds",
+        effect="the kernel ends each process of the server that has used so many seconds of CPU time",
         remedy="raise it (ulimit -t unlimited, LimitCPU=infinity)",
     ),
     _Limit(
@@ -71,16 +73,16 @@ _LIMITS = (
 )
 
 _OWN_TASKS = 5
-"""Of the master, at one time: its log, its admin port, a cycle, its disk, and the checker."""
+"""Threads and processes of the master at one time: its log, its admin port, a cycle, its disk, and the checker."""
 _WORKER_TASKS = 3
-"""Of a worker: the process, its log, and its watch of the master."""
+"""Threads and processes of a worker: the process, its log, and its watch of the master."""
 _SMALL_STACK = 64 * 1024
-"""Octets: the number is tried, and not the address space."""
+"""Octets of a thread's stack. It is small, because the number of threads is tested, and not the address space."""
 
 
 def raise_process_limits(workers: int) -> str | None:
-    """Raise each soft limit to its hard one, and log what is still low. Returns why a server of so many workers cannot
-    start; None if it can."""
+    """Raise each soft limit to its hard one, and log those that are still low. Returns why a server of so many workers
+    cannot start; None if it can."""
     for limit in _LIMITS:
         soft = _raise(limit.number)
         if soft == resource.RLIM_INFINITY or soft >= limit.enough:
@@ -102,7 +104,7 @@ def _raise(limit: int) -> int:
 
 
 def _too_few_tasks(workers: int) -> str | None:
-    """What is wrong with the number of processes and threads, and what to do; None where there are enough."""
+    """The fault in the number of processes and threads, and the remedy; None if there are enough."""
     _raise(resource.RLIMIT_NPROC)
     needed = _OWN_TASKS + _WORKER_TASKS * workers
     started = _startable(needed)
@@ -115,7 +117,7 @@ def _too_few_tasks(workers: int) -> str | None:
 
 
 def _startable(wanted: int) -> int:
-    """How many of ``wanted`` threads can run at one time."""
+    """The number of ``wanted`` threads that can run at one time."""
     over = threading.Event()
     threads = [threading.Thread(target=over.wait, daemon=True) for _ in range(wanted)]
     running = []

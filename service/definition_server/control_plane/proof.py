@@ -1,8 +1,8 @@
-"""The master's knowledge of the served catalogue: how fresh it is, how long changes take, what has happened, and
-whether a restart is safe. `Proof` composes the parts; each owns its numbers.
+"""The master's knowledge about the served catalogue: its freshness, the delay of changes, past events, and whether a
+restart is safe. `Proof` composes the parts; each owns its numbers.
 
 The sync cycle reports to it (`CycleObserver`), and a tick compares the present state with the remembered one, so that a
-change that nobody reported is noticed too.
+change without a report is noticed too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Proof:
             interval: ``SYNC_INTERVAL_SECONDS``.
             stores: Whether there is a directory for snapshots.
             clock: Seconds since the epoch.
-            now: Seconds of the clock by which cycles are timed.
+            now: Returns seconds of the clock by which cycles are timed.
         """
         self._state = state
         self._interval = interval
@@ -57,7 +57,7 @@ class Proof:
         self.events = Events(clock, now)
         self.propagation = Propagation(now)
         self.next_attempt: float | None = None
-        """When the next cycle is due, seconds since the epoch. One that is requested comes earlier."""
+        """When the next cycle is due, seconds since the epoch. A requested cycle starts earlier."""
         self._read_at: float | None = None
         self._reachable = False
         self._published = False
@@ -95,7 +95,7 @@ class Proof:
             serving: Whether a worker serves one.
 
         Returns:
-            Whether what is served is fresh.
+            Whether the served catalogue is fresh.
         """
         self._published = published
         self.events.serving(serving, before=self._served_once)
@@ -104,21 +104,21 @@ class Proof:
         stale = self._staleness()
         if stale is not self._stale:
             if stale is not None and stale is not Stale.NOTHING_SERVED:
-                log.warning("What is served may be out of date", reason=stale)
+                log.warning("The served catalogue may be out of date", reason=stale)
             elif stale is None:
-                log.info("What is served is up to date")
+                log.info("The served catalogue is up to date")
             self._stale = stale
         return stale is None
 
     @property
     def store(self) -> str:
-        """Whether what is served is on disk: ``off`` (there is no directory), ``stored`` or ``failing``."""
+        """Whether the served catalogue is on disk: ``off`` (there is no directory), ``stored`` or ``failing``."""
         if not self._stores:
             return "off"
         return "stored" if self._state.store_reason is None else "failing"
 
     def verdict(self) -> Verdict:
-        """The judgement now."""
+        """The present judgement."""
         state, pin = self._state, self._state.pin
         restart = restart_safety(
             serves=self._published,

@@ -1,11 +1,13 @@
-"""How long a change takes from the table to the last worker: an upper bound that needs no clock of the database.
+"""Measures how long a change takes from the table to the last worker. The result is an upper bound, for which no clock
+of the database is needed.
 
-A change that a cycle reads was committed after the last check that did not have it had begun. So the time from the
-start of that check until every worker has acknowledged the new catalogue is at least the true delay, and exceeds it by
-less than the interval of the checks. The first publication after a start has no earlier check, and no sample; neither
-has one that an operator causes (`accept`, a pin, its end), whose time says nothing about the server.
+A change that a cycle reads was not found by the previous check, so it was committed after the start of that check. The
+time from that start until every worker has acknowledged the new catalogue is therefore at least the true delay, and
+exceeds it by less than the interval of the checks. The first publication after a start gives no sample, because there
+is no earlier check. A publication that an operator causes (`accept`, a pin, its end) gives none either, because its
+time says nothing about the server.
 
-Judged are the workers that serve. A worker that ends, drains or is replaced meanwhile is not awaited any more; one that
+Only workers that serve are considered. A worker that ends, drains or is replaced is no longer awaited; a worker that
 starts gets the newest catalogue first.
 """
 
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0)
 """Upper bounds of the histogram's buckets, in seconds. The alert is at 120: a sample contains the interval (60)."""
 _MOST_WAITING = 64
-"""Publications that wait for acknowledgements. A worker acknowledges the newest, and all before with it."""
+"""The most publications that wait for acknowledgements. Acknowledging one acknowledges all before it."""
 
 
 @dataclass(slots=True)
@@ -53,33 +55,35 @@ class Propagation:
     _counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
     _sum: float = 0.0
     _check: float | None = None
-    """Start of the check under way."""
+    """Start of the present check."""
     _previous: float | None = None
-    """Start of the last check that has ended, and so did not have what the next one finds."""
+    """Start of the last check that has ended. It did not find the change that the next check finds."""
     _changed: bool = False
     _measurements: deque[_Measurement] = field(default_factory=lambda: deque(maxlen=_MOST_WAITING))
 
     def check_begins(self) -> None:
-        """A cycle is about to ask the database."""
+        """Note that a cycle is about to query the database."""
         self._check, self._changed = self.now(), False
 
     def change_read(self) -> None:
-        """The check has found a change, and read it. A publication until the end of the check is that change."""
+        """Note that the check has found a change and read it. A publication before the end of the check publishes that
+        change.
+        """
         self._changed = True
 
     def check_ends(self, *, read: bool) -> None:
-        """The cycle is over. Not ``read``: the database did not answer, so the check found nothing out."""
+        """Note the end of the cycle. Without ``read`` the database did not answer, so the check has no result."""
         if read and self._check is not None:
             self._previous = self._check
         self._check, self._changed = None, False
 
     def published(self, generation: int, workers: Iterable[Hashable]) -> None:
-        """A catalogue is published, and ``workers`` serve an earlier one."""
+        """Note that a catalogue is published, while ``workers`` serve an earlier one."""
         if self._changed and self._previous is not None:
             self._measurements.append(_Measurement(generation, self._previous, set(workers)))
 
     def acknowledged(self, worker: Hashable, generation: int) -> None:
-        """``worker`` serves ``generation``."""
+        """Note that ``worker`` serves ``generation``."""
         for measurement in self._measurements:
             if generation >= measurement.generation:
                 measurement.waiting.discard(worker)
@@ -87,7 +91,7 @@ class Propagation:
         self._finish()
 
     def gone(self, worker: Hashable) -> None:
-        """``worker`` ended or drains: it serves no new call."""
+        """Note that ``worker`` has ended or drains, so it serves no new calls."""
         for measurement in self._measurements:
             measurement.waiting.discard(worker)
         self._finish()

@@ -36,8 +36,8 @@ def log_findings(findings: Findings, snapshot: Snapshot) -> None:
 def log_broadcast(
     previous: Snapshot | None, snapshot: Snapshot, duration: float, may_differ: Iterable[bytes] | None
 ) -> ChangeCounts:
-    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: all of both, or
-    the names that ``may_differ``, where these are known.
+    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: all commands, or
+    only the names that ``may_differ``, if these are known.
 
     Returns:
         What was changed.

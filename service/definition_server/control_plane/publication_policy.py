@@ -1,15 +1,14 @@
-"""``PUBLICATION_POLICY``: a TOML file that says, for many replicas alike, which catalogues are accepted, and which one
-is pinned.
+"""``PUBLICATION_POLICY``: a TOML file that names the accepted catalogues and the pinned one, for many replicas alike.
 
     accept = ["3f9a0c12"]                 # hashes, or beginnings of at least 8 digits
     [pin]
     version = "3f9a0c12…"
     until = 2026-12-01T00:00:00Z          # without it, until the file has no pin
 
-The file is read several times a second, whole, and judged by its content: a symbolic link that is swapped, as
-Kubernetes does, changes that, and times of modification do not matter. A new content counts when two readings in a row
-have found it, so that an editor which empties the file and then writes it removes no pin. A content that cannot be used
-is logged once, and the policy before it stays; so it does where the file is gone.
+The whole file is read several times a second and compared by its content, so that a symbolic link that is swapped, as
+by Kubernetes, is noticed, and times of modification do not matter. A new content takes effect when two readings in a
+row have found it, so that an editor that empties the file before it writes it removes no pin. If the content cannot be
+used, or the file is gone, this is logged once, and the previous policy stays.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from definition_server.observability.logs import get_logger
 log = get_logger(__name__)
 
 READ_SECONDS = 0.4
-"""Between two readings. A change counts after two readings, within less than a second."""
+"""Seconds between two readings. A change takes effect after two readings, so within less than a second."""
 _DISK_SECONDS = 10.0
 _MOST_OCTETS = 256 * 1024
 _MOST_PARTS = 100
-"""Full stops in a line. The parser's time grows with the square of the parts of a key."""
+"""The most full stops in a line. The parser's time grows with the square of the number of parts of a key."""
 _VERSION = re.compile("[0-9a-f]{8,64}")
 _KEYS, _PIN_KEYS = frozenset(("accept", "pin")), frozenset(("version", "until"))
 
@@ -45,24 +44,24 @@ class PolicyUnusable(Exception):
 
 
 class PublicationPolicy:
-    """The policy in force."""
+    """Reads the policy file and keeps the policy in effect."""
 
     def __init__(self, path: Path, on_change: Callable[[], None]) -> None:
         """``on_change`` is called after each change of ``current``."""
         self._path = path
         self.current = Policy()
-        """The policy that counts: an empty one until the file was read."""
+        """The policy in effect: empty until the file was read."""
         self._on_change = on_change
         self._reading: asyncio.Future[bytes] | None = None
         self._seen: bytes | str | None = None
-        """The last finding: a content, or the reason why there was none."""
+        """The result of the last reading: the content, or the reason why there was none."""
         self._judged: bytes | str | None = None
-        """The policy that was acted upon last."""
+        """The policy that was last put into effect."""
         self.problem: str | None = None
-        """Why the file as it is does not count; None where it does."""
+        """The reason why the present file is not in effect; None if it is."""
 
     async def run(self) -> None:
-        """Read the file for ever. Never returns."""
+        """Read the file again and again. Never returns."""
         while True:
             await self.read()
             await asyncio.sleep(READ_SECONDS)
@@ -71,7 +70,7 @@ class PublicationPolicy:
         """Read the file, and act if its content is new.
 
         Args:
-            at_once: Act upon the first sight of a content, as at a start, where nothing is to be kept.
+            at_once: Act after one reading of a new content. For the start, when there is no earlier policy to keep.
         """
         found = await self._read()
         if found != self._judged and (found == self._seen or at_once):
@@ -80,7 +79,7 @@ class PublicationPolicy:
         self._seen = found
 
     async def _read(self) -> bytes | str:
-        # One thread at a time is in this, however long the disk hangs.
+        # Only one thread runs this at a time, even if the disk hangs.
         if self._reading is None:
             self._reading = on_disk(lambda: read_file(self._path))
         reading = self._reading
@@ -99,11 +98,11 @@ class PublicationPolicy:
         try:
             if isinstance(found, str):
                 raise PolicyUnusable(found)
-            policy = await on_disk(lambda: parse(found))  # a large one takes seconds
+            policy = await on_disk(lambda: parse(found))  # parsing a large one takes seconds
         except PolicyUnusable as error:
             self.problem = f"{self._path}: {error}"
             log.error(
-                "Publication policy not usable; the one before it stays",
+                "Publication policy not usable; the previous one stays",
                 path=str(self._path),
                 error=str(error),
                 remedy="mend the file; docs/control.md shows its form",
@@ -125,7 +124,7 @@ def read_file(path: Path) -> bytes:
     """The content of the file. Blocks.
 
     Raises:
-        PolicyUnusable: where it cannot be read, is no file or too large.
+        PolicyUnusable: where it cannot be read, is not a file or is too large.
     """
     try:
         number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -145,7 +144,7 @@ def parse(content: bytes) -> Policy:
     """The policy that ``content`` declares.
 
     Raises:
-        PolicyUnusable: where it is not TOML, or not of our form. Nothing of it counts then.
+        PolicyUnusable: where it is not TOML, or not of our form. No part of it takes effect then.
     """
     for number, line in enumerate(content.splitlines(), 1):
         if line.count(b".") > _MOST_PARTS:
@@ -175,7 +174,7 @@ def _pin(table: dict[str, Any]) -> Pin:
     until = table.get("until")
     if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
         raise PolicyUnusable("pin.until is not a time with a time zone, such as 2026-12-01T00:00:00Z, without quotes")
-    if until is not None and until.timestamp() > LATEST_SECONDS:  # by its time zone
+    if until is not None and until.timestamp() > LATEST_SECONDS:  # its time zone moves it beyond that year
         raise PolicyUnusable("pin.until is after the year 9999: leave it out for a pin without an end")
     return Pin(_version(table["version"], "pin.version"), None if until is None else until.timestamp(), "policy")
 
@@ -187,10 +186,10 @@ def _version(value: object, where: str) -> str:
 
 
 def _refuse_unknown(table: dict[str, Any], known: frozenset[str], prefix: str) -> None:
-    """A misspelled key must not be ignored: the file would then seem to ask for nothing."""
+    """Refuse unknown keys: if a misspelled key were ignored, its wish would be lost without notice."""
     unknown = sorted(table.keys() - known)
     if unknown:
         names = ", ".join(
             f"{prefix}{name!r:.40}" if not name.isidentifier() else f"{prefix}{name:.40}" for name in unknown
         )
-        raise PolicyUnusable(f"unknown: {names}; known are {', '.join(prefix + name for name in sorted(known))}")
+        raise PolicyUnusable(f"unknown: {names}; known keys: {', '.join(prefix + name for name in sorted(known))}")

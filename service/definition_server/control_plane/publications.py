@@ -1,9 +1,9 @@
-"""The operator's actions on catalogues: list, compare, accept, pin, export them. Without the database.
+"""The operator's actions on catalogues: list, compare, accept, pin and export them. They do not need the database.
 
-An order that has begun is carried out to its end, also where the client that gave it leaves: half of one, a pin that
-counts and is not stored, would be worse than either.
+An action that has begun is completed even if its client disconnects: a partial action, such as a pin that is in effect
+and not stored, would be worse than a complete one or none.
 
-Versions are named by their hash, or by a beginning of it of at least `PREFIX_DIGITS` digits that only one of them has.
+Versions are named by their hash, or by a unique beginning of it of at least `PREFIX_DIGITS` digits.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _SHOWN = 10
 
 
 class PublicationError(Exception):
-    """A request that cannot be fulfilled. The text is for the operator: what is wrong, and what to do."""
+    """A request that cannot be fulfilled. The text tells the operator the fault and the remedy."""
 
 
 class InvalidRequest(PublicationError):
-    """The request itself is wrong."""
+    """The request itself is invalid."""
 
 
 class UnknownVersion(PublicationError):
-    """No catalogue has that hash, or several begin with it. The text says which exist."""
+    """No catalogue has that hash, or several hashes begin with it. The text says which exist."""
 
 
 class Publications:
@@ -56,9 +56,9 @@ class Publications:
     ) -> None:
         """
         Args:
-            catalogue: What is served, and what waits.
+            catalogue: The served and the held catalogue.
             signer: The present key: a file of the history must have its MAC.
-            sync_soon: Starts a cycle, which finds out whether the table agrees with what was accepted.
+            sync_soon: Starts a cycle, which checks whether the table agrees with the accepted catalogue.
             clock: Seconds since the epoch.
         """
         self._catalogue = catalogue
@@ -68,7 +68,7 @@ class Publications:
         self._orders: set[asyncio.Task[Any]] = set()
 
     async def _to_its_end(self, order: Coroutine[Any, Any, T]) -> T:
-        """The result of ``order``, which goes on where this is cancelled."""
+        """The result of ``order``, which continues if this is cancelled."""
         task = asyncio.create_task(order)
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
@@ -79,11 +79,12 @@ class Publications:
             raise
 
     async def history(self) -> Sequence[HistoryEntry]:
-        """The catalogues in the history, the newest first. As far as they are known: no disk is waited for."""
+        """The catalogues in the history that are known so far, the newest first. Does not wait for a disk."""
         return self._catalogue.disk.entries
 
     async def diff(self, old: str, new: str) -> tuple[str, str, Difference]:
-        """Both hashes whole, and the commands by which ``new`` differs from ``old``. A held catalogue can be compared.
+        """Both complete hashes, and the commands by which ``new`` differs from ``old``. A held catalogue can be
+        compared.
 
         Raises:
             PublicationError: where a version is not known, or cannot be read.
@@ -103,7 +104,9 @@ class Publications:
             known = any(name.startswith(version) for name in self._known(held=False))
             what = "this version was published before" if known else "no such version is held"
             serve = f" To serve it again: `definition-server pin {version}`, with --for or --until." if known else ""
-            held = "No catalogue is held now." if candidate is None else f"Held is {candidate.version_hash}."
+            held = (
+                "No catalogue is held now." if candidate is None else f"The held version is {candidate.version_hash}."
+            )
             raise UnknownVersion(f"{version}: {what}. {held}{serve}")
         await self._to_its_end(self._accept(candidate.version_hash))
 
@@ -112,14 +115,14 @@ class Publications:
         self._sync_soon()
 
     async def pin(self, version: str, until: float | None) -> str | None:
-        """Serve ``version`` from now on, whatever the table says.
+        """Serve ``version`` from now on, whatever the table holds.
 
         Args:
-            version: Of the history, or what is served.
+            version: A version of the history, or the served one.
             until: Seconds since the epoch; None: until `unpin`.
 
         Returns:
-            Why the pin would not survive a restart; None where it does.
+            The reason why the pin would not survive a restart; None if it does.
 
         Raises:
             PublicationError: where the version is not known, or cannot be read.
@@ -133,8 +136,8 @@ class Publications:
         return await self._to_its_end(self._catalogue.pin(Pin(snapshot.version_hash, until), snapshot))
 
     def _refuse_held(self, version: str) -> None:
-        """Raise `UnknownVersion` where ``version`` names what the guard holds: it never passed, and a pin would serve
-        it.
+        """Raise `UnknownVersion` if ``version`` names the held catalogue, because a pin would serve it although it
+        never passed the guard.
         """
         held = self._catalogue.candidate
         if held is None or not held.version_hash.startswith(version):
@@ -149,7 +152,7 @@ class Publications:
         """Follow the table again: the newest catalogue that passed the guard is served at once.
 
         Returns:
-            Why that would not survive a restart; None where it does.
+            The reason why this would not survive a restart; None if it does.
 
         Raises:
             PublicationError: where nothing is pinned, or the policy file pins a version.
@@ -164,7 +167,7 @@ class Publications:
         return note
 
     async def export(self, version: str | None) -> Snapshot:
-        """The catalogue of that version; None: what is served.
+        """The catalogue ``version``; None: the served one.
 
         Raises:
             PublicationError: where it is not known, or cannot be read; or nothing is served.
@@ -177,7 +180,7 @@ class Publications:
         return served
 
     def _known(self, *, held: bool) -> dict[str, Snapshot | None]:
-        """Version → its snapshot, where it is in memory."""
+        """Version → its snapshot, for the catalogues in memory."""
         catalogue = self._catalogue
         found: dict[str, Snapshot | None] = {entry.version_hash: None for entry in catalogue.disk.entries}
         candidate = catalogue.candidate if held else None
@@ -206,7 +209,7 @@ class Publications:
 
 
 def _log_failure(order: asyncio.Task[Any]) -> None:
-    """Log the failure of ``order``, whose client has left."""
+    """Log the failure of ``order``, whose client has disconnected."""
     if not order.cancelled() and (error := order.exception()) is not None:
         log.error("Unexpected failure of an operator's order", exc_info=error)
 

@@ -21,15 +21,15 @@ from definition_server.ipc.memory import create_sealed, map_sealed
 RECENT = 10
 
 _SHORT_OCTETS = 4 << 20
-"""A smaller catalogue is hashed before it is written: to start a thread would take longer."""
+"""A smaller catalogue is hashed before it is written, because starting a thread would take longer."""
 
 _RELEASED_CHUNKS = 16
-"""The number of chunks of the previous snapshot that are resident at most."""
+"""The most chunks of the previous snapshot that are resident."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedVersion:
-    """That a version was published, which it may be several times."""
+    """The record of one publication. A version may be published several times."""
 
     at: float
     """Seconds since the epoch."""
@@ -52,7 +52,7 @@ class Publisher:
     def __init__(self) -> None:
         self.current: Publication | None = None
         self.published_at: float | None = None
-        """When the current one was published, seconds since the epoch."""
+        """When the current publication was made, seconds since the epoch."""
         self._recent: deque[PublishedVersion] = deque(maxlen=RECENT)
         self._listeners: list[Callable[[Publication], None]] = []
 
@@ -62,7 +62,7 @@ class Publisher:
 
     @property
     def recent(self) -> tuple[PublishedVersion, ...]:
-        """The last `RECENT` publications, the newest first. Signing the served catalogue again adds none."""
+        """The last `RECENT` publications, the newest first. Signing the served catalogue again does not count."""
         return tuple(reversed(self._recent.copy()))
 
     @property
@@ -71,7 +71,7 @@ class Publisher:
         return 1 if self.current is None else self.current.snapshot.generation + 1
 
     def publish(self, publication: Publication) -> None:
-        """Make ``publication`` the current one. Owns its descriptor from now on, and closes that of the one before."""
+        """Make ``publication`` the current one. Owns its descriptor from now on, and closes the previous one's."""
         previous, self.current = self.current, publication
         self.published_at = time.time()
         snapshot = publication.snapshot
@@ -103,9 +103,10 @@ def to_shared_memory(built: BuiltSnapshot) -> Publication:
 def prepare(
     builder: SnapshotBuilder, newest: Footer | None, *, generation: int, created_at_ns: int
 ) -> Callable[[], Publication] | None:
-    """What ``builder`` holds, built, and to be written to sealed memory by the function that is returned.
+    """Build the snapshot of ``builder``.
 
-    A large catalogue is hashed while it is written: neither waits for the other. Each message is freed then.
+    The returned function writes it to sealed memory; a large catalogue is hashed meanwhile in another thread. Each
+    message is freed when it was written.
 
     Args:
         builder: Has the rows.
@@ -114,15 +115,15 @@ def prepare(
         created_at_ns: See there.
 
     Returns:
-        None where ``newest`` has the same octets. The function raises `OSError` where memory or descriptors are
-        exhausted.
+        The function, or None if ``newest`` has the same octets. The function raises `OSError` if memory or descriptors
+        are exhausted.
 
     Raises:
         CatalogTooLarge: where the body would exceed 2 GiB.
     """
     unsealed = builder.arrange()
     seal = partial(builder.seal, unsealed, generation=generation, created_at_ns=created_at_ns)
-    # Where names, hashes and key are the same, so are most likely all octets: they are not written to find that out.
+    # If names, hashes and key are the same, most likely all octets are. This is checked without writing them.
     likely = newest is not None and (newest.version_hash, newest.key_id) == (unsealed.version_hash, builder.key_id)
     if likely or unsealed.body_length <= _SHORT_OCTETS:
         digest = hashlib.sha256()
@@ -138,7 +139,9 @@ def prepare(
 def _hashed_and_written(
     parts: list[bytes | memoryview], seal: Callable[[bytes], Footer], source: Snapshot | None
 ) -> Publication:
-    """The publication of ``parts`` and of the footer that ``seal`` makes of their hash. Some are of ``source``."""
+    """The publication of ``parts`` and of the footer that ``seal`` makes from their hash. Some parts are slices of
+    ``source``.
+    """
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1, "hash") as hasher:
 
@@ -166,17 +169,18 @@ def _in_shared_memory(pieces: Iterable[bytes | memoryview]) -> Publication:
 
 
 def key_id_of(signer: Signer | None) -> bytes:
-    """The key id that a snapshot signed by ``signer`` has."""
+    """The key id of a snapshot that is signed by ``signer``."""
     return UNSIGNED if signer is None else signer.key_id
 
 
 def published_again(snapshot: Snapshot, signer: Signer | None, generation: int) -> Publication:
-    """The definitions of ``snapshot`` under ``generation``, signed by ``signer``, in sealed memory of their own.
+    """A new publication in its own sealed memory: the definitions of ``snapshot``, signed by ``signer``, with the
+    number ``generation``.
 
-    The time of building stays. O(size).
+    The time of building is kept. O(size).
 
     Raises:
-        SignatureError: where a package in ``snapshot`` is none of a known version.
+        SignatureError: where a package in ``snapshot`` does not have a known version.
         OSError: where memory or descriptors are exhausted.
     """
     footer = replace(snapshot.footer, generation=generation)

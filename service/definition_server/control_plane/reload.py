@@ -1,11 +1,11 @@
-"""Settings that can be replaced under a running server: each is read again, judged and used by itself.
+"""Settings that can be replaced while the server runs: each is read again, checked and applied separately.
 
-A reload that fails as a whole would let one bad file block the others: a certificate whose key is written a second
-later would hold up the rotation of a leaked API key. So whatever cannot be used keeps its last good value, and is
-logged; all else is used.
+If a reload failed as a whole, one bad file would block the others: a certificate whose key is written a second later
+would delay the rotation of a leaked API key. So a setting that cannot be used keeps its last good value, and is logged;
+all others are applied.
 
-Each is read in a thread of its own that nothing waits for at the end: a disk that hangs holds up neither the event loop
-nor the other settings.
+Each is read in a thread of its own, for which the end of the process does not wait. So a disk that hangs delays neither
+the event loop nor the other settings.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ Apply = Callable[[Reloadable, Settings], Awaitable[None]]
 
 
 class Reloader:
-    """The settings that are in use, and their renewal. ``settings`` and ``tls`` are those of the start."""
+    """Keeps the settings in use, and renews them. ``settings`` and ``tls`` are those of the start."""
 
     def __init__(self, settings: Settings, checks: Mapping[str, Check], tls: TlsFiles | None = None) -> None:
         self.settings = settings
-        """The settings in use: of each secret the last good value."""
+        """The settings in use. Each secret has its last good value."""
         self.tls = tls
         """The content of the TLS files when they were last good; None without TLS."""
         self._checks = checks
         self._reading: set[Reloadable] = set()
 
     async def read_again(self, apply: Apply) -> None:
-        """Read everything that comes from files again, and ``apply`` what can be used, as it becomes known."""
+        """Read all values that come from files again, and ``apply`` each usable value as soon as it was read."""
         wanted = [what for what in Reloadable if self._from_files(what)]
         await asyncio.gather(*(self._read_one(what, apply) for what in wanted))
 
     async def _read_one(self, what: Reloadable, apply: Apply) -> None:
         if what in self._reading:
-            return self._keep(what, "the reading before this one has not ended")
+            return self._keep(what, "the previous reading has not ended")
         found = self._begin(what)
         done, _ = await asyncio.wait((found,), timeout=_READ_SECONDS)
         if not done:
@@ -92,7 +92,7 @@ class Reloader:
         log.error("Settings not read again; the old ones stay", what=what.variables, error=error, **more)
 
     def _begin(self, what: Reloadable) -> asyncio.Future[_Found]:
-        """Read ``what`` in a thread, every other setting being as it is."""
+        """Read ``what`` again in a thread; all other settings keep their values."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[_Found] = loop.create_future()
         others = {
@@ -124,14 +124,16 @@ class Reloader:
             return error
 
     def _from_files(self, what: Reloadable) -> bool:
-        """Whether it can have changed at all: the environment of a running process does not change."""
+        """Whether it can have changed. A value from the environment cannot, because that of a running process does not
+        change.
+        """
         if what is Reloadable.CERTIFICATE:
             return self.settings.tls_cert_file is not None
         return any(named_file(_variable(name)) for name in what.value)
 
 
 def _discard(found: asyncio.Future[_Found]) -> None:
-    """Close what was read too late."""
+    """Close the files that were read too late."""
     result = found.result()
     if not isinstance(result, SettingsError) and result[1] is not None:
         result[1].close()
@@ -142,5 +144,7 @@ def _variable(name: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """A value as an override. Certificates are judged only where they are read again: their files are checked."""
+    """A value as an override. None for the path of a certificate, so that its file is checked only when it is read
+    again.
+    """
     return value.get_secret_value() if isinstance(value, SecretStr) else None

@@ -1,11 +1,11 @@
-"""The gate in the sync cycle: has the checker judge what a review asks for, and logs what changes.
+"""The gate in the sync cycle: passes the rows of a review to the checker, and logs changes.
 
-Before the first publication it judges for a limited time, so that a large catalogue is not served later because of it;
-the rest is judged beside serving. Where that finds a bad row, the table is read again, and the next publication holds
-it or leaves it out.
+Before the first publication it judges for a limited time, so that a large catalogue is not delayed; the other rows are
+judged while they are served. If a bad row is found then, the table is read again, and the next publication holds the
+row or leaves it out.
 
-Where no checker can be started, changed rows are served unchecked: the catalogue is then no worse than without a gate,
-while holding every change would stop all updates. They are judged as soon as one can be started.
+If no checker can be started, changed rows are served unchecked: the catalogue is then no worse than without a gate,
+whereas holding every change would stop all updates. The rows are judged as soon as a checker can be started.
 """
 
 from __future__ import annotations
@@ -33,33 +33,36 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FIRST_SECONDS, FIRST_ROWS = 0.2, 500
-"""Before the first publication rows are judged until both are passed."""
+"""Before the first publication, rows are judged until both limits are exceeded."""
 _BATCH_ROWS, _BATCH_OCTETS = 64, 1024 * 1024
 _NAMES_LOGGED = 10
 _PAUSES = 3.0
-"""Seconds of pause for each second in which rows are judged beside serving. A scheduler that divides CPUs among groups
-of processes (cgroups, sessions) charges the workers' group for what the checker uses, whatever its priority there."""
+"""Seconds of pause for each second in which rows are judged while they are served. A scheduler that divides CPUs among
+groups of processes (cgroups, sessions) charges the workers' group for the checker's CPU time, whatever its priority
+there."""
 _LONGEST_PAUSE = 1.0
-"""Seconds. A batch may have waited long for a CPU, or have been stopped: it has not used one in that time."""
+"""The longest pause in seconds. A batch may have waited long for a CPU, or have been stopped, and did not use a CPU in
+that time.
+"""
 
 Row = tuple[bytes, RowFacts, bytes]
-"""Name, content, key."""
+"""Name, content and key of a row."""
 
 
 class RowChecker(Protocol):
-    """Judges contents; `checker.Checker` is one."""
+    """The interface of a judge of contents, such as `checker.Checker`."""
 
     async def check(self, contents: Sequence[Content]) -> list[Judgement]:
-        """The judgement of each. Raises `CannotCheck` where no process can be started."""
+        """The judgement of each content. Raises `CannotCheck` if no process can be started."""
 
     async def prepare(self) -> None:
-        """Begin to start what `check` needs."""
+        """Begin to start the process that `check` needs."""
 
     def lower_priority(self) -> None:
-        """Give way to processes that serve."""
+        """Lower the priority below that of processes that serve."""
 
     async def close(self) -> None:
-        """End what runs."""
+        """End the process."""
 
 
 class RowGate:
@@ -81,12 +84,12 @@ class RowGate:
         Args:
             gate: Remembers verdicts.
             checker: Judges contents.
-            patient: Judges those that nobody waits for, beside serving. None: ``checker``.
+            patient: Judges contents that are served already. None: ``checker``.
             background: The thread in which the rows of a large catalogue are compared. None: that of the event loop.
             clock: Seconds since the epoch.
             first_seconds: See `FIRST_SECONDS`.
             first_rows: See `FIRST_ROWS`.
-            logs: Whether changes are logged. (A command reports them itself.)
+            logs: Whether changes are logged. (False for a command, which reports them itself.)
         """
         self._gate = gate
         self._checker = checker
@@ -103,7 +106,7 @@ class RowGate:
         self._on_bad_rows_served: Callable[[], None] = lambda: None
         self._unsure_since = False
         self.unsure = False
-        """Whether a row was refused for what another cause may have had: it must be judged again."""
+        """Whether a row was refused although another cause is possible, so that it must be judged again."""
 
     @property
     def held(self) -> tuple[Held, ...]:
@@ -112,16 +115,16 @@ class RowGate:
 
     @property
     def served(self) -> Mapping[bytes, bytes]:
-        """Name → content hash of what is served since the last `apply`, which replaces it."""
+        """Name → content hash of every command that is served since the last `apply`, which replaces this mapping."""
         return self._gate.served
 
     @property
     def pending(self) -> int:
-        """Rows that are served and not judged yet."""
+        """Number of rows that are served and not judged yet."""
         return len(self._gate.pending)
 
     def on_bad_rows_served(self, action: Callable[[], None]) -> None:
-        """Call ``action`` when rows that are served turned out to be bad: the table must be read again."""
+        """Call ``action`` when rows that are served were found bad, so that the table must be read again."""
         self._on_bad_rows_served = action
 
     def prepare(self) -> None:
@@ -158,7 +161,7 @@ class RowGate:
         return gate.held.keys()
 
     async def _judge(self, rows: Iterable[Row], note: Callable[[bytes, Flaw], None], *, limited: bool = False) -> None:
-        """Judge ``rows``; where that is ``limited``, only as many as a first start waits for."""
+        """Judge ``rows``; if ``limited``, only as many as a first start waits for."""
         now = asyncio.get_running_loop().time
         started, judged = now(), 0
         for batch in _batches(rows):
@@ -183,10 +186,10 @@ class RowGate:
             note(name, judgement.flaws)
 
     async def _check_patiently(self, contents: Sequence[Content]) -> list[Judgement]:
-        """Judge contents that nobody waits for.
+        """Judge contents that are served already.
 
-        On busy CPUs the patient checker may not run for long, and then be late with a row that has no flaw. What it is
-        not sure of is judged again by the other one, which has its share of the CPUs.
+        On busy CPUs the patient checker may get no CPU for a long time, and then be late with a row that has no flaw.
+        So its uncertain verdicts are judged again by the other checker, which gets its share of the CPUs.
         """
         if self._patient is None:
             return await self._checker.check(contents)
@@ -220,7 +223,7 @@ class RowGate:
         waiting = dict(gate.pending)
         try:
             for names in _slices(waiting):
-                # In the thread of lower priority: this must not delay the workers.
+                # In the thread of lower priority, so that this does not delay the workers.
                 rows = await self._in_background(_served_rows, newest, names, waiting, gate.key)
                 unknown = []
                 for row in rows:
@@ -235,13 +238,13 @@ class RowGate:
                 for batch in _batches(unknown):
                     began = now()
                     await self._judge_batch(batch, note, self._check_patiently)
-                    # Where CPUs are busy a batch takes longer, and so does the pause.
+                    # On busy CPUs a batch takes longer, and so does the pause.
                     await asyncio.sleep(min(_PAUSES * (now() - began), _LONGEST_PAUSE))
             self._note_checking("")
         except CannotCheck as error:
             self._note_checking(str(error))
             return
-        except Exception:  # a bug of ours: the rows stay unchecked, and cycles go on
+        except Exception:  # a bug of ours: the rows stay unchecked, and cycles continue
             log.exception("Unexpected failure in judging rows")
             return
         log.info("Rows that were served unchecked are checked", bad=bad, unchecked=len(gate.pending) - bad)
@@ -259,13 +262,13 @@ class RowGate:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._rest = self._preparing = None  # a cancelled task holds its frame, and so the catalogue
+        self._rest = self._preparing = None  # a cancelled task keeps its frame, and so the catalogue, in memory
         await self._checker.close()
         if self._patient is not None:
             await self._patient.close()
 
     def _note_checking(self, error: str) -> None:
-        """Log once that rows cannot be judged, and once that they can again."""
+        """Log once that rows cannot be judged, and once that they can be judged again."""
         if error and not self._unchecked and self._logs:
             log.error(
                 "Rows cannot be checked; changed ones are served unchecked",
@@ -290,7 +293,7 @@ def _served_rows(
     digests: Mapping[bytes, bytes],
     key: Callable[[bytes, bytes, bytes], bytes],
 ) -> list[Row]:
-    """Those of ``names`` that ``newest`` serves with these content hashes."""
+    """The ``names`` that ``newest`` serves with these content hashes."""
     signed = newest.footer.key_id != UNSIGNED
     found = []
     for name in names:
@@ -315,7 +318,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _log_change(change: Change, gate: Gate) -> None:
-    """Log what a review changed; nothing where it changed nothing."""
+    """Log the changes by a review, if there are any."""
     if change.held:
         log.warning(
             "Commands are held at their last good version",

@@ -31,11 +31,11 @@ class CrashLoop:
         self._short_runs = 0
 
     def ended(self, ran: float) -> None:
-        """A worker ended by itself after ``ran`` seconds."""
+        """Note that a worker ended by itself after ``ran`` seconds."""
         self._short_runs = self._short_runs + 1 if ran < self._stable else 0
 
     def runs(self, seconds: float) -> None:
-        """The current worker has run ``seconds`` so far."""
+        """Note that the current worker has run ``seconds`` so far."""
         if seconds >= self._stable:
             self._short_runs = 0
 
@@ -48,8 +48,8 @@ class CrashLoop:
 class Heartbeat:
     """Decides whether a worker hangs: its beat has not changed for ``timeout`` seconds of *our* observation.
 
-    Only time during which the observer itself was running counts: after a suspended machine or a stopped master, one
-    late observation must not condemn every worker at once.
+    Only time during which the observer itself was running counts: after the machine was suspended or the master
+    stopped, one late observation must not count as a hang of every worker.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -59,7 +59,7 @@ class Heartbeat:
         self._observed_at: float | None = None
 
     def hangs(self, beat: int, now: float) -> bool:
-        """Observe ``beat`` at ``now``. True where it has not changed for too long."""
+        """Observe ``beat`` at ``now``. True if it has not changed for too long."""
         if beat != self._beat or self._observed_at is None:
             self._still = 0.0
         else:

@@ -53,14 +53,14 @@ _VERSIONS_REMEMBERED = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Advance:
-    """A catalogue that became the newest."""
+    """The record of a catalogue that became the newest."""
 
     to_keep: Publication
-    """With a descriptor of its own."""
+    """The publication, with a descriptor of its own."""
     served_before: Snapshot | None
     published: bool
     seconds: float
-    """How long the cycle took until then."""
+    """Seconds that the cycle took until then."""
     accepted: bool
     rows_held: int
 
@@ -82,13 +82,13 @@ class ServedCatalogue:
     ) -> None:
         """
         Args:
-            publisher: Serves.
+            publisher: Publishes the served catalogue.
             background: The thread for CPU-heavy work.
-            state: Shows what is held and pinned.
+            state: Shows the held and the pinned catalogue.
             disk: Keeps catalogues and wishes.
             guard: Judges catalogues.
-            signer: Signs what is published again.
-            policy: What the policy file declares now.
+            signer: Signs a catalogue that is published again.
+            policy: Returns the present declarations of the policy file.
             clock: Seconds since the epoch.
         """
         self._publisher = publisher
@@ -117,7 +117,7 @@ class ServedCatalogue:
         )
 
     def close(self) -> None:
-        """Release what is held. No cycle may be under way."""
+        """Release all catalogues. No cycle may be under way."""
         self._delayed_release.close()
         for part in (self._pinned, self._stored, self._held):
             part.close()
@@ -131,7 +131,7 @@ class ServedCatalogue:
 
     @property
     def served(self) -> Snapshot | None:
-        """What is served now."""
+        """The served catalogue."""
         current = self._publisher.current
         return None if current is None else current.snapshot
 
@@ -141,34 +141,34 @@ class ServedCatalogue:
     @property
     def newest(self) -> Snapshot | None:
         """The newest catalogue that passed the guard; at a start, the stored one."""
-        # An empty catalogue is false, so `or` would not do.
+        # Not `or`: an empty catalogue is false.
         return self._stored.snapshot if self._newest is None else self._newest
 
     @property
     def candidate(self) -> Snapshot | None:
-        """What the guard holds."""
+        """The held catalogue."""
         return self._held.snapshot
 
     async def in_background(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of CPU-heavy ``work``, which runs in the thread for that."""
+        """The result of CPU-heavy ``work``, which runs in the background thread."""
         return await self._background.run(work, *args, **kwargs)
 
     def wishes(self) -> Merged:
-        """The present wishes of operators, by command and by policy."""
+        """The present wishes of operators, given by command and by policy."""
         return self._wishes.now()
 
     def knows(self, version: str) -> bool:
         """Whether ``version`` was published before, as far as the history goes back."""
         return version in self._versions or any(version == entry.version_hash for entry in self.disk.entries)
 
-    # -- what an earlier run has stored --------------------------------------------------------------------------------
+    # -- the files of an earlier run -----------------------------------------------------------------------------------
 
     def recall(self) -> asyncio.Task[None]:
-        """Read what an earlier run has stored; once. The task ends when the disk has answered."""
+        """Read the files of an earlier run, once. The task ends when the disk has answered."""
         return self._stored.recall()
 
     async def restore(self) -> bool:
-        """Publish the stored snapshot, or the pinned one, if nothing is served yet and there is a sound one.
+        """Publish the stored snapshot, or the pinned one, if nothing is served yet and it is undamaged.
 
         Returns:
             Whether it was published.
@@ -201,12 +201,12 @@ class ServedCatalogue:
         )
 
     async def recalled(self) -> None:
-        """Wait until what an earlier run has stored is known, yet not for long: a disk may hang."""
+        """Wait until the files of an earlier run are read, for a limited time, because a disk may hang."""
         if self._newest is None:
             await self._stored.recalled()
 
     async def last_good(self) -> Snapshot | None:
-        """`newest`, signed with the present key: a command of it may be served again as it stands there."""
+        """`newest`, signed with the present key, so that a command of it can be served again unchanged."""
         newest = self.newest
         if newest is None or newest.footer.key_id == key_id_of(self._signer):
             return newest
@@ -222,7 +222,7 @@ class ServedCatalogue:
     async def offer(
         self, builder: SnapshotBuilder, elapsed: Callable[[], float], rows_held: AbstractSet[bytes] = frozenset()
     ) -> bool:
-        """Publish, store and log what ``builder`` holds, unless the same is served, or the guard holds it.
+        """Publish, store and log the catalogue of ``builder``, unless the same is served, or the guard holds it.
 
         Args:
             builder: Has the rows.
@@ -266,7 +266,7 @@ class ServedCatalogue:
         return settled
 
     async def _judge(self, candidate: Snapshot, builder: SnapshotBuilder, rows_held: AbstractSet[bytes]) -> None:
-        """Raise `Held` where the guard does not let ``candidate`` pass."""
+        """Raise `Held` if the guard does not let ``candidate`` pass."""
         version = candidate.version_hash
         if self.wishes().accepts(version):
             return
@@ -287,24 +287,24 @@ class ServedCatalogue:
             self._held.hold(candidate, judgement, builder.findings.source_rows, len(rows_held))
 
     def cycle_ended(self) -> None:
-        """Give back what is resident of the newest catalogue: rows of it may have been judged, or compared."""
+        """Release the resident pages of the newest catalogue, which may have been read to judge or compare rows."""
         if self._newest is not None:
             self._background.soon(partial(give_back, self._newest, heap=False))
 
     def still_held(self) -> None:
-        """Raise `Held` where a catalogue waits: the table has not changed."""
+        """Raise `Held` if a catalogue is held. For a cycle in which the table has not changed."""
         self._held.check()
 
     async def accept(self, version: str) -> None:
-        """Publish what is held, which has the hash ``version``. The caller has checked that."""
+        """Publish the held catalogue. The caller has checked that its hash is ``version``."""
         started = asyncio.get_running_loop().time()
-        # Published first, noted on disk afterwards: a disk that hangs must not hold it up.
+        # Published first and stored afterwards, so that a disk that hangs does not delay it.
         self._wishes.accept(version)
         if not await self.release(lambda: asyncio.get_running_loop().time() - started):
             await self._wishes.save()
 
     async def release(self, elapsed: Callable[[], float]) -> bool:
-        """Publish what is held, where it is accepted by now. Returns whether it was published."""
+        """Publish the held catalogue if it has been accepted. Returns whether it was published."""
         async with self._lock:
             candidate = self._held.snapshot
             if candidate is None or not self.wishes().accepts(candidate.version_hash):
@@ -315,7 +315,9 @@ class ServedCatalogue:
         return await self._keep(advance)
 
     async def _advance(self, publication: Publication, elapsed: Callable[[], float], rows_held: int) -> _Advance:
-        """``publication`` passed: it is the newest. Serve it, unless a pin counts. Owns its descriptor."""
+        """Make ``publication``, which passed the guard, the newest. Serve it, unless a pin is in effect. Owns its
+        descriptor.
+        """
         snapshot, before = publication.snapshot, self.newest
         version = snapshot.version_hash
         accepted = self.wishes().accepts(version)
@@ -340,11 +342,11 @@ class ServedCatalogue:
         return _Advance(to_keep, served_before, published, elapsed(), accepted, rows_held)
 
     async def _keep(self, advance: _Advance, changed: Iterable[bytes] | None = None) -> bool:
-        """Store and log what `_advance` did. Without the lock: a disk may hang.
+        """Store and log the result of `_advance`. Runs without the lock, because a disk may hang.
 
         Args:
-            advance: What was done.
-            changed: The only names that may differ from what was served before; None: any may.
+            advance: The result of `_advance`.
+            changed: The names that may differ from the catalogue that was served before; None: any name.
 
         Returns:
             Whether it was published.
@@ -364,7 +366,7 @@ class ServedCatalogue:
             self._state.note_changes(snapshot.version_hash, counts)
         else:
             log.info("Catalogue waits for the end of the pin", version_hash=snapshot.version_hash, count=snapshot.count)
-        # What was encoded of all rows is freed by now.
+        # The encoded rows have been freed by now.
         self._background.soon(partial(give_back, snapshot, heap=changed is None))
         await self._guard.prepare(snapshot)
         return advance.published
@@ -388,7 +390,7 @@ class ServedCatalogue:
             del self._versions[next(iter(self._versions))]
 
     async def store_again(self) -> None:
-        """Store what could not be stored before, or what is signed with another key by now."""
+        """Store again a catalogue that could not be stored before, or that was stored with another key."""
         await self._wishes.save_again()
         newest = self._newest
         if newest is None:
@@ -419,13 +421,13 @@ class ServedCatalogue:
         self._newest = again.snapshot
         return again
 
-    # -- what is served ------------------------------------------------------------------------------------------------
+    # -- the served catalogue ------------------------------------------------------------------------------------------
 
     async def follow(self, *, sign_again: bool = True) -> bool:
-        """Serve what operators ask for now: a pin that began, or the newest where one ended.
+        """Apply the operators' wishes: serve the catalogue of a new pin, or the newest one if a pin has ended.
 
         Args:
-            sign_again: Publish the same again where the signing key was rotated.
+            sign_again: Publish the same catalogue again if the signing key was rotated.
 
         Returns:
             Whether anything was published.
@@ -438,16 +440,17 @@ class ServedCatalogue:
         """Pin ``pinned``, or follow the table again.
 
         Returns:
-            Why that would not survive a restart; None where it does.
+            The reason why this would not survive a restart; None if it does.
         """
         self._wishes.pin(pin)
         self._pinned.change(pin, pinned)
-        await self._pinned.find()  # one of the policy file may count now
+        await self._pinned.find()  # a pin of the policy file may be in effect now
         async with self._lock:
             await self._settle()
             current = self._publisher.current
             if pin is not None and current is not None:
-                # Once more, in case it was about to be removed from the history: the pin must survive a restart.
+                # Stored once more in case it was about to be removed from the history, because the pin must survive a
+                # restart.
                 self.disk.add(current, self._signer, self._spare())
         return await self._wishes.save()
 
@@ -461,8 +464,8 @@ class ServedCatalogue:
         return self._newest if pin is None or served is None or self._pinned.is_vain(pin) else served
 
     async def _settle(self, *, sign_again: bool = True) -> bool:
-        """Publish the catalogue that is to be served, if another is served, or the same under another key. Returns
-        whether anything was published."""
+        """Publish the catalogue that is to be served, if another one is served, or the same one with another key.
+        Returns whether anything was published."""
         self._pinned.show()
         target, served = self._target(), self.served
         if target is None:
@@ -485,7 +488,7 @@ class ServedCatalogue:
             )
         elif served is not None:
             log.info("Served catalogue is signed again", version_hash=target.version_hash, generation=generation)
-            # Its file has the MAC of the old key, and a pin must survive a restart.
+            # Its file still has the MAC of the old key, and a pin must survive a restart.
             self.disk.add(publication, self._signer, self._spare())
         if target is self._newest:
             self._newest = publication.snapshot
@@ -505,7 +508,7 @@ class ServedCatalogue:
 
 @contextmanager
 def _closed_on_failure(publication: Publication) -> Iterator[None]:
-    """Closes the descriptor of ``publication`` where the body raises."""
+    """Closes the descriptor of ``publication`` if the body raises an exception."""
     try:
         yield
     except BaseException:

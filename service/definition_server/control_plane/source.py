@@ -12,7 +12,7 @@ from definition_server.observability.reasons import Reason
 
 
 class SourceError(Exception):
-    """The source could not be read. The message says what failed and, where we know it, what to do: for the log."""
+    """The source could not be read. The message, for the log, names the failure and, if known, the remedy."""
 
     def __init__(self, message: str, reason: Reason = Reason.DATABASE_ERROR) -> None:
         super().__init__(message)
@@ -21,12 +21,12 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Sizes that are not read, so that no table takes more memory than there is."""
+    """Limits of size for reading, so that no table takes more memory than there is."""
 
     definition: int = 4 * 1024 * 1024
     """Octets of the texts of a row. A larger row is not fetched; it comes with the fault ``too_large``."""
     catalogue: int = 2**31 - 1
-    """Octets of the snapshot of all others. Where it would be larger, no row is fetched, and the cycle fails."""
+    """Octets of the snapshot of all other rows. If it would be larger, no row is fetched, and the cycle fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +34,29 @@ class Ranges:
     """The rows of a source, divided into ranges, at the moment of a reading."""
 
     basis: str
-    """What the division and the fingerprints rest on. Values of two moments can be compared if it is the same at
-    both."""
+    """Identifies the way in which the division and the fingerprints were made. Values of two moments can be compared
+    only if it is equal."""
     versions: Mapping[int, str]
     """Range → fingerprint of its rows, for all ranges that have any."""
     width: int = 1
-    """How much of the source is in a range, in a unit of its own."""
+    """The size of a range, in a unit that the source defines."""
     sizes: dict[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
-    """The source's own note about sizes in each range. It is complete when the rows have been read."""
+    """The sizes in each range, for the source's own use. Complete when the rows have been read."""
 
 
 class Reading(Protocol):
     """One consistent view of the source: the fingerprint and the rows are of the same moment."""
 
     fingerprint: str
-    """Differs from an earlier one if anything that would be served has changed in between. It may also differ without
-    such a change; where the source cannot know, it always does. It is compared, never interpreted."""
+    """Differs from an earlier fingerprint if anything that would be served has changed in between. It may also differ
+    without such a change; if the source cannot detect changes, it always differs. It is compared, never interpreted."""
 
     async def ranges(self, before: Ranges | None) -> Ranges | None:
         """The ranges of this moment; None where the source has none. From now on each row names its range.
 
         Args:
-            before: The ranges of an earlier moment, to be compared with: the division is the same if that is possible.
+            before: The ranges of an earlier moment. If possible, the division is the same, so that they can be
+                compared.
 
         Raises:
             SourceError: where reading fails.
@@ -65,7 +66,7 @@ class Reading(Protocol):
         """All rows, or those of ``ranges``, in batches, in no particular order. May be called once.
 
         Raises:
-            SourceError: where reading fails. The batches before it must then not be used.
+            SourceError: where reading fails. The batches returned so far must then not be used.
         """
 
 
@@ -80,4 +81,4 @@ class DefinitionSource(Protocol):
         """
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close the connection, if any."""

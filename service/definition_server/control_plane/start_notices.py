@@ -1,4 +1,4 @@
-"""The warnings of a start: settings that are allowed, and are probably not meant."""
+"""The warnings of a start: settings that are allowed, but probably not intended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def log_notices(settings: Settings, *, lasting: bool) -> None:
 
     Args:
         settings: The valid settings.
-        lasting: Whether others depend on the server: then a missing key or directory is warned of, too.
+        lasting: Whether the server is meant to last. Then a missing key or directory is warned of, too.
     """
     for notice in notices(Settings):
         log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)

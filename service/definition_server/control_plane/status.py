@@ -61,7 +61,7 @@ class StatusReader:
         """``engine``: see `ServiceStatus.engine`. ``keys``: see `ServiceStatus.keys_last_used`.
         ``certificates``: see `ServiceStatus.certificates_expire`.
         ``control_socket``: see `ServiceStatus.control_socket`. ``database``: see `ServiceStatus.database`.
-        ``held_commands``: those of which an earlier version is served. ``history``: the catalogues on disk."""
+        ``held_commands``: the commands of which an earlier version is served. ``history``: the catalogues on disk."""
         self._engine = engine
         self._held_commands = held_commands
         self._history = history
@@ -119,7 +119,7 @@ class StatusReader:
         )
 
     def _publications(self) -> tuple[PublicationStatus, ...]:
-        """The publications since the start, preceded by older ones that the history on disk holds."""
+        """The publications since the start, and older ones that the history on disk holds."""
         found = []
         recent = self._publisher.recent
         for published in recent:

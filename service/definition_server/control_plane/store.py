@@ -1,10 +1,11 @@
-"""The last-known-good snapshot on disk: it is written whole or not at all, and read only if it is undamaged and ours.
+"""The last-known-good snapshot on disk: it is written as a whole or not at all, and read only if it is undamaged and
+was written by us.
 
-Whoever can write the file decides what a server serves, and signs, when the database is away. So the file is read only
-where it is a regular file of this user that nobody else may write; and with AVAP_INTERNAL_KEY, where it carries our
-MAC: ``snapshot`` · ``b"AVAPLKG1"`` · HMAC-SHA-256 over the snapshot's footer, which holds the digest of all the rest.
-The MAC has a key of its own, derived from AVAP_INTERNAL_KEY. A file that is refused for this is not overwritten: the
-next publication moves it aside.
+A program that can write the file decides what the server serves, and signs, while the database is down. So the file is
+read only if it is a regular file of this user to which no other user may write. With AVAP_INTERNAL_KEY it must also
+carry our MAC: ``snapshot`` · ``b"AVAPLKG1"`` · HMAC-SHA-256 over the snapshot's footer, which holds the digest of all
+the rest. The key of the MAC is derived from AVAP_INTERNAL_KEY. A file that is refused for one of these reasons is not
+overwritten: the next publication moves it aside.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from definition_server.observability.reasons import Reason
 FILE_NAME = "last-known-good.avapsnap"
 
 REFUSED_SUFFIX = ".refused"
-"""Of a file that was not ours, and was moved aside."""
+"""Suffix of a file that was not ours and was moved aside."""
 _MAC_MAGIC = b"AVAPLKG1"
 _MAC_SIZE = len(_MAC_MAGIC) + 32
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
-"""Without following a symbolic link, and without waiting for the writer of a FIFO."""
+"""Flags to open a file without following a symbolic link, and without waiting for the writer of a FIFO."""
 
 _TEMPORARY_SUFFIX = ".tmp"
 _ABANDONED_SECONDS = 3600.0
@@ -49,7 +50,7 @@ class StoreError(Exception):
 
 
 class NotOurs(StoreError):
-    """The file may have been written by somebody else, and is not used for that."""
+    """The file may have been written by another user or program, so it is not used."""
 
 
 class SnapshotStore:
@@ -62,8 +63,8 @@ class SnapshotStore:
     def save(self, descriptor: int, signer: Signer | None = None) -> None:
         """Replace the stored snapshot by the sealed memory behind ``descriptor``, with the MAC of ``signer``.
 
-        Temporary file, ``fsync``, rename, ``fsync`` of the directory: a reader, also after a power failure, finds the
-        old file or the new one. Blocks; run it in a thread.
+        Temporary file, ``fsync``, rename, ``fsync`` of the directory: a reader finds the old file or the new one, even
+        after a power failure. Blocks; run it in a thread.
 
         Raises:
             StoreError: where that fails. The old file is then unchanged.
@@ -71,7 +72,7 @@ class SnapshotStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_temporaries()
-            # A unique name, and readable by its owner alone: the file holds the code of a whole platform.
+            # A unique name. Only the owner can read the file, because it holds the code of a whole platform.
             number, name = mkstemp(_TEMPORARY_SUFFIX, f"{self.path.stem}.", self.path.parent)
             temporary = Path(name)
             try:
@@ -117,7 +118,7 @@ class SnapshotStore:
             number = os.open(self.path, OPEN_FLAGS)
             try:
                 self._check_owner(os.fstat(number))
-                _footer(number)  # before it is copied to memory: a file of another kind may have any size
+                _footer(number)  # checked before the copy to memory, because a file of another kind may have any size
                 descriptor, mac = _read(number)
             finally:
                 os.close(number)
@@ -130,8 +131,8 @@ class SnapshotStore:
                 raise self._refused("it is a symbolic link") from None
             raise StoreError(f"cannot read {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
         try:
-            # Verified after copying: then the octets that were checked are those that will be served, whatever writes
-            # the file meanwhile.
+            # Verified after copying: so the octets that were checked are those that will be served, even if the file is
+            # written meanwhile.
             snapshot = Snapshot(map_sealed(descriptor))
             snapshot.verify()
             self._check_mac(snapshot, mac, signer)
@@ -154,14 +155,14 @@ class SnapshotStore:
         if mac is None:
             raise self._refused("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
         if not signer.made_file_mac(mac, bytes(snapshot.buffer[-FOOTER_SIZE:])):
-            raise self._refused("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
+            raise self._refused("its MAC is not ours: it was changed, or written with another AVAP_INTERNAL_KEY")
 
     def _refused(self, reason: str) -> NotOurs:
         self._not_ours = True
         return NotOurs(f"{self.path} is not used: {reason}")
 
     def others_may_write(self) -> bool:
-        """Whether every user may replace files in the directory. Its files are judged by themselves all the same."""
+        """Whether every user may replace files in the directory. The files in it are checked one by one in any case."""
         try:
             mode = self.path.parent.stat().st_mode
         except OSError:
@@ -171,15 +172,15 @@ class SnapshotStore:
     def _remove_temporaries(self) -> None:
         """Remove the files of a writer that was killed. A recent one may be another server's, on the same directory."""
         for temporary in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
-            with suppress(OSError):  # it is gone, a directory, or another account's: what is stored matters more
+            with suppress(OSError):  # it is gone, a directory, or of another account: storing is more important
                 if time.time() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
                     temporary.unlink()
 
 
 def fault_of_owner(found: os.stat_result) -> str | None:
-    """Why somebody else may have written a file; None where nobody else can."""
+    """The reason why another user may have written a file; None if no other user can have."""
     if not stat.S_ISREG(found.st_mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if found.st_uid != os.geteuid():
         return f"it belongs to user {found.st_uid}, and the server runs as {os.geteuid()}"
     if found.st_mode & _OTHERS_MAY_WRITE:
@@ -188,7 +189,7 @@ def fault_of_owner(found: os.stat_result) -> str | None:
 
 
 def read_footer(path: Path) -> tuple[Footer, float]:
-    """The footer of the stored snapshot at ``path``, and when the file was modified. The content is not verified.
+    """The footer of the stored snapshot at ``path``, and the file's time of modification. The content is not verified.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -208,7 +209,7 @@ def read_footer(path: Path) -> tuple[Footer, float]:
 
 
 def _footer(file: int) -> Footer:
-    """The footer of the stored snapshot in the open ``file``, whose size it must give.
+    """The footer of the stored snapshot in the open ``file``. It must agree with the size of the file.
 
     Raises:
         SnapshotError: where it is no snapshot, or its size or footer is damaged.
@@ -220,7 +221,8 @@ def _footer(file: int) -> Footer:
 
 
 def has_mac_of(path: Path, signer: Signer) -> bool:
-    """Whether the stored snapshot at ``path`` has the MAC of ``signer``, or of its key of before. Reads the end alone.
+    """Whether the stored snapshot at ``path`` has the MAC of the present or the previous key of ``signer``. Reads only
+    the end of the file.
 
     Raises:
         OSError: where it cannot be read.
@@ -259,7 +261,7 @@ def _read(file: int) -> tuple[int, bytes | None]:
 
 
 def _copy(source: int, target: int) -> None:
-    """All of ``source`` into ``target``, inside the kernel."""
+    """Copy all of ``source`` into ``target``, inside the kernel."""
     size = os.fstat(source).st_size
     offset = 0
     while offset < size:

@@ -1,5 +1,5 @@
-"""The catalogue that an earlier run has stored in SNAPSHOT_DIR: read once, beside the cycles, because a disk may
-hang."""
+"""The catalogue that an earlier run has stored in SNAPSHOT_DIR. It is read once, in a task beside the cycles, because a
+disk may hang."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _HISTORY_TRIED = 3
 
 
 class StoredCatalogue:
-    """The catalogue that an earlier run has published last, until a newer one has passed the guard."""
+    """The last catalogue that an earlier run has published. It is kept until a newer one has passed the guard."""
 
     def __init__(self, disk: CatalogueDisk, wishes: OperatorWishes, signer: Callable[[], Signer | None]) -> None:
         """
         Args:
             disk: Has the catalogue.
-            wishes: Are informed of what the same disk has of them.
+            wishes: Get the wishes that the same disk has.
             signer: The present key, which a stored file must be signed with.
         """
         self._disk = disk
@@ -41,18 +41,18 @@ class StoredCatalogue:
         return self._snapshot
 
     def close(self) -> None:
-        """Wait for the disk no longer, and release the catalogue."""
+        """Stop waiting for the disk, and release the catalogue."""
         if self._recalling is not None:
             self._recalling.cancel()
         self._snapshot = None
 
     def forget(self) -> None:
-        """There is a newer catalogue."""
+        """Release the catalogue, because there is a newer one."""
         self._snapshot = None
         self._of_use = False
 
     def recall(self) -> asyncio.Task[None]:
-        """Read what an earlier run has stored; once. The task ends when the disk has answered."""
+        """Read the files of an earlier run, once. The task ends when the disk has answered."""
         if self._recalling is None:
             self._recalling = asyncio.create_task(self._recall())
         return self._recalling
@@ -72,7 +72,9 @@ class StoredCatalogue:
             self._disk.rotate(signer.previous, signer)
 
     async def _newest_of_history(self) -> Snapshot | None:
-        """The catalogue that was published last, from the history: where the last-known-good file is not usable."""
+        """The catalogue in the history that was published last. For the case that the last-known-good file is not
+        usable.
+        """
         for entry in self._disk.entries[:_HISTORY_TRIED]:
             try:
                 found = await self._disk.load_version(entry.version_hash, self._signer())
@@ -86,12 +88,12 @@ class StoredCatalogue:
         return None
 
     async def recalled(self) -> None:
-        """Wait until what an earlier run has stored is known, yet not for long: a disk may hang."""
+        """Wait until the files of an earlier run are read, for a limited time, because a disk may hang."""
         done, _ = await asyncio.wait((self.recall(),), timeout=RECALL_PATIENCE_SECONDS)
         if not done:
             log.error(
                 "Stored catalogue and pins not known in time",
                 waited_seconds=RECALL_PATIENCE_SECONDS,
-                effect="the table is published without a comparison; a pin counts once the disk answers",
+                effect="the table is published without a comparison; a pin takes effect once the disk answers",
                 remedy="check the disk of SNAPSHOT_DIR",
             )

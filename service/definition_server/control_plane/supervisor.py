@@ -1,10 +1,10 @@
 """Keeps the configured number of workers running: starts, watches, kills, reaps, replaces and drains them.
 
 Each worker number is a `WorkerSlot` with a task that keeps it occupied: it starts a process, waits for its end, and
-starts the next. A roll puts a successor into the slot itself; the task then waits for the end of that one. In addition,
-a tick several times a second compares the state of every worker with the desired state (keys, snapshot, heartbeat,
-READY in time), and sends or kills accordingly. It compares states and does not count on events, so that an event that
-is missed once is not missed for good.
+starts the next. A roll puts a successor into the slot itself; the task then waits for the end of the successor. In
+addition, a tick several times a second compares the state of every worker with the desired state (keys, snapshot,
+heartbeat, READY in time), and sends messages to the worker or kills it. The tick compares states and does not depend on
+events, so a missed event has no lasting effect.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = get_logger(__name__)
 TICK_SECONDS = 0.25
 _FIRST_DELAY, _MOST_DELAY = 0.1, 30.0
 _STABLE_SECONDS = 30.0
-"""After a worker that has run this long, the delays before its replacement begin with the shortest again."""
+"""When a worker has run this long, the next back-off begins again with the shortest delay."""
 _LOOP_ENDS = 5
 _KILL_MARGIN_SECONDS = 2.0
 
@@ -70,7 +70,7 @@ class Supervisor:
         """
         Args:
             propagation: Measures how long publications take to reach the workers.
-            lend: Within its context, descriptors are free for the start of a process.
+            lend: A context in which descriptors are free for the start of a process.
         """
         self._propagation = propagation
         self._config = config
@@ -81,7 +81,7 @@ class Supervisor:
         self._roll_after_repair: asyncio.Task[str | None] | None = None
         self._roll_for_certificate: asyncio.Task[str | None] | None = None
         self._rolled_for = Certificate(0)
-        """The newest certificate for which workers were replaced that cannot load another."""
+        """The newest certificate for which workers were replaced because they could not load it."""
         self._on_keys_used = on_keys_used
         self._on_calls_sampled = on_calls_sampled
         self._publisher = publisher
@@ -99,7 +99,7 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._arrived: tuple[int, float] | None = None
         self._hand_over: Step | None = None
-        """That of the present publication."""
+        """The tracing step of the present publication."""
         publisher.on_publish(self._on_publish)
 
     def start(self) -> None:
@@ -108,20 +108,22 @@ class Supervisor:
 
     @property
     def serving(self) -> int:
-        """Workers that are READY with a snapshot."""
+        """Number of workers that are READY with a snapshot."""
         # A copy: the admin server's threads call this too, while the loop adds and removes workers.
         return sum(1 for worker in tuple(self._workers) if worker.generation > 0 and not worker.draining)
 
     @property
     def all_serve_since(self) -> float | None:
-        """When the last worker had what is published now, seconds since the epoch; None while one has not had it."""
+        """The time at which the last worker received the present publication, seconds since the epoch; None while a
+        worker lacks it.
+        """
         current = self._publisher.current
         if current is None or self._arrived is None or self._arrived[0] != current.snapshot.generation:
             return None
         return self._arrived[1]
 
     def _note_arrival(self) -> None:
-        """Remember the moment at which every slot has a worker with the present publication, the first time."""
+        """Remember the first moment at which every slot has a worker with the present publication."""
         current = self._publisher.current
         if current is None:
             return
@@ -136,7 +138,7 @@ class Supervisor:
 
     @property
     def worker_pids(self) -> frozenset[int]:
-        """The processes of all workers, those that drain among them."""
+        """The processes of all workers, including those that drain."""
         return frozenset(worker.pid for worker in tuple(self._workers))
 
     def use_keys(self, keys: Keys) -> None:
@@ -145,7 +147,7 @@ class Supervisor:
         self._reconcile()
 
     def report_freshness(self, fresh: bool) -> None:
-        """Have the health service of every worker say whether what is served is up to date."""
+        """Make the health service of every worker report whether the served catalogue is up to date."""
         if fresh != self._freshness.fresh:
             self._freshness = Freshness(fresh)
             self._reconcile()
@@ -158,12 +160,12 @@ class Supervisor:
 
     @property
     def counts_connections(self) -> bool:
-        """Whether workers count their connections: they do where they accept from a shared socket."""
+        """Whether workers count their connections, which they do if they accept from a shared socket."""
         return self._listener is not None
 
     @property
     def confines_workers(self) -> bool:
-        """Whether workers are to be confined: with ``JAIL=off`` they are not."""
+        """Whether workers are to be confined, which they are unless ``JAIL=off``."""
         return self._config.jail != "off"
 
     async def watch(self) -> None:
@@ -181,8 +183,8 @@ class Supervisor:
                     slot.crash_loop.runs(now - slot.worker.started)
 
     def _repair_listener(self) -> None:
-        """Open the port again where a worker has shut the shared socket down, and replace the workers: one is broken,
-        and nothing says which."""
+        """If a worker has shut the shared socket down, open the port again and replace all workers, because it is
+        unknown which one is broken."""
         if self._listener is None or listens(self._listener):
             return
         try:
@@ -198,8 +200,8 @@ class Supervisor:
             self._roll_after_repair = asyncio.create_task(self.roll())
 
     def _replace_outdated(self) -> None:
-        """Replace the workers where one cannot load the newest certificate; once for each, so that a roll that fails
-        is not repeated four times a second."""
+        """Replace the workers if one of them cannot load the newest certificate. Only once for each certificate, so
+        that a failing roll is not repeated four times a second."""
         if self._rolled_for == self._certificate or self._rolling.locked() or self._leaving.is_set():
             return
         if any(slot.worker is not None and slot.worker.outdated for slot in self.slots):
@@ -216,7 +218,7 @@ class Supervisor:
             replaced: Called after each worker, with the number of those that were replaced.
 
         Returns:
-            Why not all were replaced; None where they were.
+            The reason why not all were replaced; None if they were.
         """
         if self._rolling.locked():
             log.warning("Roll ignored: one is under way")
@@ -327,7 +329,7 @@ class Supervisor:
             del self._workers[worker]
             self._leaves(worker)
             self.stats.retire(stats)
-            self._reconcile()  # the others must not leave a connection to a dead one
+            self._reconcile()  # other workers must not leave a connection to a dead one
 
         self._workers[worker] = Heartbeat(self._heartbeat_timeout)
         worker.ended.add_done_callback(release)
@@ -346,7 +348,7 @@ class Supervisor:
             await asyncio.wait((successor.ended,))
             raise TimeoutError("the new worker did not become READY with the catalogue; the old one stays")
         leave = Drain(False, 0.0, self._config.drain_timeout_seconds)
-        # Otherwise it ended meanwhile, its slot has another worker already, and the successor is superfluous.
+        # Otherwise the old worker has ended, its slot already has another worker, and the successor is superfluous.
         replaced = slot.worker is old
         if replaced:
             slot.worker = successor
@@ -371,7 +373,7 @@ class Supervisor:
                     "Worker is not READY in time; killed",
                     worker=worker.number,
                     worker_pid=worker.pid,
-                    remedy="read the worker's own lines; where it is only slow (a busy machine; PYTHONTRACEMALLOC "
+                    remedy="read the worker's own log lines; if it is only slow (a busy machine; PYTHONTRACEMALLOC "
                     "makes a start ten times as long), raise START_TIMEOUT_SECONDS",
                 )
                 worker.kill()
@@ -386,7 +388,7 @@ class Supervisor:
 
     def _on_publish(self, publication: Publication) -> None:
         if self._hand_over is not None:
-            self._hand_over.end()  # another publication has overtaken it, if not every worker has it
+            self._hand_over.end()  # if not every worker has it, a newer publication has replaced it
         self._hand_over = begin("hand over", generation=publication.snapshot.generation, workers=len(self.slots))
         if self._propagation is not None:
             serving = [worker.pid for worker in self._workers if worker.knows_a_catalogue and not worker.draining]

@@ -1,8 +1,8 @@
-"""The sync cycle: read the table where it has changed, judge each row and then the catalogue, publish and store it.
+"""The sync cycle: read the table if it has changed, judge each row and then the catalogue, publish and store it.
 
 Each step is a part of its own: `TableReader` reads and encodes, `Gate` judges rows, `CatalogueGuard` judges the whole,
-`ServedCatalogue` publishes, `CatalogueDisk` stores. Every failure has the same result: the workers continue with what
-they have, the log says what failed and when the next attempt is, and the next cycle starts from the beginning.
+`ServedCatalogue` publishes, `CatalogueDisk` stores. Every failure has the same result: the workers continue with their
+catalogue, the log shows the failure and the time of the next attempt, and the next cycle starts from the beginning.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ class Gate(Protocol):
     """Judges each row before the catalogue is judged as a whole."""
 
     unsure: bool
-    """Whether the last verdicts must be asked for again, although the table does not change."""
+    """Whether the last verdicts are provisional, so that the rows must be judged again even if the table does not
+    change.
+    """
 
     @property
     def served(self) -> Mapping[bytes, bytes]:
-        """Name → content hash of what is served since the last `apply`, which replaces it."""
+        """Name → content hash of every command that is served since the last `apply`, which replaces this mapping."""
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
@@ -64,23 +66,25 @@ class Gate(Protocol):
         """
 
     def prepare(self) -> None:
-        """Rows are being read, and `apply` follows."""
+        """Prepare for `apply`, which follows: rows are being read."""
 
     def cycle_ended(self, newest: Snapshot | None) -> None:
         """Judge the rows of ``newest`` that passed without a verdict, while they are served."""
 
 
 class CycleObserver(Protocol):
-    """Is informed of the cycles."""
+    """An observer of the sync cycles."""
 
     def check_begins(self) -> None:
-        """The table is about to be checked."""
+        """Called before the table is checked."""
 
     def change_read(self) -> None:
-        """The table has changed, and was read. If anything is published before the cycle ends, it is that change."""
+        """Called when the table has changed and was read. A publication before the end of the cycle publishes this
+        change.
+        """
 
     def cycle_ended(self, outcome: Outcome, reason: Reason | None, next_attempt_in: float) -> None:
-        """The cycle is over. ``reason``: why it failed; ``next_attempt_in``: seconds until the next one."""
+        """Called at the end of a cycle. ``reason``: why it failed; ``next_attempt_in``: seconds until the next one."""
 
 
 class Synchronizer:
@@ -107,22 +111,22 @@ class Synchronizer:
         """
         Args:
             source: Has the rows.
-            publisher: Serves the catalogues.
+            publisher: Publishes the catalogues.
             signer: Signs code and stored files.
             store: Keeps the last-known-good snapshot.
             history: Keeps the last catalogues.
-            wishes: Keeps what operators asked for by command.
-            policy: What the policy file declares now.
-            gate: Judges rows. None: every row that can be carried is served.
-            limits: How much of the catalogue may change at once.
-            allow_empty: An emptied table is served.
+            wishes: Keeps the wishes that operators give by command.
+            policy: Returns the present declarations of the policy file.
+            gate: Judges rows. None: every row that can become a definition is served.
+            limits: The largest changes that need no operator.
+            allow_empty: Whether an emptied table is served.
             full_read_interval: Seconds after which the table is read although no change was found.
             clock: Seconds since the epoch.
             background: The thread for CPU-heavy work.
-            disk: Runs what blocks on a disk.
+            disk: Runs functions that block on a disk.
         """
         self.observer: CycleObserver | None = None
-        """Is informed of the cycles, where there is one."""
+        """The observer of the cycles, if there is one."""
         self._signer = signer
         self._gate = gate
         self._clock = clock
@@ -167,11 +171,11 @@ class Synchronizer:
             self._reader.forget()
 
     def read_again(self) -> None:
-        """Read the table in the next cycle, changed or not."""
+        """Read the table in the next cycle, even if it has not changed."""
         self._reader.forget()
 
     async def restore(self) -> bool:
-        """Publish the last-known-good snapshot, if nothing is served yet and there is a sound one.
+        """Publish the last-known-good snapshot, if nothing is served yet and it is undamaged.
 
         Returns:
             Whether it was published.
@@ -183,7 +187,7 @@ class Synchronizer:
 
         Args:
             next_attempt_in: Called once, with the outcome; returns the seconds until the next cycle, for the log.
-            unconditional: Read the table, whether its fingerprint has changed or not.
+            unconditional: Read the table even if its fingerprint has not changed.
         """
         with span("sync cycle", unconditional=unconditional) as step:
             outcome = await self._cycle(next_attempt_in, unconditional=unconditional)
@@ -251,8 +255,8 @@ class Synchronizer:
         return Outcome.PUBLISHED if published or released else Outcome.UNCHANGED
 
     async def _dealt_with(self, table: ReadTable, signer: Signer | None) -> None:
-        # Where the signing key was rotated meanwhile, or a verdict does not last, the next cycle must not find the
-        # table unchanged.
+        # If the signing key was rotated meanwhile, or a verdict is provisional, the next cycle must read the table
+        # again.
         if signer is self._signer and (self._gate is None or not self._gate.unsure):
             await self._reader.remember(table, (self.catalogue.newest, self.catalogue.candidate))
         else:
@@ -270,7 +274,7 @@ class Synchronizer:
         return held
 
     async def _after_failure(self) -> None:
-        """Nothing new was published. The wishes of operators count nonetheless, and so does a rotated signing key."""
+        """Called if nothing new was published: apply the wishes of operators, and a rotated signing key."""
         try:
             if self.catalogue.served is not None:
                 await self.catalogue.follow()
@@ -313,7 +317,7 @@ class Synchronizer:
 
 
 def _limit_met(failure: Exception) -> str | None:
-    """The resource that the machine lacks, where Python reports that by something other than an `OSError`."""
+    """The resource that the machine lacks, for errors of this kind that are not an `OSError`."""
     if isinstance(failure, MemoryError):
         return "no memory is left"
     if isinstance(failure, RuntimeError) and "start new thread" in str(failure):
@@ -322,9 +326,9 @@ def _limit_met(failure: Exception) -> str | None:
 
 
 def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
-    """The text for the log. Where the kernel's message names no remedy, ours is added."""
+    """The text for the log. If the kernel's message names no remedy, ours is added."""
     if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
-        return "the catalogue is larger than this process may make a file. Raise that limit (ulimit -f, LimitFSIZE=)."
+        return "the catalogue is larger than the limit of file sizes. Raise that limit (ulimit -f, LimitFSIZE=)."
     return str(failure)
 
 

@@ -1,4 +1,4 @@
-"""When sync cycles run: on a schedule, and at once when one is requested."""
+"""Runs sync cycles on a schedule, and at once when one is requested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from definition_server.observability.logs import get_logger
 log = get_logger(__name__)
 
 RESTORE_AGAIN_SECONDS = 5.0
-"""Between two attempts to serve the last-known-good snapshot."""
+"""Seconds between two attempts to serve the last-known-good snapshot."""
 
 
 class SyncLoop:
@@ -35,13 +35,13 @@ class SyncLoop:
         """
         Args:
             synchronizer: Runs each cycle.
-            publisher: Says whether a catalogue is served.
+            publisher: Knows whether a catalogue is served.
             interval: Seconds from the start of one cycle to the start of the next.
-            patience: Seconds that the first cycle has before the last-known-good snapshot is served.
+            patience: Seconds after which the last-known-good snapshot is served if the first cycle has not ended.
             share: The share of the interval, 0 to 1, that passes after an unscheduled cycle (the first one, or one that
                 was requested). It is random, so that replicas that were started or signalled together do not read the
                 table together for ever.
-            lend: Within its context, descriptors are free for a cycle.
+            lend: A context in which descriptors are free for a cycle.
         """
         self._synchronizer = synchronizer
         self._publisher = publisher
@@ -54,7 +54,7 @@ class SyncLoop:
         self._unscheduled = True
         self._requested = asyncio.Event()
         self._waiting: list[asyncio.Future[Outcome]] = []
-        """Of those who wait for the outcome of a cycle that has not begun."""
+        """The futures of callers that wait for the outcome of a cycle that has not begun."""
         self._next_at: float | None = None
 
     @property
@@ -63,11 +63,11 @@ class SyncLoop:
         return None if self._next_at is None else max(0.0, self._next_at - asyncio.get_running_loop().time())
 
     def sync_soon(self) -> None:
-        """Start the next cycle at once. It reads the table, whether that has changed or not."""
+        """Start the next cycle at once. It reads the table even if it has not changed."""
         self._requested.set()
 
     async def sync_now(self) -> Outcome:
-        """`sync_soon`, and the outcome of that cycle."""
+        """Call `sync_soon`, and return the outcome of that cycle."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append(outcome)
         self.sync_soon()
@@ -76,7 +76,7 @@ class SyncLoop:
     async def run(self) -> None:
         """Run cycles. Never returns."""
         first = asyncio.create_task(self._cycle())
-        # Beside the cycles: a disk that hangs must not delay the database's rows.
+        # In a task beside the cycles, so that a disk that hangs does not delay reading the table.
         restoring = asyncio.create_task(self._restore(first))
         try:
             await self._run_cycles(first)
@@ -86,9 +86,9 @@ class SyncLoop:
             await asyncio.gather(first, restoring, return_exceptions=True)
 
     async def _restore(self, first: asyncio.Task[float]) -> None:
-        """Serve the last-known-good snapshot where the first cycle has not published in time.
+        """Serve the last-known-good snapshot if the first cycle has not published in time.
 
-        Memory or descriptors may be short at this moment, when nothing is served: it is tried again.
+        Memory or descriptors may be short at this moment, so the attempt is repeated until something is served.
         """
         await asyncio.wait((first,), timeout=self._patience)
         problem = None
@@ -115,7 +115,7 @@ class SyncLoop:
             started = await self._cycle(unconditional=self._unscheduled)
 
     async def _cycle(self, *, unconditional: bool = False) -> float:
-        """Run one cycle. Returns its start (seconds of the loop's clock)."""
+        """Run one cycle. Returns the time of its start (seconds of the loop's clock)."""
         started = asyncio.get_running_loop().time()
         self._next_at = None
         waiting: list[asyncio.Future[Outcome]] = []
@@ -130,7 +130,7 @@ class SyncLoop:
         return started
 
     def _next_delay(self, outcome: Outcome) -> float:
-        """Seconds until the next cycle. While no catalogue is served they are fewer: then every second counts."""
+        """Seconds until the next cycle. While no catalogue is served, the time is shorter."""
         if outcome in (Outcome.FAILED, Outcome.HELD) and self._publisher.current is None:
             self._delay = self._backoff.next()
         else:

@@ -23,7 +23,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HeldCatalogue:
-    """A catalogue that was read, and that the guard does not let be published."""
+    """A catalogue that was read, and whose publication the guard refuses."""
 
     version_hash: str
     reason: Reason
@@ -38,10 +38,10 @@ class HeldCatalogue:
 
 @dataclass(frozen=True, slots=True)
 class PinState:
-    """The pin that counts."""
+    """The pin that is in effect."""
 
     version_hash: str
-    """As it was given: a hash, or the beginning of one."""
+    """The version as the operator gave it: a hash, or the beginning of one."""
     until: float | None
     """Seconds since the epoch; None: until it is taken away."""
     source: str
@@ -49,7 +49,7 @@ class PinState:
     missing: bool = False
     """Whether the version is not known here, so that another one is served."""
     vain: bool = False
-    """Whether it is missing and counted before anything was served: then the table is followed nevertheless."""
+    """Whether it is missing and was in effect before anything was served. Then the table is followed nevertheless."""
 
 
 class ChangeCounts(NamedTuple):
@@ -61,7 +61,7 @@ class ChangeCounts(NamedTuple):
     examples: tuple[str, ...] = ()
     """Up to ten commands of each kind, each after ``+ ``, ``- `` or ``~ ``."""
     generation: int = 0
-    """Of the publication."""
+    """Time of the publication, seconds since the epoch."""
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class SyncState:
     last_outcome: Outcome | None = None
     last_attempt: float | None = None
     last_success: float | None = None
-    """When the table and the served catalogue last agreed."""
+    """The time when the table and the served catalogue last agreed."""
     last_error: str | None = None
     """The text, for the log alone."""
     last_reason: Reason | None = None
@@ -81,19 +81,19 @@ class SyncState:
     """The text, for the log alone."""
     store_reason: Reason | None = None
     restored_age_seconds: float | None = None
-    """Age of the last-known-good snapshot where that is served without a database; None once rows were read."""
+    """Age of the last-known-good snapshot while it is served without a database; None once rows were read."""
     findings: Findings = field(default_factory=Findings)
     held: HeldCatalogue | None = None
     pin: PinState | None = None
     pin_unsaved: bool = False
-    """Whether the disk does not know of the last pin that was asked for by command, or of its end."""
+    """Whether the last pin by command, or its end, is not stored on disk."""
     changes: dict[str, ChangeCounts] = field(default_factory=dict)
-    """Version → what its last publication has changed, of the last `MOST_CHANGES` since the start."""
+    """Version → the changes by its last publication, for the last `MOST_CHANGES` publications since the start."""
     history_entries: int = 0
     """Catalogues that are kept in the history."""
 
     def note_changes(self, version_hash: str, counts: ChangeCounts) -> None:
-        """``version_hash`` was published."""
+        """Note that ``version_hash`` was published."""
         self.changes.pop(version_hash, None)
         self.changes[version_hash] = counts
         while len(self.changes) > MOST_CHANGES:

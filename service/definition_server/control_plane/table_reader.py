@@ -1,8 +1,8 @@
-"""The first step of a sync cycle: check the table for changes; where there are any, read and encode its rows.
+"""The first step of a sync cycle: check the table for changes; if there are any, read and encode its rows.
 
-Where the last reading was dealt with, and little has changed since, only the ranges of the source that changed are
-read; the rest is taken over from the snapshot that was built then. Every other reading is a full one: the first, one
-that an operator or the interval asks for, one with another signing key, and one after a failure of any kind.
+If the last reading was processed completely, and little has changed since, only the ranges of the source that changed
+are read; the others are taken over from the snapshot that was built then. Every other reading is a full one: the first,
+one that an operator or the interval requests, one with another signing key, and one after a failure of any kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from definition_server.control_plane.source import DefinitionSource, Ranges, Rea
 from definition_server.observability.tracing import begin, span
 
 _PART = 4
-"""Where more than this part of the ranges must be read, all rows are: to compare would cost more than it saves."""
+"""If more than this share of the ranges must be read, all rows are read, because the comparison would cost more than it
+saves.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +34,22 @@ class ReadTable:
     builder: SnapshotBuilder
     fingerprint: str
     begun: float
-    """When the reading began, in seconds of the loop's clock."""
+    """The time at which the reading began, in seconds of the loop's clock."""
     ranges: Ranges | None = None
     """The ranges of the source at that moment."""
     ranges_read: int | None = None
-    """How many of them were read; None: all rows were."""
+    """The number of ranges that were read; None: all rows were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Previous:
-    """The last reading that was dealt with: what the next may take over of it."""
+    """The parts of the last completely processed reading that the next one may take over."""
 
     build: PreviousBuild
     ranges: Ranges
 
     def changed(self, ranges: Ranges, signer: Signer | None) -> set[int] | None:
-        """Which of ``ranges`` must be read; None where all rows must be."""
+        """The numbers of the ``ranges`` that must be read; None if all rows must be read."""
         key_id = UNSIGNED if signer is None else signer.key_id
         if ranges.basis != self.ranges.basis or key_id != self.build.snapshot.footer.key_id:
             return None
@@ -61,8 +63,8 @@ class _Previous:
 
 
 class TableReader:
-    """Reads a source where its fingerprint is another one than that of the last reading that was dealt with, and where
-    that reading is long ago."""
+    """Reads a source if its fingerprint differs from that of the last completely processed reading, or if that reading
+    is long ago."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class TableReader:
             source: Has the rows.
             background: The thread that encodes them.
             on_change: Called when rows are about to be read.
-            known: Gives the content hashes, by name, with which the rows will be compared.
+            known: Returns the content hashes, by name, with which the rows will be compared.
             full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
         """
         self._on_change = on_change
@@ -91,31 +93,31 @@ class TableReader:
         self._previous: _Previous | None = None
 
     async def remember(self, table: ReadTable, snapshots: Iterable[Snapshot | None]) -> None:
-        """``table`` was dealt with: it is not read again until it changes.
+        """Note that ``table`` was processed completely, and need not be read again until it changes.
 
         Args:
-            table: What `read` has given.
-            snapshots: One of them may be what was built of it.
+            table: The result of `read`.
+            snapshots: One of them may have been built from it.
         """
         self._fingerprint = table.fingerprint
         if table.ranges_read is None:
             self._read_at = table.begun
         if table.ranges is not None:
             previous = await self._background.run(_previous, table.builder, table.ranges, snapshots)
-            if self._fingerprint == table.fingerprint:  # it was not to be forgotten meanwhile
+            if self._fingerprint == table.fingerprint:  # `forget` was not called meanwhile
                 self._previous = previous
 
     def forget(self) -> None:
-        """Read the table in the next cycle, all of it, changed or not."""
+        """Read the whole table in the next cycle, even if it has not changed."""
         self._fingerprint = None
         self._previous = None
 
     async def read(self, signer: Signer | None, *, serving: bool, unconditional: bool = False) -> ReadTable | None:
-        """The table, signed by ``signer``; None where it has not changed.
+        """The table, signed by ``signer``; None if it has not changed.
 
         Args:
             signer: Signs the code.
-            serving: Whether calls are answered meanwhile, which must not be delayed.
+            serving: Whether workers answer calls, which the encoding must not delay.
             unconditional: Read the rows although the fingerprint is the same.
 
         Raises:
@@ -137,8 +139,10 @@ class TableReader:
     async def _read_rows(
         self, reading: Reading, signer: Signer | None, begun: float, *, due: bool, serving: bool
     ) -> ReadTable:
-        """The rows of ``reading``: where that is possible and not ``due``, most of them from the previous snapshot."""
-        # It is remembered again only where this cycle succeeds.
+        """The rows of ``reading``. Most of them come from the previous snapshot, if that is possible and no full
+        reading is ``due``.
+        """
+        # It is remembered again only if this cycle succeeds.
         previous, self._previous = self._previous, None
         if self._on_change is not None:
             self._on_change()
@@ -154,16 +158,16 @@ class TableReader:
         return ReadTable(builder, reading.fingerprint, begun, ranges, None if changed is None else len(changed))
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
-        """Give one batch to ``builder``. The next is fetched afterwards: both contend for the interpreter lock."""
+        """Give one batch to ``builder``. The next is fetched afterwards, because both need the interpreter lock."""
         if serving:
             await self._background.run(builder.add, rows)
         else:
-            # No calls are answered yet that could be delayed, and in this thread it is a quarter of a second faster.
+            # In this thread it is a quarter of a second faster, and there are no calls yet that could be delayed.
             builder.add(rows)
 
 
 def _previous(builder: SnapshotBuilder, ranges: Ranges, snapshots: Iterable[Snapshot | None]) -> _Previous | None:
-    """The rows that the next reading may take over; None if none of ``snapshots`` was built of them."""
+    """The rows that the next reading may take over; None if none of ``snapshots`` was built from them."""
     for snapshot in snapshots:
         build = None if snapshot is None else builder.as_previous(snapshot)
         if build is not None:

@@ -1,18 +1,18 @@
-"""How the tables of definitions are read: statements, and the judgement of what they rest on. No connection.
+"""The statements that read the tables of definitions, and the judgement whether their assumptions hold. No connection.
 
 **Change check.** `SHAPE_SQL` describes the two tables: partitions and inheritance children, files, columns, types, and
-the row versions of the catalogue that decide what a cast to text gives. `versions_sql` sums over the row versions of
-the tables. Together they are the fingerprint (decision 7). It holds only where every row version is a heap tuple's and
-where the text of each column follows from that tuple and the catalogue alone: `mistrust` names what breaks that.
-Then there is no fingerprint, and the table is read whole in every cycle.
+the row versions of the catalogue that determine the result of a cast to text. `versions_sql` sums over the row versions
+of the tables. Together they are the fingerprint (decision 7). The fingerprint is valid only if every row version
+belongs to a heap tuple, and the text of each column depends only on that tuple and the system catalogue. `mistrust`
+names a violation. Then there is no fingerprint, and the whole table is read in every cycle.
 
-**Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` takes such sums for each range, so that
-only the rows of ranges that changed need to be read, by TID range scans (PostgreSQL 14; an earlier one would scan the
+**Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` takes such sums for each range, so that only
+the rows of changed ranges need to be read, by TID range scans (from PostgreSQL 14; earlier versions would scan the
 whole table for each). An UPDATE that moves a row to another block changes both ranges. Partitioned tables, tables with
-inheritance children, and all that `mistrust` names have no ranges.
+inheritance children, and tables for which `mistrust` names a violation have no ranges.
 
 **Sizes before content.** `sizes_sql` counts octets, without fetching or decompressing a text. Rows are then read by
-classes of size, so that a batch has at most 8 MiB, whatever the order in which the database scans.
+classes of size, so that a batch has at most 8 MiB, in whatever order the database scans.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ BYTECODE_TABLE = "avap_bytecode"
 
 BATCH_OCTETS = 8 * 1024 * 1024
 _CLASSES = (1000, 100, 10, 1)
-"""Rows of a batch, by class of size: the largest row of a class has `BATCH_OCTETS` divided by that."""
+"""Rows of a batch, by class of size. The largest row of a class has `BATCH_OCTETS` divided by this number."""
 
 ROW_OVERHEAD = 150
 """Octets that a definition adds to a snapshot beside its four texts: tags and lengths, hash, and two index slots."""
 
 _RANGES = 1024
-"""About so many ranges a table has, unless it is small: a change costs a reading of 0.1 % of it."""
+"""The approximate number of ranges of a table, unless it is small: for one change, 0.1 % of the table is read."""
 _MOST_RANGES = 8 * _RANGES
 _LEAST_BLOCKS = 8
 _LAST_BLOCK = 2**32 - 1
 """No heap has a block of this number."""
 
 _RUNS = 64
-"""Runs of ranges that one statement reads. Each is a scan of its own in the plan."""
+"""Runs of ranges that one statement reads. Each run is a separate scan in the plan."""
 
 _LONGEST_NAME = 4096
 """Octets of the name of a row that is too large; a longer one fits into no request."""
 
-# Local settings: behind a pooler, the next client of the connection does not inherit them. All but the limits of time
-# fix what a cast to text gives, whatever postgresql.conf, the database and the role say; with row_security off, rows
-# that a policy would hide are an error; to compile these statements (jit) costs more than to run them.
+# Local settings: behind a pooler, the next client of the connection does not inherit them. The first two limit the
+# time. With row_security off, rows that a policy would hide cause an error. jit is off because compiling these
+# statements takes longer than running them. The others fix the result of a cast to text, independent of
+# postgresql.conf, the database and the role.
 SETTINGS_SQL: LiteralString = """
 SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true),
     set_config('row_security', 'off', true), set_config('bytea_output', 'hex', true),
@@ -63,12 +64,13 @@ SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_ti
     set_config('xmlbinary', 'base64', true), set_config('jit', 'off', true)
 """
 
-# One row. `facts`: for either table that is there, a description in JSON, see `Relation.parse`. `state`: what must not
-# change between two checks. The sums of 64-bit hashes do not depend on the order of a scan. Files change with TRUNCATE
-# and with a table that takes another's place; attributes because ALTER TABLE can change the content of rows without a
-# new row version; types and enum labels because rows hold numbers in place of them; casts because ::text may call a
-# function; the one setting that decides a text (of money) and is not fixed above. The start time distinguishes
-# servers: a promoted standby may have assigned the same transaction number to other work.
+# One row. `facts`: for each of the two tables that exists, a description in JSON, see `Relation.parse`. `state`: must
+# be equal in two checks. The sums of 64-bit hashes do not depend on the order of a scan. The parts of `state`: files,
+# which change with TRUNCATE and when another table takes the place; attributes, because ALTER TABLE can change the
+# content of rows without a new row version; types and enum labels, because rows hold numbers in place of them; casts,
+# because ::text may call a function; the only setting that affects a text (of money) and is not fixed above; and the
+# start time, which distinguishes servers: a promoted standby may have assigned the same transaction number to other
+# work.
 SHAPE_SQL: LiteralString = f"""
 WITH RECURSIVE
 root(number, relid) AS (
@@ -123,7 +125,7 @@ SELECT
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The settings that a column's text depends on. A domain counts as the type below it."""
+    """The properties on which a column's text depends. A domain is described by its base type."""
 
     type: str
     kind: str
@@ -135,19 +137,21 @@ class Column:
 
     @property
     def octets(self) -> bool:
-        """Whether it holds octets (bytea), which are taken for text in UTF-8."""
+        """Whether it holds octets (bytea), which are treated as text in UTF-8."""
         return self.of_postgresql and self.type == "bytea"
 
     @property
     def whole_number(self) -> bool:
-        """Whether it is one of the types of whole numbers of at most 64 bits."""
+        """Whether it is one of the integer types of at most 64 bits."""
         return self.of_postgresql and self.type in ("int2", "int4", "int8")
 
     def mistrust(self) -> str | None:
-        """Why its text may change without a new row version or a change of the catalogue; None where it cannot."""
+        """The reason why its text may change without a new row version or a change of the system catalogue; None if it
+        cannot.
+        """
         known = self.kind == "e" or (self.of_postgresql and self.kind == "b" and not self.type.startswith("reg"))
         if not known or self.cast_by_user:
-            return f"what its type {self.type} looks like as text is decided elsewhere"
+            return f"the text of its type {self.type} may change without a change of the row"
         return "it is computed when it is read" if self.generated == "v" else None
 
 
@@ -159,18 +163,18 @@ class Relation:
     """One of the two tables, as `SHAPE_SQL` describes it."""
 
     kinds: tuple[str, ...]
-    """``relkind`` and access method of the table and of all below it: ``r heap``, ``p``, ``v``, ``f`` …"""
+    """``relkind`` and access method of the table and of all its descendants: ``r heap``, ``p``, ``v``, ``f`` …"""
     policies_apply: bool
     one_row_a_command: bool
     columns: Mapping[str, Column]
     tables: int = 1
-    """The table, and all below it."""
+    """The number of tables: itself and all descendants."""
     blocks: int = 0
-    """Of its heap."""
+    """Blocks of its heap."""
 
     @staticmethod
     def parse(facts: str | None) -> tuple[Relation | None, Relation | None]:
-        """The table of definitions and that of bytecode; None for one that is not there."""
+        """The table of definitions and that of bytecode; None for one that does not exist."""
         found: dict[str, Any] = json.loads(facts) if facts else {}
         first, second = (found.get(number) for number in ("0", "1"))
         return (
@@ -191,7 +195,7 @@ class Relation:
         )
 
     def mistrust(self) -> str | None:
-        """Why its row versions do not show every change; None where they do."""
+        """The reason why its row versions do not show every change; None if they do."""
         for kind in self.kinds:
             letter, _, method = kind.partition(" ")
             if letter == "v":
@@ -208,7 +212,7 @@ _BYTECODE_COLUMNS = ("command_name", "source_hash", "avbc_bytecode", "avbc_versi
 
 
 def bytecode_fault(relation: Relation) -> str | None:
-    """Why no bytecode can be read from ``relation``; None where it can."""
+    """The reason why no bytecode can be read from ``relation``; None if it can."""
     missing = [name for name in _BYTECODE_COLUMNS if name not in relation.columns]
     if missing:
         return f"it has no column {missing[0]}"
@@ -217,48 +221,48 @@ def bytecode_fault(relation: Relation) -> str | None:
     if relation.policies_apply:
         return "its row-level security hides rows from the server's role"
     if not relation.columns["avbc_bytecode"].octets or not relation.columns["avbc_version"].whole_number:
-        return "avbc_bytecode is no bytea, or avbc_version no whole number"
+        return "avbc_bytecode is not of type bytea, or avbc_version not an integer"
     return None
 
 
 class Plan:
-    """The statements that read the tables as they are."""
+    """The statements that read the tables in their present form."""
 
     def __init__(self, definitions: Relation | None, bytecode: Relation | None) -> None:
-        """``bytecode``: None where none is to be read."""
+        """``bytecode``: None if no bytecode is to be read."""
         self._columns = {} if definitions is None else definitions.columns
         self._bytecode = bytecode
         relations = ((TABLE, definitions), (BYTECODE_TABLE, bytecode))
         faults = ((name, relation.mistrust()) for name, relation in relations if relation is not None)
         self.mistrust = next((f"{name}: {fault}" for name, fault in faults if fault), None)
-        """Why the tables are read whole in every cycle; None where their row versions are a fingerprint."""
+        """The reason why the whole tables are read in every cycle; None if their row versions are a fingerprint."""
         whole = self.mistrust is not None or definitions is None or (definitions.kinds, definitions.tables) != _HEAP
         self.blocks = None if definitions is None or whole else definitions.blocks
-        """Of the table's heap; None where it has no ranges."""
+        """Blocks of the table's heap; None if it has no ranges."""
         self.range_blocks: int | None = None
-        """Blocks of a range, where rows are to name theirs."""
+        """Blocks of a range, if rows are to name their range; otherwise None."""
 
     def versions_sql(self) -> LiteralString:
         """One row: the sum over all row versions. Its cost is one scan of the heap, and no text is read."""
         # Every INSERT and UPDATE writes a row version with a new (ctid, xmin); DELETE and TRUNCATE remove versions. The
-        # table that a version is in is the seed of its hash: a partition may take the place of another.
+        # seed of a version's hash is its table, because a partition may take the place of another.
         sums = [_VERSIONS_SQL.format(table) for table in (TABLE, *([BYTECODE_TABLE] if self._bytecode else []))]
         return _literal(f"SELECT concat_ws('/', {', '.join(sums)})")
 
     def exists_sql(self) -> LiteralString:
-        """Fails where the table is not there, or may not be read; reads nothing."""
+        """A statement that fails if the table does not exist or may not be read. It reads no row."""
         return _literal(f"SELECT FROM {TABLE} LIMIT 0")
 
     def sizes_sql(self, most: int) -> LiteralString:
         """Rows of (class, rows, octets). A row above ``most`` octets is in the class behind the last."""
-        # OFFSET 0: the sum is computed once for a row, and not again for each limit.
+        # With OFFSET 0 the sum is computed once for each row, and not again for each limit.
         return _literal(
             f"SELECT {_class('octets', most)}, count(*), sum(octets)::bigint "
             f"FROM (SELECT {self._octets(most)} AS octets {self._from()} OFFSET 0) AS sizes GROUP BY 1"
         )
 
     def width(self, before: int | None) -> int:
-        """Blocks of a range: as many as ``before``, unless the table has become another size."""
+        """The blocks of a range: as many as ``before``, unless the table has grown too much since then."""
         assert self.blocks is not None, "it has ranges"
         if before is not None and self.blocks <= before * _MOST_RANGES:
             return before
@@ -267,9 +271,9 @@ class Plan:
     def ranges_sql(self, width: int) -> LiteralString:
         """Rows of (range, rows, fingerprint), for ranges of ``width`` blocks.
 
-        The fingerprint is a sum as that of `versions_sql`, of these rows alone. A scan that reads no column.
+        The fingerprint is a sum like that of `versions_sql`, over the rows of the range. The scan reads no column.
         """
-        # The hash of a tid takes a seed: no text is made of either. (Functions since PostgreSQL 12.)
+        # The hash function of a tid takes a seed, so neither is converted to text. (Available since PostgreSQL 12.)
         return _literal(
             f"SELECT {self._range(width, 'ctid')}, count(*), sum(hashtidextended(ctid, xmin::text::bigint))::text "
             f"FROM {TABLE} GROUP BY 1"
@@ -277,7 +281,7 @@ class Plan:
 
     def sizes_of_ranges_sql(self, most: int, width: int, blocks: Collection[tuple[int, int]] = ()) -> LiteralString:
         """Rows of (range, class, rows, octets) of all ranges, or of those in ``blocks``. Classes: see `sizes_sql`."""
-        # OFFSET 0, as there: without it PostgreSQL may sort whole rows to group them.
+        # OFFSET 0 as in `sizes_sql`: without it PostgreSQL may sort whole rows to group them.
         return _literal(
             f"SELECT {self._range(width, 'place')}, {_class('octets', most)}, count(*), sum(octets)::bigint "
             f"FROM (SELECT t.ctid AS place, {self._octets(most)} AS octets {self._from(blocks)} OFFSET 0) AS sizes "
@@ -285,9 +289,10 @@ class Plan:
         )
 
     def _range(self, width: int, place: str) -> str:
-        """The range of ``width`` blocks that has the tid ``place``, as SQL: how many begin after the first, up to it.
+        """The range of ``width`` blocks that has the tid ``place``, as SQL: the number of ranges after the first that
+        begin at or before it.
 
-        A search in an array takes half the time of reading the block out of the tid's text.
+        Searching an array takes half the time of parsing the block number from the tid's text.
         """
         begins = f"SELECT ('(' || begin || ',0)')::tid FROM generate_series({width}, {self.blocks}, {width}) AS begin"
         return f"width_bucket({place}, ARRAY({begins}))"
@@ -314,11 +319,11 @@ class Plan:
         plain = plain and self._column("id").whole_number
         width = self.range_blocks
         if plain and None not in map(_FIRST, results):
-            # A row of a large table is made in half the time by its class's constructor with one tuple.
+            # Calling the class's constructor with one tuple takes half the time, which matters for large tables.
             make, number_of, nothing = tuple.__new__, int.from_bytes, (None, None, None)
             if width is None:
                 return [make(Row, (*values, *nothing, None)) for values in results]
-            # A tid in its binary form: the block, 32 bits, and the number within it, 16 bits.
+            # A tid in binary form: 32 bits of the block, and 16 bits of the number within the block.
             return [make(Row, (*values[:5], *nothing, number_of(values[5][:4]) // width)) for values in results]
         if width is None:
             return [self.row(values, too_large=too_large) for values in results]
@@ -332,7 +337,7 @@ class Plan:
         given, name, kind, interface, code = values[:5]
         row_id = given if isinstance(given, int) else whole_number(given)
         fault = Unserved.TOO_LARGE if too_large else Unserved.INVALID_ID if row_id is None else None
-        if fault is None and name and b"\0" in name:  # possible in bytea alone; in a text PostgreSQL refuses it
+        if fault is None and name and b"\0" in name:  # possible only in bytea; PostgreSQL refuses it in a text
             fault = Unserved.INVALID_ENCODING
         if len(values) > 5 and values[5] and code is not None:
             _, _, _, _, _, bytecode, version, source = values
@@ -342,14 +347,14 @@ class Plan:
         return Row(row_id, name, kind, interface, code, fault=fault)
 
     def _column(self, name: str) -> Column:
-        # One that is not there is named by PostgreSQL's own error.
+        # PostgreSQL's own error names a column that does not exist.
         return self._columns.get(name, _UNKNOWN)
 
     def _id(self) -> str:
         return "t.id::bigint" if self._column("id").whole_number else "left(t.id::text, 100)"
 
     def _text(self, name: str) -> str:
-        # Casts: the types may differ from those that we expect (json, varchar); the wire format needs text.
+        # Casts, because the types may differ from those that we expect (json, varchar), and the wire format needs text.
         return f"t.{name}" if self._column(name).octets else f"t.{name}::text"
 
     def _short_name(self) -> str:
@@ -358,7 +363,9 @@ class Plan:
         return f"CASE WHEN octet_length({name}) <= {_LONGEST_NAME} THEN {name} ELSE {cut} END"
 
     def _plain_octets(self) -> str:
-        """Octets of the four texts. Of these types they are known without fetching what is stored out of line."""
+        """Octets of the four texts. For these types the length is known without fetching content that is stored out of
+        line.
+        """
         return " + ".join(
             f"coalesce(octet_length({f't.{name}' if self._measurable(name) else f't.{name}::text'}), 0)::bigint"
             for name in ("name", "type", "interface", "code")
@@ -372,13 +379,13 @@ class Plan:
         plain = f"({self._plain_octets()})"
         if self._bytecode is None:
             return plain
-        # Bytecode that does not fit beside its definition is left out, and not the definition.
+        # If the bytecode does not fit beside its definition, the bytecode is left out, and the definition is served.
         return f"({plain} + CASE WHEN {plain} + {_BYTECODE_OCTETS} <= {most} THEN {_BYTECODE_OCTETS} ELSE 0 END)"
 
     def _table(self, blocks: Collection[tuple[int, int]]) -> str:
         if not blocks:
             return TABLE
-        # One branch for each run: PostgreSQL scans a range of TIDs, and not a union of some.
+        # One branch for each run, because PostgreSQL can scan a range of TIDs, but not a union of ranges.
         parts = (
             f"SELECT ctid, id, name, type, interface, code FROM {TABLE} "
             f"WHERE ctid >= '({first},0)'::tid AND ctid < '({end},0)'::tid"
@@ -416,7 +423,9 @@ def _class(octets: str, most: int) -> str:
 
 
 def runs(ranges: Collection[int], width: int) -> list[list[tuple[int, int]]]:
-    """The blocks (first, end) of ``ranges`` of ``width`` blocks, adjacent ones together; some for each statement."""
+    """The blocks (first, end) of ``ranges`` of ``width`` blocks, with adjacent ranges joined, in groups for one
+    statement each.
+    """
     found: list[tuple[int, int]] = []
     for number in sorted(ranges):
         first, end = number * width, min((number + 1) * width, _LAST_BLOCK)
@@ -428,14 +437,14 @@ def runs(ranges: Collection[int], width: int) -> list[list[tuple[int, int]]]:
 
 
 def classes(most: int) -> list[tuple[int, int]]:
-    """(Rows of a batch, octets of the largest row) of each class, where the largest row that is read has ``most``."""
+    """(Rows of a batch, octets of the largest row) of each class, if rows of more than ``most`` octets are not read."""
     return [(rows, BATCH_OCTETS // rows) for rows in _CLASSES if BATCH_OCTETS // rows < most] + [
         (max(1, min(_CLASSES[0], BATCH_OCTETS // most)), most)
     ]
 
 
 def rows_of_batch(number: int, most: int) -> int:
-    """The rows that a batch of class ``number`` has at most; of rows that are too large only the names are read."""
+    """The most rows in a batch of class ``number``. For rows that are too large, only the names are read."""
     found = classes(most)
     return found[number][0] if number < len(found) else _CLASSES[0]
 
@@ -444,7 +453,7 @@ _NUMBER = re.compile(rb"([+-]?[0-9]{1,40})(\.0*)?(?:e([+-]?[0-9]{1,3}))?", re.IG
 
 
 def whole_number(text: bytes | None) -> int | None:
-    """The whole number of 64 bits in ``text``, as PostgreSQL writes numbers of any type; None where it is none."""
+    """The 64-bit integer in ``text``, as PostgreSQL writes numbers of any type; None if it is not one."""
     found = None if text is None else _NUMBER.fullmatch(text.strip())
     if found is None:
         return None
@@ -454,5 +463,5 @@ def whole_number(text: bytes | None) -> int | None:
 
 
 def _literal(text: str) -> LiteralString:
-    """``text``, which is made of constants of ours and numbers alone."""
+    """``text`` as a `LiteralString`: it consists only of our constants and numbers."""
     return text

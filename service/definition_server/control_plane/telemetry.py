@@ -1,12 +1,13 @@
-"""Export of traces and metrics to an OpenTelemetry collector, where one is named (``OTEL_EXPORTER_OTLP_ENDPOINT``).
+"""Export of traces and metrics to an OpenTelemetry collector, if one is named (``OTEL_EXPORTER_OTLP_ENDPOINT``).
 
-**Off** is the default, and costs nothing: nothing of OpenTelemetry is imported, no span is made, and workers count as
-if this module did not exist. **On**, a thread of the master takes the finished spans every second and the metrics at
-their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and drop what
-does not fit, and at the end it has two seconds. A collector that is down, slow or refuses costs one log line, and one
-when it is back.
+**Off** is the default, and costs nothing: no module of OpenTelemetry is imported, no span is made, and workers count
+calls as if this module did not exist. **On**, a thread of the master takes the finished spans every second and the
+metrics at their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and
+drop further data, and at the end it has two seconds. A collector that is down, slow or refuses causes one log line, and
+another one when it works again.
 
-Workers have no network to export by. The calls that they sample come over the control socket (`CallsSampled`).
+Workers have no network access for an export. They send the calls that they sample over the control socket
+(`CallsSampled`).
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 SERVICE_NAME = "avap-definition-server"
-"""Where neither ``OTEL_SERVICE_NAME`` nor ``OTEL_RESOURCE_ATTRIBUTES`` gives another."""
+"""The service name, unless ``OTEL_SERVICE_NAME`` or ``OTEL_RESOURCE_ATTRIBUTES`` gives another."""
 LAST_EXPORT_SECONDS = 2.0
-"""How long the end of the server waits for the last export."""
+"""Seconds for which the end of the server waits for the last export."""
 _TICK_SECONDS = 1.0
 _RPC_SERVICE = "avap.DefinitionEngine"
 _GRPC_STATUS = {"200": 0, "400": 3, "401": 16, "404": 5, "500": 13, "503": 14}
@@ -58,12 +59,12 @@ class Telemetry:
         """Begin to export."""
         try:
             self._thread.start()
-        except RuntimeError as error:  # a limit of processes
+        except RuntimeError as error:  # the limit of processes is reached
             record_to(None)
             log.error("Telemetry is not exported", error=str(error))
 
     async def stop(self) -> None:
-        """Export what waits, and end. Returns after `LAST_EXPORT_SECONDS`, whatever the collector does."""
+        """Export the queued data, and end. Returns after `LAST_EXPORT_SECONDS` at the latest."""
         self._stopping.set()
         deadline = time.monotonic() + LAST_EXPORT_SECONDS
         while self._thread.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110 - of a thread
@@ -95,7 +96,7 @@ class Telemetry:
         try:
             exporter = self._exporter()
             self._export(exporter)
-        except Exception as bug:  # whatever the SDK makes of its variables, or a bug of ours
+        except Exception as bug:  # any error of the SDK about its variables, or a bug of ours
             record_to(None)
             log.error("Telemetry is not exported", remedy="see the variables OTEL_…", exc_info=bug)
 
@@ -129,7 +130,9 @@ class Telemetry:
         exporter.close()
 
     def _report(self, signal: str, problem: str | None) -> None:
-        """Log that an export failed, unless the one before failed for the same reason, and that one succeeds again."""
+        """Log that an export failed, unless the previous one failed for the same reason; and log when an export
+        succeeds again.
+        """
         before = self._problems.get(signal)
         self._problems[signal] = problem
         if problem is not None and problem != before:
@@ -145,7 +148,7 @@ class Telemetry:
 
 
 def create_telemetry(settings: Settings, read: Callable[[], ServiceStatus]) -> Telemetry | None:
-    """The export that ``settings`` ask for; None if they ask for none, or if something is wrong, which is logged."""
+    """The export that ``settings`` request; None if they request none, or if it cannot be set up, which is logged."""
     if settings.otlp_endpoints == (None, None):
         return None
     if settings.otel_exporter_otlp_protocol != "http/protobuf":

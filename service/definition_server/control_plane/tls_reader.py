@@ -1,4 +1,4 @@
-"""Reads the TLS files of the settings, once, and judges what it has read, not the files, which may change meanwhile."""
+"""Reads the TLS files of the settings once, and judges the content that was read. The files may change meanwhile."""
 
 from __future__ import annotations
 

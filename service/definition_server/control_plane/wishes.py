@@ -1,13 +1,14 @@
 """The wishes of operators: catalogues that they accept, and a pin. Kept on disk, so that it survives a restart.
 
-A pin makes the server serve one version, whatever the table says, until a time. Two places may name one: the command
-(`definition-server pin`, kept here) and the policy file of the installation. The command's goes first, because it is
-the nearer one: it was given to this server. A hash that was accepted by command is used up when it has been published;
-one in the policy file counts for as long as it stands there.
+A pin makes the server serve one version until a certain time, whatever the table holds. A pin may come from the command
+(`definition-server pin`, kept here) and from the policy file of the installation. The pin by command takes precedence,
+because it was given to this server. A hash that was accepted by command is used up when it has been published; a hash
+in the policy file is accepted as long as it is in the file.
 
-A pin decides what is served, and an accepted hash passes the guard. So the file counts under the rules of the stored
-snapshots (`store`): it is a regular file of this user that nobody else may write, and with AVAP_INTERNAL_KEY it carries
-a MAC of that key. A file that is refused for this stays as it is until the next write moves it aside.
+A pin decides which catalogue is served, and an accepted hash passes the guard. So the file must meet the rules of the
+stored snapshots (`store`): it is a regular file of this user to which no other user may write, and with
+AVAP_INTERNAL_KEY it carries a MAC of that key. A file that breaks these rules stays as it is until the next write moves
+it aside.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from definition_server.observability.reasons import Reason
 
 FILE_NAME = "wishes.json"
 PREFIX_DIGITS = 8
-"""The least number of hex digits that name a version."""
+"""The smallest number of hex digits that identify a version."""
 
 _MOST_ACCEPTED = 100
 _MOST_OCTETS = 1 << 20
@@ -52,11 +53,11 @@ class Pin:
 
     @property
     def until_text(self) -> str | None:
-        """Its end as ISO 8601 in UTC, for people; None as `until`."""
+        """The end of the pin as ISO 8601 in UTC, for display; None if `until` is."""
         return None if self.until is None else datetime.fromtimestamp(self.until, UTC).isoformat(timespec="seconds")
 
     def active(self, now: float) -> bool:
-        """Whether it has not expired."""
+        """Whether the pin has not expired."""
         return self.until is None or now < self.until
 
     def names(self, version: str) -> bool:
@@ -80,13 +81,13 @@ class Wishes:
     """Whole hashes, the newest last."""
     pinned: Pin | None = None
     rows_held: int = 0
-    """How many rows the gate held in the catalogue `rows_held_in`: no wish, but kept with them, so that the first
-    comparison after a restart knows it."""
+    """The number of rows that the gate held in the catalogue `rows_held_in`. This is not a wish, but stored with them
+    for the first comparison after a restart."""
     rows_held_in: str = ""
-    """The newest catalogue that passed the guard, a whole hash; empty where no row of it is held."""
+    """The newest catalogue that passed the guard, a whole hash; empty if none of its rows is held."""
 
     def merge(self, policy: Policy, now: float) -> Merged:
-        """The wishes that count at ``now``, with those of ``policy``."""
+        """The wishes in effect at ``now``, together with those of ``policy``."""
         pins = [pin for pin in (self.pinned, policy.pin) if pin is not None and pin.active(now)]
         pin = pins[0] if pins else None
         if pin is not None and pin is policy.pin:
@@ -94,20 +95,20 @@ class Wishes:
         return Merged(self.accepted, policy.accept, pin)
 
     def accept(self, version: str) -> Wishes:
-        """With ``version`` accepted. The oldest of very many is forgotten."""
+        """A copy with ``version`` accepted. If there are very many, the oldest is forgotten."""
         others = tuple(other for other in self.accepted if other != version)
         return replace(self, accepted=(*others, version)[-_MOST_ACCEPTED:])
 
     def use_up(self, version: str) -> Wishes:
-        """Without ``version``, which is published."""
+        """A copy without ``version``, which is published."""
         return replace(self, accepted=tuple(other for other in self.accepted if other != version))
 
     def pin(self, pin: Pin | None) -> Wishes:
-        """With another pin, or none."""
+        """A copy with another pin, or none."""
         return replace(self, pinned=pin)
 
     def hold_rows(self, count: int, version: str) -> Wishes:
-        """With ``count`` rows held in the catalogue ``version``."""
+        """A copy with ``count`` rows held in the catalogue ``version``."""
         return replace(self, rows_held=count, rows_held_in=version if count else "")
 
     def to_json(self, signer: Signer | None = None) -> str:
@@ -125,17 +126,17 @@ class Wishes:
         """What the file says.
 
         Args:
-            text: The file's.
+            text: The content of the file.
             signer: Where given, the file must have its MAC.
 
         Raises:
-            NotAuthentic: where it has not.
+            NotAuthentic: where it has another MAC or none.
             ValueError: where it is damaged.
         """
         try:
             document = json.loads(text)
             if not isinstance(document, dict) or not isinstance(accepted := document.get("accept"), list):
-                raise ValueError("it is no object with a list `accept`")
+                raise ValueError("it is not an object with a list `accept`")
             if signer is not None:
                 _check_mac(document, signer)
         except RecursionError:
@@ -145,23 +146,23 @@ class Wishes:
         pin = document.get("pin")
         rows_held = document.get("rows_held", 0)
         if isinstance(rows_held, bool) or not isinstance(rows_held, int) or not 0 <= rows_held < _MOST_ROWS:
-            raise ValueError("`rows_held` is no count")
+            raise ValueError("`rows_held` is not a count")
         version = _check_version(document["rows_held_in"]) if "rows_held_in" in document else ""
         return cls(tuple(accepted[-_MOST_ACCEPTED:]), None if pin is None else _pin_of(pin), rows_held, version)
 
 
 class NotAuthentic(ValueError):
-    """A file without our MAC. The text says why it is not used."""
+    """The file has no MAC of ours. The text says why it is not used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What counts now."""
+    """The wishes that are in effect."""
 
     accepted: tuple[str, ...] = ()
     """By command."""
     declared: tuple[str, ...] = ()
-    """By the policy file; hashes, or beginnings of at least `PREFIX_DIGITS` digits."""
+    """The hashes that the policy file accepts, or beginnings of hashes of at least `PREFIX_DIGITS` digits."""
     pin: Pin | None = None
 
     def accepts(self, version: str) -> bool:
@@ -179,7 +180,7 @@ class WishesFile:
         self._not_ours = False
 
     def read(self, signer: Signer | None = None) -> Wishes:
-        """The stored wishes; none where there is no file.
+        """The stored wishes; empty if there is no file.
 
         Args:
             signer: Where given, the file must have its MAC.
@@ -210,7 +211,7 @@ class WishesFile:
         except ValueError as error:
             kept = self._keep_aside()
             raise StoreError(
-                f"{self.path} is damaged ({error}); it is kept as {kept}, and nothing of it counts"
+                f"{self.path} is damaged ({error}); it is kept as {kept}, and nothing in it takes effect"
             ) from None
 
     def _refused(self, reason: str) -> NotOurs:
@@ -263,7 +264,7 @@ def _mac_of(document: dict[str, Any], signer: Signer) -> str:
 
 
 def _covered(document: dict[str, Any]) -> bytes:
-    """The content in one fixed form, so that the layout of the text does not matter to its MAC."""
+    """The content in one fixed form, so that the MAC does not depend on the layout of the text."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -280,7 +281,7 @@ def _check_mac(document: dict[str, Any], signer: Signer) -> None:
     if mac is None:
         raise NotAuthentic("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
     if not isinstance(mac, str) or not signer.made_wishes_mac(_octets_of(mac), _covered(content)):
-        raise NotAuthentic("its MAC is not ours: it was changed, or AVAP_INTERNAL_KEY was another one")
+        raise NotAuthentic("its MAC is not ours: it was changed, or written with another AVAP_INTERNAL_KEY")
 
 
 def _check_version(version: object) -> str:
@@ -296,5 +297,5 @@ def _pin_of(value: object) -> Pin:
     if until is not None and (
         isinstance(until, bool) or not isinstance(until, (int, float)) or not 0 <= until <= LATEST_SECONDS
     ):
-        raise ValueError("`until` is no time")
+        raise ValueError("`until` is not a time")
     return Pin(_check_version(value.get("version")), until)

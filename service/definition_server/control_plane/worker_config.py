@@ -1,4 +1,4 @@
-"""The part of the settings that a worker gets: everything that it needs, and no secret."""
+"""The part of the settings that a worker gets. It contains no secret."""
 
 from __future__ import annotations
 

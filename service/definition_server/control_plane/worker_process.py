@@ -1,7 +1,7 @@
-"""One worker process, seen from the master: it is started by ``exec``, controlled over a socket, and reaped.
+"""The master's side of one worker process: starts it by ``exec``, controls it over a socket, and reaps it.
 
-The worker is not trusted (`ipc.messages`, `worker_stats`). A message that is not valid, out of order or one too many is
-a *violation*: the process is killed, and is replaced like any other that ends.
+The worker is not trusted (`ipc.messages`, `worker_stats`). An invalid message, a message out of order or too many
+messages are a *violation*: the process is killed, and is replaced like any other that ends.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ log = get_logger(__name__)
 _ENVIRONMENT_NAMES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV")
 _ENVIRONMENT_PREFIXES = ("LC_", "LD_", "PYTHON", "GRPC_", "COVERAGE_")
 _QUIET = {"GRPC_VERBOSITY": "ERROR"}
-"""Otherwise C-core writes every GOAWAY to stderr, in lines that are not JSON. An operator's own value wins."""
+"""Without this, C-core writes every GOAWAY to stderr, in lines that are not JSON. A value set by the operator takes
+precedence.
+"""
 
 _SEND_AGAIN_SECONDS = 10.0
 _DEAF_SECONDS = 5.0
-"""How long a process may live after it has closed its control socket: it is ending, or pretends to."""
+"""Seconds for which a process may run after it has closed its control socket. Normally it is ending then."""
 
 _BURST_MESSAGES, _MESSAGES_PER_SECOND = 1000.0, 50.0
-"""A worker sends two messages at its start and one after each swap. Above this it floods the master."""
+"""Messages per second. A worker sends two at its start and one after each swap; more than this is a flood."""
 _MESSAGES_PER_ITERATION = 64
-"""Messages of one worker that are read before the event loop turns to others."""
+"""Messages of one worker that are read before the event loop continues with other work."""
 
 
 class _MessageBudget:
@@ -48,7 +50,7 @@ class _MessageBudget:
         self._at = now
 
     def take(self, now: float) -> bool:
-        """Whether one more message may come."""
+        """Count a message. Returns whether it is within the limit."""
         self._left = min(_BURST_MESSAGES, self._left + (now - self._at) * _MESSAGES_PER_SECOND) - 1
         self._at = now
         return self._left >= 0
@@ -57,7 +59,8 @@ class _MessageBudget:
 def _environment() -> dict[str, str]:
     """The environment of a worker.
 
-    Of ``PYTHONPATH`` only absolute paths remain: a relative or an empty entry would depend on the working directory.
+    Only the absolute paths of ``PYTHONPATH`` remain, because a relative or empty entry would depend on the working
+    directory.
     """
     environment = _QUIET | inherited_environment(_ENVIRONMENT_NAMES, _ENVIRONMENT_PREFIXES)
     path = environment.pop("PYTHONPATH", "")
@@ -72,8 +75,8 @@ async def _execute(descriptors: Sequence[int]) -> Process:
     Raises:
         OSError: where no process can be started.
     """
-    # -c rather than -m: runpy would import the package twice over. A fresh interpreter, never a fork: C-core and its
-    # threads do not survive a fork. -P: no module comes from the working directory.
+    # -c and not -m, because runpy would import the package twice. A fresh interpreter and not a fork, because C-core
+    # and its threads do not survive a fork. -P: no module is imported from the working directory.
     program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
     with signals_held_back():
         return await asyncio.create_subprocess_exec(
@@ -109,7 +112,7 @@ class WorkerProcess:
         on_calls_sampled: Callable[[int, messages.CallsSampled], None],
         on_ready: Callable[[WorkerProcess], None],
     ) -> None:
-        """``loads_by_path``: its transport needs to open TLS files, which are in memory."""
+        """``loads_by_path``: whether its transport opens the TLS files, which are in memory, by path."""
         self.number = number
         self._on_keys_used = on_keys_used
         self._on_calls_sampled = on_calls_sampled
@@ -121,7 +124,7 @@ class WorkerProcess:
         self.ready = asyncio.Event()
         self.generation = 0
         self.jail = Extent.NONE
-        """As the worker reports it: a hostile one may lie about itself."""
+        """The confinement as the worker reports it. A hostile worker may report something false."""
         self.draining = False
         self.ended: asyncio.Task[int] = asyncio.create_task(self._reap())
         self._process = process
@@ -137,7 +140,7 @@ class WorkerProcess:
         self._sent_certificate = certificate
         self._loads_by_path = loads_by_path
         self.outdated = False
-        """Whether there is another certificate, which this worker cannot load: another worker has to take its place."""
+        """Whether there is a new certificate that this worker cannot load, so that it must be replaced."""
         self._sent_peers: set[int] = set()
         asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
 
@@ -159,8 +162,8 @@ class WorkerProcess:
         """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
 
         ``tls`` are the TLS files of ``certificate``, None without TLS.
-        ``on_mapped`` is called when the other workers may read its page, ``on_ready`` whenever it reports what it
-        serves.
+        ``on_mapped`` is called when the other workers may read its page, ``on_ready`` whenever it reports the snapshot
+        that it serves.
 
         Raises:
             OSError: where no process can be started (memory, process or descriptor limit).
@@ -198,7 +201,7 @@ class WorkerProcess:
 
     @property
     def knows_a_catalogue(self) -> bool:
-        """Whether it was sent one, which it serves or is about to."""
+        """Whether a snapshot was sent to it. The worker serves it or will do so."""
         return self._sent_generation > 0
 
     def kill(self) -> None:
@@ -215,12 +218,13 @@ class WorkerProcess:
         publication: Publication | None,
         peers: Mapping[int, WorkerProcess],
     ) -> None:
-        """Send the worker what it has not been sent yet. To be called repeatedly.
+        """Send the worker each part of the state that was not sent to it yet. To be called repeatedly.
 
         ``tls``: the TLS files of ``certificate``.
         ``peers``: by process id, the workers whose stats pages it may read.
 
-        A worker that does not read now (its queue is full) gets the newest state at a later call, and no backlog.
+        If the worker does not read (its queue is full), a later call sends the newest state; messages do not
+        accumulate.
         """
         try:
             if keys != self._sent_keys and self._channel.send(keys):
@@ -240,8 +244,8 @@ class WorkerProcess:
             return  # the process is ending: see `ended`
 
     def _send_certificate(self, certificate: messages.Certificate, tls: TlsFiles) -> None:
-        """Send it to a worker that is READY: only then is known how far it is confined."""
-        if self._loads_by_path and self.jail is Extent.SECCOMP:  # it opens nothing since it is READY
+        """Send the certificate to a worker that is READY. Its confinement is not known earlier."""
+        if self._loads_by_path and self.jail is Extent.SECCOMP:  # since it was READY, it cannot open files
             self.outdated = True
         elif self._channel.send(certificate, *tls.descriptors):
             self._sent_certificate = certificate
@@ -255,7 +259,7 @@ class WorkerProcess:
                 self._sent_peers.add(number)
 
     def _lacks(self, generation: int) -> bool:
-        """Whether the snapshot must be sent: it never was, or the worker did not take it (no free descriptor)."""
+        """Whether the snapshot must be sent: it was never sent, or the worker did not take it (no free descriptor)."""
         if generation != self._sent_generation:
             return True
         late = asyncio.get_running_loop().time() - self._sent_at > _SEND_AGAIN_SECONDS
@@ -271,7 +275,7 @@ class WorkerProcess:
             return  # it is exiting already
 
     def problem(self, now: float) -> str | None:
-        """Why the process must be killed, judged by what it has done; None where nothing is wrong."""
+        """The reason why the process must be killed, judged by its actions; None if there is none."""
         self.stats.read()
         if self.stats.fault is not None and not self._violated:
             self._violated = True
@@ -311,7 +315,9 @@ class WorkerProcess:
             self._on_mapped()
         elif isinstance(message, messages.Ready) and self.mapped:
             if not self.generation <= message.generation <= self._sent_generation:
-                raise messages.MessageError(f"generation {message.generation} is READY, which it was not sent")
+                raise messages.MessageError(
+                    f"it reports READY with generation {message.generation}, which was not sent to it"
+                )
             self.generation = message.generation
             self.jail = extent_of(message.jail)
             self.ready.set()
@@ -326,7 +332,9 @@ class WorkerProcess:
             raise messages.MessageError(f"{type(message).__name__} is out of order")
 
     def _on_violation(self, error: str) -> None:
-        """Kill the process, and read nothing more from it. The log has one line for each process that does this."""
+        """Kill the process, and read nothing more from it. The log has one line for each process that violates the
+        protocol.
+        """
         self.kill()
         self._violated = True
         asyncio.get_running_loop().remove_reader(self._channel.fileno())

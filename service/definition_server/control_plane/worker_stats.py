@@ -1,11 +1,11 @@
-"""The counters of the workers, as far as the master believes them.
+"""The counters of the workers, checked for plausibility by the master.
 
-A worker writes its stats page alone, and may write anything: a worker that was taken over, or one whose memory is
-damaged. Each reading is compared with the one before (`judge`). The first one that is not plausible is a fault: from
-then on the worker's last plausible reading stands, and the supervisor replaces the worker. So a worker cannot change
-the counters of others, and its own only within what a worker could have counted.
+Only the worker writes its stats page. It may write anything if it was taken over or its memory is damaged. Each reading
+is compared with the previous one (`judge`). The first implausible reading is a fault: from then on the worker's last
+plausible reading is used, and the supervisor replaces the worker. So a worker cannot change the counters of others, and
+can change its own only to values that a worker could have counted.
 
-`FleetStats` sums over all workers, those that have ended included, so that a counter never goes back.
+`FleetStats` sums over all workers, including those that have ended, so that a counter never decreases.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from definition_server.ipc.stats import BUCKETS, METHODS, REFUSALS, STATUSES, SlotReading, StatsPage
 
 MOST_REQUESTS_PER_SECOND = 20_000_000
-"""Of one worker: some two hundred times what one CPU answers."""
+"""Calls per second of one worker: some two hundred times the rate of one CPU."""
 
 MOST_CONNECTIONS = 2_000_000
-"""Of one worker: above the largest MAX_CONNECTIONS and the kernel's ``fs.nr_open`` (1,048,576)."""
+"""Connections of one worker: above the largest MAX_CONNECTIONS and the kernel's ``fs.nr_open`` (1,048,576)."""
 
 _MOST_SECONDS_PER_REQUEST = 86_400
 _TOLERANCE_SECONDS = 1.0
-"""A page is read word by word while its worker writes: values may be this far apart."""
+"""A page is read word by word while its worker writes, so its values may be this far apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,18 @@ class RequestCounts:
 
 
 def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float) -> str | None:
-    """The reason why ``after`` is implausible, read ``elapsed`` seconds later than ``before``; None where nothing is.
+    """The reason why ``after`` is implausible, which was read ``elapsed`` seconds after ``before``; None if it is
+    plausible.
 
     Args:
         before: The last plausible reading.
         after: The new one.
-        pid: The worker's process id. The page holds 0 before the worker has begun.
+        pid: The worker's process id. The page has 0 until the worker has begun.
         elapsed: Seconds between the two.
     """
     if after.pid not in (pid, before.pid):
-        return "the process id is another one's"
-    if after.heartbeat_ns < before.heartbeat_ns:  # by the worker's own clock, which need not be ours
+        return "the process id is that of another process"
+    if after.heartbeat_ns < before.heartbeat_ns:  # measured by the worker's own clock, which may differ from ours
         return "the heartbeat goes back"
     if after.generation < before.generation:
         return "the generation goes back"
@@ -84,7 +85,7 @@ class WorkerStats:
     """One worker's page and its last plausible reading. May be used from any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Makes the page.
+        """Creates the page.
 
         Raises:
             OSError: where memory or descriptors are exhausted.
@@ -104,7 +105,7 @@ class WorkerStats:
         self._pid = pid
 
     def read(self) -> SlotReading:
-        """The last plausible reading: one of now, unless there is a fault."""
+        """The last plausible reading. It is a new one, unless there is a fault."""
         with self._lock:
             if self.fault is None and not self._closed:
                 self._read_again()
@@ -112,7 +113,7 @@ class WorkerStats:
 
     @property
     def heartbeat_age_seconds(self) -> float:
-        """Seconds since a reading has found another heartbeat than the one before, or since the page was made."""
+        """Seconds since the last reading that found a new heartbeat, or since the page was made."""
         return max(0.0, self._clock() - self._beat_at)
 
     def _read_again(self) -> None:
@@ -154,7 +155,7 @@ class FleetStats:
         return stats
 
     def retire(self, stats: WorkerStats) -> None:
-        """The worker of ``stats`` has ended: keep its counts, close its page."""
+        """Keep the counts of the worker of ``stats``, which has ended, and close its page."""
         with self._lock:
             if stats in self._living:
                 self._living.remove(stats)

@@ -1,17 +1,17 @@
-"""Gives memory that was freed back to the kernel, in a quiet moment after there has been much of it.
+"""Returns freed memory to the kernel, when there is much of it and the process is mostly idle.
 
-glibc keeps freed blocks in a heap, which shrinks by itself only from its end: one small block that lives there keeps
-everything before it resident. Thousands of connections of an attacker, each with some 64 kB of input that waited, so
-left 70 to 110 MB resident in a worker that held no connection any more. ``malloc_trim`` (malloc_trim(3)) returns the
-free pages in the midst, too.
+glibc keeps freed blocks in a heap, which shrinks by itself only from its end: one small block in use there keeps
+everything before it resident. For example, thousands of connections of an attacker, each with some 64 kB of waiting
+input, left 70 to 110 MB resident in a worker after they were closed. ``malloc_trim`` (malloc_trim(3)) also returns free
+pages in the middle of the heap.
 
 While it works it holds the heap's lock: 0.1 to 0.2 ms for each MB that it returns, measured at 8 to 12 ms for 90 MB. So
-it is called only when the process has grown by `NOTABLE_GROWTH`, grows no more and is mostly idle. Two calls are at
-least `INTERVAL_SECONDS` apart, and more where the first returned little. A thread makes them: the event loop waits only
-if it asks that heap for a block meanwhile. (Python serves objects of up to 512 octets from memory of its own.)
+it is called only when the process has grown by `NOTABLE_GROWTH`, no longer grows and is mostly idle. Two calls are at
+least `INTERVAL_SECONDS` apart, and more if the first returned little. They run in a thread: the event loop waits only
+if it requests a block from that heap meanwhile. (Python serves objects of up to 512 octets from memory of its own.)
 
-A lower ``M_MMAP_THRESHOLD`` would return the blocks one by one and at once, but costs two system calls and page faults
-for each: a fifth of the calls under an attack with wrong keys.
+A lower ``M_MMAP_THRESHOLD`` would return each block at once, but costs two system calls and page faults for each block:
+under an attack with wrong keys, a fifth fewer calls were answered.
 
 Without glibc (musl returns memory by itself), or without ``/proc``, nothing is done.
 """
@@ -28,14 +28,14 @@ from math import inf
 NOTABLE_GROWTH = 16 * 1024 * 1024
 """Octets of resident memory above the least that the process has had."""
 INTERVAL_SECONDS = 5.0
-"""Between two calls, at least."""
+"""Seconds between two calls, at least."""
 LONGEST_INTERVAL_SECONDS = 600.0
-"""Where a call returned little, because the memory is in use, the interval doubles up to this."""
+"""If a call returned little, because the memory is in use, the interval doubles, up to this limit."""
 _LITTLE = 4 * 1024 * 1024
 CHECK_SECONDS = 1.0
-"""Between two checks at the resident memory: 5 µs each."""
+"""Seconds between two checks of the resident memory, which take 5 µs each."""
 _IDLE_SHARE = 0.5
-"""Of one core, below which the process counts as idle."""
+"""The process counts as idle below this share of one core."""
 _STILL = 1024 * 1024
 """Octets by which memory may grow between two checks and still count as constant."""
 _STATM = "/proc/self/statm"
@@ -48,20 +48,20 @@ class FreedMemory:
     def __init__(self, resident: Callable[[], int], give_back: Callable[[Callable[[], None]], None]) -> None:
         """
         Args:
-            resident: Octets of memory of its own that the process has resident.
+            resident: Returns the octets of resident memory of the process, without shared memory.
             give_back: Returns freed memory to the kernel, and then calls its argument, from any thread.
         """
         self._resident = resident
         self._give_back = give_back
         self._least = self._last = 0
-        """Octets: the least so far, and at the last check."""
+        """Octets of resident memory: the least so far, and at the last check."""
         self._checked_at: float | None = None
         self._cpu_seconds = 0.0
         self._next_at = -inf
         self._interval = INTERVAL_SECONDS
 
     def check(self, now: float, cpu_seconds: float) -> bool:
-        """To be called every `CHECK_SECONDS`. Returns whether memory is given back.
+        """To be called every `CHECK_SECONDS`. Returns whether memory is being returned.
 
         Args:
             now: Monotonic, in seconds.
@@ -80,7 +80,7 @@ class FreedMemory:
         return True
 
     def _given_back(self) -> None:
-        """From any thread: see how much it was."""
+        """Set the next interval by the amount that was returned. May be called from any thread."""
         if self._last - self._resident() < _LITTLE:
             self._interval = min(2 * self._interval, LONGEST_INTERVAL_SECONDS)
         else:
@@ -88,8 +88,8 @@ class FreedMemory:
 
 
 def freed_memory() -> FreedMemory | None:
-    """That of this process; None where nothing can be done. To be made before the process confines itself: it opens a
-    file, and keeps it open."""
+    """The `FreedMemory` of this process; None if memory cannot be returned on this system. To be made before the
+    process confines itself: it opens a file, and keeps it open."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return None
@@ -100,7 +100,7 @@ def freed_memory() -> FreedMemory | None:
     page = os.sysconf("SC_PAGESIZE")
 
     def resident() -> int:
-        """Without shared pages: a snapshot's, and those of files."""
+        """Shared pages (snapshots and files) are not counted."""
         try:
             fields = os.pread(descriptor, _STATM_OCTETS, 0).split()
             return (int(fields[1]) - int(fields[2])) * page

@@ -25,7 +25,7 @@ class KeyRing:
         self.replace(digests)
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` whenever remembered decisions become invalid, as when the keys were replaced."""
+        """Call ``listener`` whenever remembered decisions become invalid, for example when the keys were replaced."""
         self._listeners.append(listener)
 
     def replace(self, digests: Iterable[str]) -> None:
@@ -35,19 +35,20 @@ class KeyRing:
         self.authorize_again()
 
     def authorize_again(self) -> None:
-        """Have remembered decisions made anew: the keys were replaced, or it is asked which are in use."""
+        """Invalidate remembered decisions: the keys were replaced, or a report of the keys in use is due."""
         for listener in self._listeners:
             listener()
 
     def take_used(self) -> tuple[str, ...]:
-        """The hex digests of the keys that were presented since the last time."""
+        """The hex digests of the keys that were presented since the last call."""
         used, self._used = self._used, set()
         return tuple(self._digests[number - 1].hex() for number in sorted(used))
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Return if a call's ``metadata`` carry exactly one key, and that key is known.
+        """Check that a call's ``metadata`` carry exactly one key, and that this key is known.
 
-        Two keys are refused: a proxy or a library may use either of the two, and no honest client sends both.
+        Two keys are refused, because proxies and libraries differ in which of them they use, and no honest client sends
+        two.
 
         Raises:
             CallFailed: UNAUTHENTICATED.
@@ -56,7 +57,7 @@ class KeyRing:
         if len(presented) == 1:
             value = presented[0]
             digest = sha256(value.encode() if isinstance(value, str) else value).digest()
-            # Every known key is compared, so that the time does not depend on which one matched: at most one does.
+            # Every known key is compared, so that the time does not depend on which one matches. At most one matches.
             found = sum(
                 number * hmac.compare_digest(digest, known) for number, known in enumerate(self._digests, start=1)
             )

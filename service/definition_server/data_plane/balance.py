@@ -1,9 +1,9 @@
-"""Which worker accepts the next connection: the one that holds the fewest.
+"""Decides which worker accepts the next connection: the one that has the fewest.
 
 gRPC clients open few connections and keep them for hours, so the worker that accepts a connection serves its share of
 the load for as long. All workers watch one listening socket, inherited from the master; the kernel wakes any of them.
 Before it accepts, a worker reads the others' connection counts from their stats pages and leaves the connection to
-those that hold fewer. No process stands between, no lock is taken, and nothing is read or written for a request.
+those that have fewer. This needs no additional process and no lock, and no work for a request.
 
 **Rules.** Let *least* be the fewest connections that any other worker holds that accepts, has room, and has a recent
 heartbeat: one that this process saw change less than `FRESH_SECONDS` ago by its own clock, because another process may
@@ -11,16 +11,16 @@ have another clock.
 
 1. A worker with no more than *least* accepts. Workers with equal counts race, and the kernel gives each connection to
    one of them; so the counts of connections opened one after the other never differ by more than one.
-2. A worker that holds more tries again after `retry_seconds`. If it has tried for `PATIENCE_SECONDS` and no worker has
-   accepted, the worker that should accept hangs, and its missing heartbeat has not been noticed yet: then any worker
-   accepts, and leaves nothing to those that held fewer for `DOUBT_SECONDS`. A page shows what its worker claims: a
-   worker that wrongly claims to accept delays others by `PATIENCE_SECONDS`, once in `DOUBT_SECONDS`.
+2. A worker that holds more tries again after `retry_seconds`. If no worker has accepted for `PATIENCE_SECONDS`, the
+   worker that should accept hangs, and its missing heartbeat has not been noticed yet. Then any worker accepts, and for
+   `DOUBT_SECONDS` it leaves no connection to the workers that have fewer. A worker may write anything to its page: one
+   that wrongly claims to accept delays others by `PATIENCE_SECONDS`, once in `DOUBT_SECONDS`.
 3. In a storm of connections rule 1 would accept one connection per worker and retry. Once connections have been waiting
    without a break for `STORM_SECONDS`, a worker may hold a sixteenth more than *least*: a storm is accepted at a
    geometric rate, and with up to 16 connections per worker nothing changes.
-4. A worker that has waited for `MOST_PATIENCE_SECONDS` without a break accepts, whatever the others' pages claim.
-5. A full worker leaves connections to those that have room. Where none has, any worker accepts: the server then makes
-   room, or has a few places in reserve (``grpc_h2/aio/admission.py``).
+4. A worker that has waited for `MOST_PATIENCE_SECONDS` without a break accepts, whatever the others' pages contain.
+5. A full worker leaves connections to those that have room. If none has room, any worker accepts: the engine then
+   closes another connection, or has a few places in reserve (``grpc_h2/aio/admission.py``).
 
 A count may be older than a connection that another worker has just accepted. It is then too low, which costs the reader
 one more retry. A worker knows its own count exactly.
@@ -47,11 +47,15 @@ DOUBT_SECONDS = 1.0
 STORM_SECONDS = 0.01
 _LENIENCE = 16
 _RETRY_SECONDS = 0.001
-"""Longest wait of a connection for the least loaded worker, if the kernel has not woken it: a millisecond."""
+"""Seconds after which a worker tries again: a connection waits this long, a millisecond, if the kernel has not woken
+the least loaded worker.
+"""
 FULL_LOGGED_SECONDS = 10.0
-"""Between two lines about `MAX_CONNECTIONS`: where clients come and go, the limit is reached again all the time."""
+"""Seconds between two log lines about `MAX_CONNECTIONS`, which is reached again and again as clients come and go."""
 _BREAK_SECONDS = 0.02
-"""Decisions further apart than this belong to different storms: in between, no connection was waiting."""
+"""Two decisions that are further apart (in seconds) belong to different storms, because no connection waited in
+between.
+"""
 
 
 class Balancer:
@@ -62,9 +66,9 @@ class Balancer:
         self._slot = slot
         self._others: dict[int, Slot] = {}
         self._beats: dict[int, tuple[int, int]] = {}
-        """Number of a worker → its last heartbeat, and when that was new here, in nanoseconds."""
+        """Number of a worker → its last heartbeat, and the time when it was first seen here, in nanoseconds."""
         self._doubted: dict[int, int] = {}
-        """Number of a worker → until when it is left out, in nanoseconds."""
+        """Number of a worker → the time until which it is ignored, in nanoseconds."""
         self._limit = limit
         self._clock = clock
         self._connections = self._clients = 0
@@ -72,9 +76,9 @@ class Balancer:
         self._opened_by_others = 0
         self._decided_at = self._waiting_since = 0
         self._stuck_since: int | None = None
-        """Since when connections wait and no worker accepts; None where this worker accepted the last one."""
+        """The time since which connections wait and no worker accepts; None if this worker accepted the last one."""
         self._refusing_since: int | None = None
-        """Since when this worker has left every connection to others, without a break."""
+        """The time since which this worker has left every connection to others."""
         self._full_logged_at: int | None = None
 
     def add(self, number: int, page: Slot) -> None:
@@ -83,7 +87,7 @@ class Balancer:
         self._beats[number] = page.load()[3], self._clock()
 
     def remove(self, number: int) -> None:
-        """That worker has ended."""
+        """Forget the worker with this number, which has ended."""
         self._others.pop(number, None)
         self._beats.pop(number, None)
         self._doubted.pop(number, None)
@@ -112,13 +116,13 @@ class Balancer:
         self._slot.stop_accepting()
 
     def note_heartbeats(self) -> None:
-        """Look at the others' heartbeats. To be called several times in `FRESH_SECONDS`."""
+        """Read the others' heartbeats. To be called several times in `FRESH_SECONDS`."""
         now = self._clock()
         for number, slot in self._others.items():
             self._beats_since(number, slot.load()[3], now)
 
     def may_accept(self) -> bool:
-        """Whether to accept the connection that waits. To be called once for each."""
+        """Whether to accept the waiting connection. To be called once for each connection."""
         now = self._clock()
         least, opened = self._read_others(now)
         if now - self._decided_at > _BREAK_SECONDS * 1e9:
@@ -142,30 +146,30 @@ class Balancer:
         return now - self._refusing_since > MOST_PATIENCE_SECONDS * 1e9
 
     def opened(self) -> None:
-        """A connection was accepted."""
+        """Note that a connection was accepted."""
         self._connections += 1
         self._stuck_since = self._refusing_since = None
         self._slot.connected(self._connections, 1)
         self._note_room()
 
     def closed(self) -> None:
-        """A connection is gone."""
+        """Note that a connection has ended."""
         self._connections -= 1
         self._slot.connected(self._connections, 0)
         self._note_room()
 
     def vouched(self) -> None:
-        """A connection has made an authorized call: it belongs to a client."""
+        """Note that a connection has made an authorized call, so it belongs to a client."""
         self._clients += 1
         self._note_room()
 
     def unvouched(self) -> None:
-        """A client's connection is gone."""
+        """Note that a client's connection has ended."""
         self._clients -= 1
         self._note_room()
 
     def refused(self, refusal: Refusal) -> None:
-        """A connection was refused or closed, with nothing wrong in what it sent."""
+        """Note that a connection was refused or closed although its client made no mistake."""
         self._slot.refused(refusal)
 
     def _note_room(self) -> None:
@@ -177,8 +181,8 @@ class Balancer:
             self._slot.set_room(room)
 
     def _read_others(self, now: int) -> tuple[int | None, int]:
-        """The fewest connections of any other worker that accepts (None where none does), and the number that all
-        others have ever accepted."""
+        """The fewest connections of any other accepting worker (None if there is none), and the number of connections
+        that all others have accepted so far."""
         least, total = None, 0
         for number, slot in self._others.items():
             accepting, connections, opened, beat = slot.load()
@@ -196,7 +200,7 @@ class Balancer:
         return accepting and fresh and not 0 < self._limit <= connections
 
     def _beats_since(self, number: int, beat: int, now: int) -> int:
-        """When the heartbeat ``beat`` of worker ``number`` was new here."""
+        """The time when the heartbeat ``beat`` of worker ``number`` was first seen here."""
         seen, since = self._beats[number]
         if seen != beat:
             since = now
@@ -204,7 +208,7 @@ class Balancer:
         return since
 
     def _doubt(self, now: int) -> None:
-        """Leave no connection to the workers that hold fewer and did not accept one."""
+        """For some time, leave no connection to the workers that have fewer and did not accept one."""
         for number, slot in self._others.items():
             accepting, connections, _, beat = slot.load()
             wanted = connections < self._connections

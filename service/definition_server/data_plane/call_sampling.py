@@ -1,8 +1,10 @@
-"""Sampling of calls: every so many calls one is noted, and the master exports it as a span (`observability.tracing`).
+"""Sampling of calls: one of every so many calls is noted, and the master exports it as a span
+(`observability.tracing`).
 
-A worker without sampling does not use this module's code: its transport counts directly on the stats page. With it, a
-`CallSampling` stands before the page, takes the counts, and compares a number once for each batch of calls. A worker
-has no network of its own to export by, so what it notes goes to the master over the control socket.
+A worker without sampling does not use this module's code: its transport counts directly on the stats page. With
+sampling, the transport counts on a `CallSampling`, which passes the counts on to the page and compares a number once
+for each batch of calls. A worker has no network access for an export, so it sends the noted calls to the master over
+the control socket.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from definition_server.ipc.messages import CallsSampled
 from definition_server.ipc.stats import Slot
 
 MOST_NOTED = 50
-"""Calls between two reports: their message fits into a datagram. Further ones are left out."""
+"""The most calls in one report, so that its message fits into a datagram. Further calls are left out."""
 
 
 class CallSampling:
-    """Counts on ``slot``, and notes one call of ``every``."""
+    """Counts on ``slot``, and notes one of ``every`` calls."""
 
     def __init__(self, slot: Slot, every: int) -> None:
         self._slot = slot
@@ -40,7 +42,7 @@ class CallSampling:
                 self._noted.append((method, status, time_ns(), elapsed_ns))
 
     def take(self) -> CallsSampled | None:
-        """The calls that were noted since the last time; None where there are none."""
+        """The calls that were noted since the last report; None if there are none."""
         if not self._noted:
             return None
         methods, statuses, ended, elapsed = zip(*self._noted, strict=True)

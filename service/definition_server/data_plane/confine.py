@@ -1,4 +1,4 @@
-"""The confinement of one worker: it enters the jail that ``JAIL`` asks for, and says how far that succeeded."""
+"""The confinement of one worker: it enters the jail that ``JAIL`` requests, and reports how far that succeeded."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ log = get_logger(__name__)
 
 
 class CannotConfine(Exception):
-    """``JAIL`` is ``require``, and the kernel refuses. The message says what."""
+    """``JAIL`` is ``require``, and the kernel refuses a part of the jail. The message names it."""
 
 
 class Confinement:
-    """Of the process that makes it."""
+    """The confinement of the process that creates this object."""
 
     def __init__(self, config: Configure, *, tls: bool) -> None:
-        """``tls``: TLS files come by descriptors, at the start and when they are replaced."""
+        """``tls``: whether the worker receives TLS files by descriptors, at the start and when they are replaced."""
         self._required = config.jail == "require"
         self._jail: Jail | None = None
         self._config = config
         if config.jail != "off":
-            # gRPC's C-core makes its listening socket itself; the native transport adopts the master's.
+            # gRPC's C-core creates its own listening socket; the native transport uses that of the master.
             native = config.transport == "native"
-            # The native transport has OpenSSL load them by path; grpcio takes their octets.
+            # In the native transport OpenSSL loads them by path; grpcio takes their octets.
             self._jail = Jail(support(), port=0 if native else config.port, opens_memory=tls and native)
 
     @property
     def extent(self) -> Extent:
-        """How far the process is confined now."""
+        """The present degree of confinement."""
         return Extent.NONE if self._jail is None else self._jail.reached.extent
 
     def enter(self) -> None:
-        """Confine the process; before it has a second thread or an event loop.
+        """Confine the process. Must be called before it has a second thread or an event loop.
 
         Raises:
             CannotConfine: where that is required and fails.
@@ -47,7 +47,7 @@ class Confinement:
             raise CannotConfine("JAIL is require, and the kernel cannot confine this process")
 
     def start_is_over(self) -> None:
-        """The transport listens: what only its start needed is refused from now on.
+        """Called when the transport listens: system calls that only its start needed are refused from now on.
 
         Raises:
             CannotConfine: where that is required and fails.

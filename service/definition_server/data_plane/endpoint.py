@@ -1,8 +1,9 @@
-"""The RPCs as every transport calls them: authenticate, answer, and reduce any failure to what the client may see.
+"""The RPCs as every transport calls them: authenticate, answer, and reduce any failure to the text that the client may
+see.
 
-Only here a bug is logged and its text hidden (`Method`). The grpcio transport calls it once per request, through
-`Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer it does not
-remember, and counts whole batches of answers itself.
+This is the only place where a bug is logged and its text hidden (`Method`). The grpcio transport calls it once per
+request, through `Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer it
+does not remember, and counts whole batches of answers itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from definition_server.observability.logs import get_logger
 log = get_logger(__name__)
 
 STATUS_INDEX = [STATUSES.index(Status.INTERNAL.http)] * (max(Status) + 1)
-"""Status → where it is counted in a stats slot. A list, because an `IntEnum` takes long to hash."""
+"""Status → its counter in a stats slot. A list, because an `IntEnum` takes long to hash."""
 for _status in Status:
     STATUS_INDEX[_status] = STATUSES.index(_status.http)
 
@@ -36,12 +37,12 @@ class Method:
         self.name = name
         self.path = f"/{SERVICE}/{name}"
         self.index = METHODS.index(name)
-        """Where the method is counted in a stats slot."""
+        """The index of the method's counters in a stats slot."""
         self._answer = answer
         self._keys = keys
 
     def authenticate(self, metadata: Metadata) -> None:
-        """Let the call pass if its metadata hold a known key."""
+        """Return if the call's metadata hold a known key."""
         try:
             self._keys.authenticate(metadata)
         except CallFailed:
@@ -59,7 +60,7 @@ class Method:
             raise self._hidden(error) from error
 
     def copied_answer(self, engine: DefinitionEngine, request: bytes) -> bytes:
-        """`answer` as octets of its own, for a transport that takes no view of the snapshot's memory."""
+        """`answer` as a copy, for a transport that cannot use a view of the snapshot's memory."""
         answer = self.answer(engine, request)
         try:
             return bytes(answer)

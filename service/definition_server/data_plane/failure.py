@@ -19,7 +19,7 @@ class Status(IntEnum):
 
     @property
     def http(self) -> str:
-        """The same outcome in HTTP terms, as ``avap_requests_total`` labels it."""
+        """The corresponding HTTP status, which is the label in ``avap_requests_total``."""
         return _HTTP[self]
 
 

@@ -1,10 +1,11 @@
 """``grpc.health.v1`` for ``""``, ``avap.DefinitionEngine``, ``liveness`` and ``avap.freshness``.
 
-Two things differ from the servicer of grpcio-health-checking. Watches can be ended: one does not end by itself, and a
-server that waits for its calls in flight would wait for its whole grace period. And a change of state is passed on to
-`_WOKEN_AT_ONCE` watches in one iteration of the event loop, so that ten thousand watches do not delay other calls.
+Two things differ from the servicer of grpcio-health-checking. First, watches can be ended: a watch does not end by
+itself, so a server that waits for its calls in flight would wait for its whole grace period. Second, a change of state
+is passed on to `_WOKEN_AT_ONCE` watches in one iteration of the event loop, so that ten thousand watches do not delay
+other calls.
 
-Requests and answers are octets: the messages have one field each, for which no worker loads a protobuf library.
+Requests and answers are octets: the messages have one field each, so no protobuf library is needed.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ from grpc_h2 import MethodHandler, StatusCode
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 LIVENESS = "liveness"
-"""SERVING for as long as the worker answers at all, with a catalogue or without.
+"""SERVING as long as the worker answers at all, with or without a catalogue.
 
 For kubelet's liveness and startup probes, which restart a container that is NOT_SERVING. A container that waits for its
-database, or drains, must not be restarted for that.
-"""
+database or drains must not be restarted."""
 
 FRESHNESS = "avap.freshness"
-"""SERVING while what is served is known to be up to date. For operators and monitoring, never for a load balancer: a
-stale answer is better than none."""
+"""SERVING while the served catalogue is known to be up to date. For operators and monitoring, never for a load
+balancer, because a stale answer is better than none."""
 
 _SERVING, _NOT_SERVING, _UNKNOWN = 1, 2, 3
 """Of ``HealthCheckResponse.ServingStatus``."""
@@ -40,18 +40,18 @@ _STATUSES, _KEY, _VALUE = 1, 1, 2
 """The map of ``HealthListResponse``, and the fields of an entry."""
 _LAST_WRITE_SECONDS = 1.0
 _WOKEN_AT_ONCE = 2
-"""Watches that are informed in one iteration of the loop: 60 to 100 µs. Ten thousand take half a second."""
+"""Watches that are notified in one iteration of the loop, in 60 to 100 µs. Ten thousand take half a second."""
 
 
 class Refusals(NamedTuple):
-    """The statuses that the service answers, as a transport's ``abort`` takes them."""
+    """The status codes with which the service refuses calls, as a transport's ``abort`` takes them."""
 
     not_found: Any = StatusCode.NOT_FOUND
     invalid_argument: Any = StatusCode.INVALID_ARGUMENT
 
 
 _BY_NUMBER = Refusals()
-"""As `grpc_h2` takes them."""
+"""The status codes as `grpc_h2` takes them."""
 
 
 class Health:
@@ -61,7 +61,7 @@ class Health:
         self._refusals = refusals
         self._states: dict[str, int] = {}
         self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}
-        """Watches that wait for a change → service, and the state that they have sent."""
+        """Each watch that waits for a change → its service, and the state that it has sent."""
         self._writing: set[asyncio.Task[Any]] = set()
         """Tasks of watches that are sending a state."""
         self._to_wake: deque[asyncio.Future[None]] = deque()
@@ -69,7 +69,9 @@ class Health:
         self._ending = False
 
     async def report(self, serving: bool) -> None:
-        """Answer SERVING or NOT_SERVING from now on; watches get it soon. Liveness is SERVING from the first call."""
+        """Answer SERVING or NOT_SERVING from now on; watches are notified soon. Liveness is SERVING from the first
+        call.
+        """
         self._states[LIVENESS] = _SERVING
         self._states.setdefault(FRESHNESS, _NOT_SERVING)
         for service in ("", SERVICE):
@@ -77,7 +79,7 @@ class Health:
         self._wake_all()
 
     async def report_freshness(self, fresh: bool) -> None:
-        """Answer for `FRESHNESS` from now on; watches get it soon."""
+        """Set the state of `FRESHNESS` from now on; watches are notified soon."""
         self._states[FRESHNESS] = _SERVING if fresh else _NOT_SERVING
         self._wake_all()
 
@@ -109,7 +111,7 @@ class Health:
         return _response(state)
 
     async def watch(self, request: bytes, context: Any) -> None:
-        """Stream the state of the requested service until the client leaves or `end_watches`."""
+        """Stream the state of the requested service until the client disconnects or `end_watches` is called."""
         service, sent = await self._service(request, context), -1
         while True:
             state = self._states.get(service, _UNKNOWN)
@@ -130,7 +132,9 @@ class Health:
             raise  # not reached: `abort` raises
 
     def end_watches(self) -> None:
-        """End every watch with status OK, soon and from now on. One whose client does not read is cancelled."""
+        """End every watch with status OK soon, also watches that begin later. A watch whose client does not read is
+        cancelled.
+        """
         self._ending = True
         self._wake_all()
         for task in self._writing:
@@ -141,8 +145,8 @@ class Health:
             task.cancel()
 
     async def _write(self, context: Any, message: bytes) -> None:
-        """Send ``message``. A write that has begun is finished, although the watch ends during it: C-core never
-        completes a call whose write was cancelled, and a stop would wait for its whole grace period."""
+        """Send ``message``. A write that has begun is finished even if the watch ends meanwhile: C-core never completes
+        a call whose write was cancelled, and a stop would then wait for its whole grace period."""
         task = asyncio.current_task()
         assert task is not None
         writing = asyncio.ensure_future(context.write(message))
@@ -151,13 +155,13 @@ class Health:
             await asyncio.shield(writing)
         finally:
             self._writing.discard(task)
-            del task  # its exception would hold this frame, and the frame the task: garbage until a collection
+            del task  # the exception refers to this frame, and the frame to the task: a reference cycle
             if not writing.done():
                 await asyncio.wait((writing,), timeout=0 if self._ending else _LAST_WRITE_SECONDS)
                 writing.cancel()
 
     async def _change(self, service: str, sent: int) -> None:
-        """Wait until the state of ``service`` may be another than ``sent``, or watches end."""
+        """Wait until the state of ``service`` may differ from ``sent``, or watches end."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[waiting] = (service, sent)
         try:

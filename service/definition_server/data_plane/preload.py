@@ -1,6 +1,6 @@
-"""Imports what a worker would import when it first needs it, because a confined worker opens no file.
+"""Imports the modules that a worker would otherwise import later, because a confined worker cannot open files.
 
-The list was found by trial: ``tests/integration/test_jail.py`` fails if a worker that serves, logs an exception,
+The list was found by experiment: ``tests/integration/test_jail.py`` fails if a worker that serves, logs an exception,
 reloads or drains imports anything after its confinement.
 """
 

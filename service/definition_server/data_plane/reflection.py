@@ -1,8 +1,8 @@
-"""gRPC server reflection, versions v1 and v1alpha, answered as grpc-go's reflection answers.
+"""gRPC server reflection, versions v1 and v1alpha, with the behaviour of grpc-go.
 
-grpcio's servicer offers v1alpha only, and does not find methods (``package.Service.Method``), which ghz asks for. The
+grpcio's servicer offers only v1alpha, and does not find methods (``package.Service.Method``), which ghz requests. The
 messages of both versions have the same fields, so the classes of v1alpha serve both. The descriptor of v1, which a
-client may ask for too, is made from that of v1alpha.
+client may request too, is made from that of v1alpha.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Reflection:
         self._services = sorted(services)
         self._pool = pool
         self._idle: set[asyncio.Future[None]] = set()
-        """One for each stream that waits for its client's next question. To complete it ends the stream."""
+        """A future for each stream that waits for its client's next request. Completing it ends the stream."""
         self._ending = False
 
     def end_streams(self) -> None:
-        """End every stream with status OK once what was asked is answered, from now on. A client may hold a stream
-        open for as long as it likes, and a drain would wait for it."""
+        """From now on, end every stream with status OK once its requests are answered. Otherwise a client could keep a
+        stream open for any time, and a drain would wait for it."""
         self._ending = True
         for waiting in list(self._idle):
             if not waiting.done():
@@ -64,7 +64,7 @@ class Reflection:
         while (request := await self._next(questions)) is not None:
             kind = request.WhichOneof("message_request")
             if kind is None:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it asks for nothing")
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it has no request")
             answer = _Response(valid_host=request.host, original_request=request)
             try:
                 self._fill(answer, kind, request, sent)
@@ -74,7 +74,7 @@ class Reflection:
             yield answer
 
     async def _next(self, questions: AsyncIterator[Any]) -> Any:
-        """The client's next question; None where there is none, or the stream is to end."""
+        """The client's next request; None if there is none, or the stream is to end."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._ending:
             waiting.set_result(None)
@@ -122,7 +122,9 @@ class Reflection:
 
 
 def _files(file: Any, sent: set[str]) -> list[bytes]:
-    """``file`` and what it imports, serialized, without what was ``sent`` before; ``file`` comes first, always."""
+    """``file`` and the files that it imports, serialized, without those that were ``sent`` before; ``file`` is always
+    included, as the first.
+    """
     found, waiting = [], [file]
     first = True
     while waiting:
@@ -139,7 +141,7 @@ def _files(file: Any, sent: set[str]) -> list[bytes]:
 
 
 def _describe_v1(pool: Any) -> None:
-    """Have ``pool`` know v1's file, unless it does."""
+    """Add v1's file to ``pool``, unless it is there."""
     try:
         pool.FindFileByName(_V1_FILE)
     except KeyError:
@@ -165,5 +167,5 @@ def _rename(proto: Any) -> None:
 
 
 async def _question(questions: AsyncIterator[Any]) -> Any:
-    """The next one; None at the end."""
+    """The next item; None at the end."""
     return await anext(questions, None)

@@ -1,8 +1,8 @@
 """Reads the requests of this server's methods: protobuf messages with one text in field 1, or with no field at all.
 
-They are read here and not by the protobuf library, which takes a worker 5 MB and a fifth of its start for messages
-that hold one name. This reader refuses and accepts the same octets as the library, except for field number 0,
-which the library lets pass in some places. Fields that are not known are skipped, as proto3 requires.
+They are not read by the protobuf library, which would cost a worker 5 MB and a fifth of its start time, only for
+messages that hold one name. This reader refuses and accepts the same octets as the library, except for field number 0,
+which the library accepts in some places. Fields that are not known are skipped, as proto3 requires.
 
 Source: protobuf.dev, "Encoding". A request has at most `services.MAX_REQUEST` octets.
 """
@@ -20,11 +20,11 @@ _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 _SHORT_OCTETS = 5
 _LARGEST_TAG = 2**32 - 1
 _DEEPEST = 100
-"""Groups within groups that the protobuf library accepts."""
+"""The deepest nesting of groups that the protobuf library accepts."""
 
 
 def text_of(request: bytes) -> bytes:
-    """The text of a message with one text field: valid UTF-8, empty where there is none.
+    """The text of a message with one text field: valid UTF-8; empty if the field is missing.
 
     Raises:
         WireError: where ``request`` is not such a message.
@@ -36,7 +36,7 @@ def text_of(request: bytes) -> bytes:
                 content.decode()
             except UnicodeDecodeError:
                 raise WireError("the text is not UTF-8") from None
-            text = content  # of a field that comes twice, the last one counts
+            text = content  # if a field occurs twice, the last one is used
     return text
 
 
@@ -44,7 +44,7 @@ def check_empty(request: bytes) -> None:
     """Accept a message without known fields.
 
     Raises:
-        WireError: where ``request`` is no message.
+        WireError: where ``request`` is not a message.
     """
     for _ in _fields(request):
         pass
@@ -68,7 +68,7 @@ def _tag(request: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _short_varint(request: bytes, position: int) -> tuple[int, int]:
-    """A tag or a length: a number of 32 bits, which no encoder writes with more octets than that takes."""
+    """A tag or a length: a 32-bit number, in no more octets than such a number can take."""
     value, after = read_varint(request, position)
     if after - position > _SHORT_OCTETS:
         raise WireError(f"a tag or length of more than {_SHORT_OCTETS} octets at {position}")

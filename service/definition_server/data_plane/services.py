@@ -10,9 +10,9 @@ from definition_server.data_plane.requests import check_empty, text_of
 SERVICE = "avap.DefinitionEngine"
 
 MAX_REQUEST = 4096
-"""Octets of a request, as it is sent and inflated, for every method and transport. Each request of this server is a
-name (of a command: at most 100 characters; of a service or a symbol), or empty. gRPC's default is 4 MiB, which a peer
-without a key could make a worker hold on each of its streams."""
+"""Octets of a request, compressed and uncompressed, for every method and transport. Each request of this server is a
+name (of a command, with at most 100 characters, of a service or of a symbol), or empty. With gRPC's default of 4 MiB, a
+peer without a key could make a worker hold so much on each of its streams."""
 
 VERSION_METADATA = "avap-version"
 """The metadata of an answer that names the catalogue from which it comes."""
@@ -27,20 +27,20 @@ longer name; and trailers have a limit of 8 KiB."""
 
 
 class DefinitionEngine:
-    """Answers from ``snapshot``. A serving process replaces it by `Swap.commit` alone (see ``swap.py``)."""
+    """Answers from ``snapshot``. A serving process replaces it only by `Swap.commit` (see ``swap.py``)."""
 
     def __init__(self, *, names_version: bool = True) -> None:
-        """``names_version``: whether answers name the catalogue, as `version`."""
+        """``names_version``: whether the metadata of answers name the catalogue."""
         self.names_version = names_version
         self.snapshot: Snapshot | None = None
-        """What is served; None until the first one is assigned."""
+        """The served snapshot; None until the first one is assigned."""
         self._version: Version = ()
         self._version_of = b""
-        """The hash that ``_version`` was made from. Not the snapshot, which would be kept in memory."""
+        """The hash that ``_version`` was made from. A reference to the snapshot would keep it in memory."""
 
     @property
     def version(self) -> Version:
-        """The metadata of every answer from ``snapshot``, where answers name the catalogue and there is one."""
+        """The metadata of every answer from ``snapshot``; empty if answers do not name it, or there is none."""
         snapshot = self.snapshot
         if snapshot is None or not self.names_version:
             return ()

@@ -1,8 +1,9 @@
-"""How a worker changes the snapshot that it serves: `Swap.prepare`, `Swap.commit`, `Swap.release`, in this order.
+"""The steps by which a worker changes the snapshot that it serves: `Swap.prepare`, `Swap.commit`, `Swap.release`, in
+this order.
 
-``prepare`` and ``release`` are spread over time, and calls are answered meanwhile; ``commit`` is one step of the event
-loop, after which every answer comes from the new snapshot. Only ``commit`` is required: without ``prepare`` the first
-calls after it are slower, and without ``release`` the memory of replaced answers is freed later.
+``prepare`` and ``release`` take some time, and calls are answered meanwhile; ``commit`` is one step of the event loop,
+after which every answer comes from the new snapshot. Only ``commit`` is required: without ``prepare`` the first calls
+after it are slower, and without ``release`` the memory of replaced answers is freed later.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from definition_server.data_plane.services import DefinitionEngine
 
 OLD_SNAPSHOTS = 4
 """Replaced snapshots that may stay in memory because clients still read answers from them. A catalogue that is sent to
-a slow client is a view of its snapshot's memory, and more than a few of them may be more than the machine has."""
+a slow client is a view of its snapshot's memory, and the machine may lack the memory for more than a few snapshots."""
 
 
 class SwapTimes:
-    """When the last snapshots were replaced, by the loop's clock."""
+    """The times when the last snapshots were replaced, by the loop's clock."""
 
     def __init__(self) -> None:
         self._instants: deque[float] = deque(maxlen=OLD_SNAPSHOTS + 1)
 
     def note(self) -> None:
-        """A snapshot is replaced now."""
+        """Note that a snapshot is replaced now."""
         self._instants.append(asyncio.get_running_loop().time())
 
     @property
     def oldest_allowed(self) -> float | None:
-        """Answers that were given before this instant are from snapshots that must be released; None: none is."""
+        """Answers that were made before this time are from snapshots that must be released; None: there are none."""
         return self._instants[0] if len(self._instants) > OLD_SNAPSHOTS else None
 
 
 class SwapState(Enum):
-    """How far a swap has come: NEW → (PREPARING →) COMMITTED → RELEASED."""
+    """The state of a swap: NEW → (PREPARING →) COMMITTED → RELEASED."""
 
     NEW = auto()
     PREPARING = auto()
-    """`Swap.prepare` has begun. It may have ended early; what is prepared by then is used."""
+    """`Swap.prepare` has begun. It may end early; the answers that it has prepared are used."""
     COMMITTED = auto()
     RELEASED = auto()
 
@@ -55,7 +56,9 @@ class Swap:
         self._engine = engine
 
     async def prepare(self) -> None:
-        """Make answers from the snapshot before it is served. May raise: `commit` is still due then."""
+        """Make answers from the snapshot before it is served. If this raises an exception, `commit` must be called
+        nevertheless.
+        """
         assert self.state is SwapState.NEW
         self.state = SwapState.PREPARING
 
@@ -67,6 +70,6 @@ class Swap:
         return replaced
 
     async def release(self) -> None:
-        """Free what only the replaced snapshot needed."""
+        """Free the memory that only the replaced snapshot needed."""
         assert self.state is SwapState.COMMITTED
         self.state = SwapState.RELEASED

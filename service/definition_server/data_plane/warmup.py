@@ -1,8 +1,8 @@
 """Warm-up before READY: the first calls of a process are its slowest, so the worker makes them itself.
 
 A temporary server with a key of its own serves the worker's handlers, and every path of a client's
-first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist
-then will live as long as the process, so they are moved out of the garbage collector's reach (``gc.freeze``).
+first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist then
+will live as long as the process, so they are exempted from garbage collection (``gc.freeze``).
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import unshared_slot
 
 _YOUNG_OBJECTS = 5000
-"""Objects of the youngest generation before it is collected. Calls on the native transport create none. An attacker's
-streams create them: with Python's default of 700 the collector would run twenty times a second and free nothing
-(docs/runtime-flags.md)."""
+"""Objects in the youngest generation before it is collected. Calls on the native transport create none that the
+collector tracks, but an attacker's streams do: with Python's default of 700 the collector would run twenty times a
+second and free nothing (docs/runtime-flags.md)."""
 _YOUNG_COLLECTIONS, _MIDDLE_COLLECTIONS = 2, 40
 """The number of collections of the youngest generation before the middle one is collected too, and of the middle one
-before all are. Python's
-own values are 10 and 10: the middle one then has up to 55,000 objects, which are examined in one pause (26 ms of CPU
-time beside 256 connections with wrong keys)."""
+before all generations are. Python's own values are 10 and 10: the middle one then has up to 55,000 objects, which are
+examined in one pause (26 ms of CPU time beside 256 connections with wrong keys)."""
 
 
 class WarmUp:
-    """The temporary server, in two steps: what must be opened before the worker is confined, and the calls after."""
+    """The temporary server, in two steps: its sockets are opened before the worker is confined, and the calls are made
+    afterwards.
+    """
 
     def __init__(self, config: Configure) -> None:
         """Open the sockets.
@@ -63,7 +64,7 @@ class WarmUp:
         engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
         endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), unshared_slot())
         transport = create_transport(self._config, endpoint, self._listener)
-        logging.disable(logging.INFO)  # what is logged about clients would be about us
+        logging.disable(logging.INFO)  # log lines about clients would be about ourselves
         try:
             await transport.start()
             await transport.set_serving(True)
@@ -74,7 +75,7 @@ class WarmUp:
         gc.collect()
         gc.freeze()
         if self._config.transport == "native":
-            if sys.version_info < (3, 14):  # from then on, the second value is a divisor with another meaning
+            if sys.version_info < (3, 14):  # from Python 3.14 on, the second value is a divisor with another meaning
                 gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_COLLECTIONS, _MIDDLE_COLLECTIONS)
             else:
                 gc.set_threshold(_YOUNG_OBJECTS)

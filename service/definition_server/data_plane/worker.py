@@ -1,9 +1,9 @@
 """One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD [LISTENER_FD]``.
 
-The master starts it with a control socket, a stats page of its own and, for a transport that can adopt it, the
-listening socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
+The master starts it with a control socket, a stats page of its own and, for a transport that can use it, the listening
+socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
 (`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains
-and exits 0 when the master says so or is gone, and on no signal.
+and exits with 0 when the master sends `Drain` or is gone. Signals do not make it drain.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EXIT_CANNOT_START = 3
-"""The port could not be opened, or the first message of the master was no configuration."""
+"""The port could not be opened, or the first message of the master was not the configuration."""
 
 EXIT_ORPHANED = 4
 """The master was gone, and the worker did not drain in time."""
@@ -61,9 +61,10 @@ _KEYS_REPORT_SECONDS = 1.0
 _CALLS_REPORT_SECONDS = 1.0
 _KEYS_SEEN_AGAIN_SECONDS = 10.0
 _CONNECTIONS_PER_SECOND = 100
-"""A key is seen when a call is authorized. The native transport remembers that for each connection, so that calls cost
-nothing, and is made to forget it at this interval, or at a longer one where there are more connections than this times
-the interval: each then decodes one header block again, some 50 µs."""
+"""The use of a key is noted when a call is authorized. The native transport remembers the authorization of each
+connection, so that calls need no check, and forgets it at the interval above, or at a longer one if there are more
+connections than this number times the interval. Each connection then decodes one header block again, which takes some
+50 µs."""
 
 
 class Worker:
@@ -83,10 +84,10 @@ class Worker:
         sampled: CallSampling | None,
     ) -> None:
         self._sampled = sampled
-        """Counts in place of the slot where calls are sampled."""
+        """If calls are sampled, they are counted on this object instead of the slot."""
         self._freed = freed
         self._tls = tls
-        """TLS files that came and are not loaded yet."""
+        """TLS files that were received and are not loaded yet."""
         self._confinement = confinement
         self._warm_up = warm_up
         self._channel = channel
@@ -98,9 +99,9 @@ class Worker:
         self._engine = DefinitionEngine(names_version=config.version_metadata)
         self._drain: asyncio.Future[messages.Drain] = asyncio.get_running_loop().create_future()
         self._begin_swap: Callable[[Snapshot], Swap] = partial(Swap, self._engine)
-        """The transport's own, once there is a transport."""
+        """Begins a swap: the method of the transport, once there is a transport."""
         self._status_changed = asyncio.Event()
-        """Another snapshot is served, which health and the master are to be informed of."""
+        """Set when another snapshot is served, which is to be reported to health and to the master."""
         self._coming: Snapshot | None = None
         """The newest snapshot that was published and is not served yet."""
         self._published = asyncio.Event()
@@ -166,14 +167,14 @@ class Worker:
             await self._status_changed.wait()
 
     async def _report_freshness(self, transport: Transport) -> None:
-        """Report to health whether what is served is up to date, as the master says."""
+        """Report to health whether the served catalogue is up to date, according to the master."""
         while True:
             await self._freshness_changed.wait()
             self._freshness_changed.clear()
             await transport.set_fresh(self._fresh)
 
     async def _replace_certificate(self, transport: Transport) -> None:
-        """Have the transport use the certificate whenever another came."""
+        """Make the transport use each new certificate."""
         while True:
             await self._certificate_replaced.wait()
             self._certificate_replaced.clear()
@@ -194,7 +195,7 @@ class Worker:
         await transport.stop(max(0.0, drain.timeout_seconds - drain.wait_seconds))
 
     def _receive(self) -> None:
-        """Act on every message that waits."""
+        """Act on every waiting message."""
         try:
             while (received := self._channel.receive()) is not None:
                 self._act_on(*received)
@@ -242,11 +243,11 @@ class Worker:
     def _add_peer(self, number: int, descriptor: int) -> None:
         try:
             self._balancer.add(number, map_peer(descriptor))
-        except (OSError, ValueError) as error:  # fewer workers to leave connections to
+        except (OSError, ValueError) as error:  # its only effect: connections are left to fewer workers
             log.error("Control message ignored", error=f"a peer's page: {error}")
 
     def _open(self, message: messages.Publish, descriptor: int) -> None:
-        """Have the published snapshot served, or log why it is refused."""
+        """Have the published snapshot served, or log the reason why it is refused."""
         try:
             snapshot = Snapshot(map_sealed(descriptor))
             if snapshot.version_hash != message.version_hash:
@@ -256,7 +257,7 @@ class Worker:
             return
         finally:
             os.close(descriptor)
-        if self._engine.snapshot is None:  # there is nothing to prepare for, and clients wait
+        if self._engine.snapshot is None:  # no answers are remembered yet, and clients wait
             self._commit(self._begin_swap(snapshot))
             return
         if self._coming is not None:
@@ -265,7 +266,7 @@ class Worker:
         self._published.set()
 
     async def _swap_published(self) -> None:
-        """Swap to each published snapshot. One that a newer one overtakes while it waits is left out."""
+        """Swap to each published snapshot. A snapshot that is replaced by a newer one while it waits is skipped."""
         while True:
             await self._published.wait()
             self._published.clear()
@@ -281,7 +282,7 @@ class Worker:
             await swap.release()
 
     def _commit(self, swap: Swap) -> None:
-        """Serve ``swap``'s snapshot from now on, report that, and release the one before."""
+        """Serve ``swap``'s snapshot from now on, report this, and release the previous one."""
         # A call that already holds the old snapshot keeps its memory mapped.
         replaced = [swap.commit()]
         footer = swap.snapshot.footer
@@ -320,13 +321,13 @@ class Worker:
                     self._channel.send(calls)
 
     async def _return_memory(self) -> None:
-        """Give freed memory back to the kernel where there is much of it: see `allocator`."""
+        """Return freed memory to the kernel if there is much of it: see `allocator`."""
         while self._freed is not None:
             self._freed.check(time.monotonic(), time.process_time())
             await asyncio.sleep(CHECK_SECONDS)
 
     async def _beat(self) -> None:
-        """The heartbeat comes from the loop that serves calls, so it stops where that loop hangs."""
+        """Write the heartbeat. It comes from the loop that serves calls, so it stops if that loop hangs."""
         while True:
             self._slot.beat(monotonic_ns())
             self._slot.lines_dropped(dropped_lines())
@@ -337,12 +338,12 @@ class Worker:
 def _release_soon(replaced: list[Snapshot | None]) -> None:
     """Release the snapshot in ``replaced``, which holds the last reference to it, in a thread of its own.
 
-    Releasing it unmaps its memory. Where the master has closed its descriptor, that frees hundreds of megabytes of
-    pages: ten milliseconds and more (measured: 13.5 ms for 200 MB), which no call should wait for. The interpreter lock
-    is not held meanwhile.
+    Releasing it unmaps its memory. If the master has closed its descriptor, this frees hundreds of megabytes of pages,
+    which takes ten milliseconds and more (measured: 13.5 ms for 200 MB). No call should wait for that. The interpreter
+    lock is not held meanwhile.
     """
-    # If no thread can be started (a limit of processes), the memory is released when the caller returns. Calls wait
-    # for that, which is better than failing.
+    # If no thread can be started (a limit of processes), the memory is released when the caller returns. Calls then
+    # wait, which is better than a failure.
     with suppress(RuntimeError):
         threading.Thread(target=_release, args=(replaced,), name="snapshot-release", daemon=True).start()
 
@@ -360,7 +361,7 @@ def _leave_at_the_latest(control: int, seconds: float) -> None:
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(control, 0)  # no event asked for: POLLHUP comes anyway
+        poll.register(control, 0)  # no event is requested, because POLLHUP is always reported
         poll.poll()
         time.sleep(seconds)
         os._exit(EXIT_ORPHANED)
@@ -369,8 +370,8 @@ def _leave_at_the_latest(control: int, seconds: float) -> None:
 
 
 def _configuration(channel: Channel) -> tuple[messages.Configure, TlsFiles | None] | None:
-    """The configuration that the master sent before this process existed, and the TLS files that came beside it; None,
-    and a log line, where there is none.
+    """The configuration that the master sent before this process existed, and the TLS files that came with it. If there
+    is none, this is logged, and the result is None.
     """
     try:
         received = channel.receive()
@@ -411,7 +412,7 @@ async def _run(
 def _sampling(slot: Slot, config: messages.Configure) -> CallSampling | None:
     if not config.trace_one_call_in:
         return None
-    from definition_server.data_plane.call_sampling import CallSampling  # only where it is asked for
+    from definition_server.data_plane.call_sampling import CallSampling  # imported only if it is needed
 
     return CallSampling(slot, config.trace_one_call_in)
 
@@ -421,7 +422,7 @@ def main(arguments: list[str]) -> int:
     reserve_standard_descriptors()
     leave_signals_to_the_master()
     control, stats, *listeners = (int(argument) for argument in arguments)
-    # Held until this process is all that it will be: what writes the lines is a thread.
+    # Lines are held back until the process is confined, because a thread writes them.
     configure_logs("production", "INFO", hold=True)
     channel = Channel.inherited(control)
     slot = map_own(stats)
@@ -434,7 +435,8 @@ def main(arguments: list[str]) -> int:
         config, tls = configuration
         channel.send(messages.Mapped())
         configure_logs(config.app_env, config.log_level)
-        # The order matters: what must be opened, then the confinement, then the first other thread and the event loop.
+        # The order matters: first everything that must be opened, then the confinement, then threads and the event
+        # loop.
         warm_up, freed, sampled = WarmUp(config), freed_memory(), _sampling(slot, config)
         confinement = Confinement(config, tls=tls is not None)
         confinement.enter()

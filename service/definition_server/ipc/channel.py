@@ -1,8 +1,8 @@
 """The control socket between the master and one worker: ``AF_UNIX``/``SOCK_SEQPACKET``, one message per datagram.
 
-Descriptors travel beside their message by ``SCM_RIGHTS`` (``unix(7)``), from the master to a worker and never back: the
-master's end gives the kernel no room for them, and the kernel then closes them unseen. Both ends are non-blocking. When
-the process at the other end has ended, `ChannelClosed` is raised.
+Descriptors travel with their message by ``SCM_RIGHTS`` (``unix(7)``), from the master to a worker and never back: the
+master's end provides no buffer for descriptors, so the kernel closes any that a worker sends. Both ends are
+non-blocking. When the process at the other end has ended, `ChannelClosed` is raised.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _MAX_FROM_WORKER = 4 * 1024
 """Octets of a datagram. A longer one is refused."""
 
 MAX_DESCRIPTORS = 3
-"""Beside one message: certificate, key and client authorities."""
+"""Descriptors that may come with one message: certificate, key and client authorities."""
 
 _DESCRIPTOR_SIZE = 4
 _SCARCE = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
-"""Errors that mean that the kernel lacks a resource at the moment, and not that the other end is gone."""
+"""Errors that mean that the kernel lacks a resource at the moment. The other end is not gone then."""
 
 
 class ChannelClosed(Exception):
@@ -40,12 +40,12 @@ class Channel:
         self._expects = expects
         of_worker = expects is FROM_MASTER
         self._most_octets = _MAX_FROM_MASTER if of_worker else _MAX_FROM_WORKER
-        # CMSG_LEN and not CMSG_SPACE: the padding of the latter has room for one more.
+        # CMSG_LEN and not CMSG_SPACE, whose padding has room for one more descriptor.
         self._room = socket.CMSG_LEN(MAX_DESCRIPTORS * _DESCRIPTOR_SIZE) if of_worker else 0
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
-        """The master's end, and the raw end for a worker (to be closed here once the worker has it)."""
+        """The master's end, and the raw end for a worker (the master closes it once the worker has inherited it)."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(ours, expects=FROM_WORKER), theirs
 
@@ -61,11 +61,11 @@ class Channel:
         return cls.of_worker(socket.socket(fileno=descriptor))
 
     def fileno(self) -> int:
-        """Descriptor, for an event loop to watch."""
+        """The descriptor, which an event loop can watch."""
         return self._socket.fileno()
 
     def send(self, message: Message, *descriptors: int) -> bool:
-        """Send ``message``, with ``descriptors`` if given (the receiver gets its own of each).
+        """Send ``message``, with ``descriptors`` if given (the receiver gets duplicates).
 
         Returns:
             False where it cannot be sent now (the other end does not read, the kernel lacks memory). Try again later.
@@ -84,14 +84,14 @@ class Channel:
         return True
 
     def receive(self) -> tuple[Message, tuple[int, ...]] | None:
-        """The next message and the descriptors that came with it, which the caller closes; None where none waits.
+        """The next message and its descriptors, which the caller closes; None if no message waits.
 
         Raises:
             ChannelClosed: where the other end is gone.
             MessageError: where the datagram is not a valid message, or carries descriptors that this end does not take.
         """
         try:
-            # Not socket.recv_fds: that ignores its flags, and the descriptor would leak into child processes.
+            # Not socket.recv_fds, which ignores its flags: the descriptors would leak into child processes.
             datagram, ancillary, flags, _ = self._socket.recvmsg(self._most_octets, self._room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None

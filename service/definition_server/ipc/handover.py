@@ -8,13 +8,13 @@ nothing. So the master holds a replaced snapshot until every worker has released
 from __future__ import annotations
 
 PREPARATION_SECONDS = 1.0
-"""Longest preparation of answers before a swap. A worker that is busy all the time makes little progress with it, and
-must not serve old rows for long because of that."""
+"""Longest preparation of answers before a swap. A busy worker makes little progress with it, and must not serve old
+rows for long because of that."""
 
 RELEASE_SECONDS = 0.5
-"""From the swap until a worker releases the old snapshot: calls in flight that still use it have ended by then."""
+"""Seconds from the swap until a worker releases the old snapshot. Calls that still use it have ended by then."""
 
 HOLD_SECONDS = 2.0
-"""From the publication until the master releases the old snapshot."""
+"""Seconds from the publication until the master releases the old snapshot."""
 
 assert PREPARATION_SECONDS + RELEASE_SECONDS < HOLD_SECONDS, "the master must release a snapshot after its workers"

@@ -14,13 +14,15 @@ from mmap import MAP_SHARED, PROT_READ, mmap
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 _BATCH_PIECES = 1024
-"""Pieces for one ``writev``: IOV_MAX of Linux."""
+"""The most pieces in one ``writev``: IOV_MAX of Linux."""
 _BATCH_OCTETS = 1 << 20
-"""No piece waits for more octets behind it: whoever makes the pieces may free each when the next is asked for."""
+"""Pieces of so many octets are written together, and no piece waits for more: the caller's generator can free each
+piece when the next is requested.
+"""
 
 
 class NotSealedError(ValueError):
-    """The memory could still change, or is empty: it is not mapped."""
+    """The memory could still change, or is empty, so it is not mapped."""
 
 
 def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
@@ -54,7 +56,7 @@ def _batches(pieces: Iterable[bytes | memoryview]) -> Iterator[list[bytes | memo
 
 
 def _write_all(descriptor: int, pieces: list[bytes | memoryview]) -> None:
-    """Write all of ``pieces``. The kernel copies them without an intermediate buffer, and may write less than asked."""
+    """Write all of ``pieces``. The kernel copies them without an intermediate buffer; a call may write only a part."""
     written = os.writev(descriptor, pieces)
     for piece in pieces:
         if written >= len(piece):

@@ -1,9 +1,9 @@
 """The messages between the master and a worker.
 
 Master to worker: `Configure` (once, first), `Keys`, `Freshness`, `Certificate`, `Publish`, `Peer`, `PeerGone`, `Drain`;
-beside some travel descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and
-again after every swap, `KeysUsed` and `CallsSampled`. A message is one datagram of JSON: messages are rare and small,
-and JSON is readable in ``strace``. They arrive in the order in which they are sent.
+some carry descriptors. Worker to master: `Mapped` (once, first), then `Ready`, sent when the port is open and again
+after every swap, `KeysUsed` and `CallsSampled`. A message is one datagram of JSON: messages are rare and small, and
+JSON is readable in ``strace``. They arrive in the order in which they are sent.
 
 The reader of a datagram does not trust its writer. `decode` accepts the message types that this end expects, with
 exactly their fields, each of exactly its type and within its range; anything else is a `MessageError`.
@@ -26,9 +26,9 @@ class MessageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """The configuration of a worker. It holds no secrets: keys come as digests by `Keys`.
+    """The configuration of a worker.
 
-    With TLS, the descriptors of `TlsFiles` travel beside the message.
+    It holds no secrets: keys come as digests by `Keys`. With TLS, the message carries the descriptors of `TlsFiles`.
 
     A limit of 0 means no limit. Times are in seconds.
     """
@@ -51,28 +51,28 @@ class Configure:
     jail: str = "off"
     """``auto``, ``require`` or ``off``: see the setting ``JAIL``."""
     version_metadata: bool = True
-    """Whether answers name the catalogue."""
+    """Whether the metadata of answers name the catalogue."""
     trace_one_call_in: int = 0
     """One call of this many is reported by `CallsSampled`; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The accepted keys, as hex SHA-256 digests. They replace the ones before."""
+    """The accepted keys, as hex SHA-256 digests. They replace the previous ones."""
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """Whether what is served is up to date, as far as the master can say."""
+    """Whether the served catalogue is up to date, as far as the master knows."""
 
     fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The TLS files were replaced: use those whose descriptors travel beside the message for new connections.
+    """The TLS files were replaced: use the files whose descriptors this message carries for new connections.
 
     ``revision`` counts the replacements.
     """
@@ -82,7 +82,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A snapshot. The descriptor of its sealed memory travels beside the message."""
+    """A new snapshot. The message carries the descriptor of its sealed memory."""
 
     generation: int
     version_hash: str
@@ -90,14 +90,14 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another worker's stats page, for reading. Its descriptor travels beside the message."""
+    """Another worker's stats page, for reading. The message carries its descriptor."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """The worker of that page has ended: it accepts no more."""
+    """The worker of that page has ended, and accepts no more connections."""
 
     number: int
 
@@ -118,17 +118,17 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class KeysUsed:
-    """Keys with these hex SHA-256 digests were presented since the last such message. At most one a second."""
+    """Keys with these hex SHA-256 digests were presented since the last such message. Sent at most once a second."""
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CallsSampled:
-    """Calls that the worker has answered, a few of many; one such message a second at most. The lists have one length.
+    """A sample of the calls that the worker has answered. Sent at most once a second. The lists have one length.
 
-    ``methods`` and ``statuses`` are indices into `ipc.stats.METHODS` and `STATUSES`; ``ended_ns`` are instants of
-    CLOCK_REALTIME and ``elapsed_ns`` times, in nanoseconds.
+    ``methods`` and ``statuses`` are indices into `ipc.stats.METHODS` and `STATUSES`; ``ended_ns`` are times of
+    CLOCK_REALTIME and ``elapsed_ns`` durations, in nanoseconds.
     """
 
     methods: tuple[int, ...]
@@ -138,7 +138,7 @@ class CallsSampled:
 
     @property
     def plausible(self) -> bool:
-        """Whether the lists are of one length, and every index and time is one that can be."""
+        """Whether the lists have the same length, and every index and time is in its range."""
         return (
             len(self.methods) == len(self.statuses) == len(self.ended_ns) == len(self.elapsed_ns)
             and all(index < len(METHODS) for index in self.methods)
@@ -149,11 +149,11 @@ class CallsSampled:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker serves; ``generation`` is that of its snapshot, 0 while it has none."""
+    """The worker serves. ``generation`` is that of its snapshot; 0: it has none yet."""
 
     generation: int
     jail: str = "none"
-    """How far the worker is confined: an `Extent` of ``jail/confinement.py``."""
+    """The confinement of the worker: an `Extent` of ``jail/confinement.py``."""
 
 
 FromMaster = Configure | Keys | Freshness | Certificate | Publish | Peer | PeerGone | Drain
@@ -191,7 +191,7 @@ def decode(datagram: bytes, expected: tuple[type[Message], ...]) -> Message:
 
 def _class_of(values: object, expected: tuple[type[Message], ...]) -> type[Message]:
     if not isinstance(values, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     name = values.pop("type", None)
     for cls in expected:
         if cls.__name__ == name:
@@ -200,7 +200,7 @@ def _class_of(values: object, expected: tuple[type[Message], ...]) -> type[Messa
 
 
 def _fields_of(cls: type[Message], values: dict[str, Any]) -> dict[str, Any]:
-    """The checked values of the fields. Every field is required: both ends are of one version."""
+    """The checked values of the fields. Every field is required, because both ends have the same version."""
     checks = _CHECKS[cls]
     if values.keys() != checks.keys():
         raise ValueError("its fields are not those of its type")
@@ -209,7 +209,7 @@ def _fields_of(cls: type[Message], values: dict[str, Any]) -> dict[str, Any]:
 
 def _integer(value: object) -> int:
     if type(value) is not int or not 0 <= value <= _MOST_INTEGER:
-        raise ValueError("a number is no unsigned 64-bit integer")
+        raise ValueError("a number is not an unsigned 64-bit integer")
     return value
 
 
@@ -246,7 +246,7 @@ def _integers(value: object) -> tuple[int, ...]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 _CHECK_OF: dict[object, Callable[[object], object]] = {

@@ -1,13 +1,13 @@
 """The stats pages: one page of sealed memory per worker process, with 64-bit counters.
 
 A worker is the only writer of its page, and adds without a lock. It maps the page before its first client, and reports
-that to the master, which then seals the memory against every further writer (`StatsPage.seal`): the master and the
-other workers, which read the worker's connection count before they accept a connection, can only read it. A worker that
-goes wrong thus damages its own page and nothing else; `control_plane.worker_stats` judges what it reads there. The
-master never maps a page: it reads it by ``pread``, which cannot fail with SIGBUS.
+that to the master, which then seals the memory against every further writer (`StatsPage.seal`). The master, and the
+other workers, which read the worker's connection count before they accept a connection, can only read it. So a faulty
+worker damages only its own page; `control_plane.worker_stats` checks the values in it. The master never maps a page: it
+reads it by ``pread``, which cannot fail with SIGBUS.
 
-Two values of one page may differ by one request, but no value is ever torn, because an aligned 64-bit store is one
-store.
+Two values of one page may differ by one request, but each value is consistent, because an aligned 64-bit store is
+atomic.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ STATUSES = ("200", "400", "401", "404", "500", "503")
 METHODS = ("GetCommand", "SyncCatalog")
 
 LATENCY_BOUNDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-"""Upper bounds of the latency buckets in seconds; one more bucket holds what is above."""
+"""Upper bounds of the latency buckets in seconds. One more bucket counts longer times."""
 
 REFUSALS = ("peer_limit", "full", "evicted", "no_call")
-"""Why a connection was refused or closed with nothing wrong in what it sent, in the order of `grpc_h2.Refusal`."""
+"""The reasons why a connection was refused or closed although its client made no mistake, in the order of
+`grpc_h2.Refusal`.
+"""
 
 BUCKETS = len(LATENCY_BOUNDS) + 1
 """Latency buckets of a method."""
@@ -36,8 +38,8 @@ _HASH_WORDS = 4
 _WORD = 8
 _SEALED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _F_SEAL_FUTURE_WRITE = 0x0010
-"""No further writable mapping and no ``write``; mappings that exist stay writable (``fcntl(2)``, since Linux 5.1). The
-constant is missing in the module ``fcntl``."""
+"""The seal that forbids further writable mappings and ``write``; existing mappings stay writable (``fcntl(2)``, since
+Linux 5.1). The constant is missing in the module ``fcntl``."""
 
 
 class Word(IntEnum):
@@ -74,9 +76,9 @@ class Room(IntEnum):
 
     FREE = 0
     FULL = 1
-    """It holds as many as it may; idle ones without an authorized call give way to new ones."""
+    """It has the most connections allowed; idle ones without an authorized call are closed in favour of new ones."""
     TAKEN = 2
-    """All connections that it holds belong to clients."""
+    """It has the most connections allowed, and all have made an authorized call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,9 @@ class SlotReading:
     accepting: bool
     """Whether the worker accepts new connections."""
     connections: int
-    """Connections that it holds now."""
+    """Connections that are open now."""
     opened: int
-    """Connections that it has ever accepted."""
+    """Connections that it has accepted so far."""
     requests: dict[str, int]
     """Status → requests."""
     latency: dict[str, tuple[int, ...]]
@@ -103,7 +105,7 @@ class SlotReading:
     refused: dict[str, int]
     """Reason → connections."""
     lines_dropped: int = 0
-    """Log lines of the worker that were never written."""
+    """Log lines of the worker that were dropped."""
 
 
 class Slot:
@@ -113,16 +115,18 @@ class Slot:
         self._words = words
 
     def start(self, pid: int, now_ns: int) -> None:
-        """The process that maps the page begins."""
+        """Note the start of the process that maps the page."""
         self._words[Word.HEARTBEAT] = now_ns
         self._words[Word.PID] = pid
 
     def beat(self, now_ns: int) -> None:
-        """Note that the worker's event loop runs. ``now_ns`` is CLOCK_MONOTONIC; others only see whether it changes."""
+        """Note that the worker's event loop runs. ``now_ns`` is CLOCK_MONOTONIC; readers only compare whether it has
+        changed.
+        """
         self._words[Word.HEARTBEAT] = now_ns
 
     def serve(self, generation: int, entries: int, version_hash: bytes) -> None:
-        """The worker answers from this snapshot from now on."""
+        """Note the snapshot that the worker serves from now on."""
         for number in range(_HASH_WORDS):
             word = version_hash[number * _WORD : (number + 1) * _WORD]
             self._words[Word.VERSION_HASH + number] = int.from_bytes(word, "little")
@@ -130,43 +134,43 @@ class Slot:
         self._words[Word.GENERATION] = generation
 
     def count(self, method: int, status: int, elapsed_ns: int) -> None:
-        """Count one request: indices into `METHODS` and `STATUSES`, and the time it took."""
+        """Count one request. Arguments: indices into `METHODS` and `STATUSES`, and its duration."""
         self.count_many(method, status, 1, elapsed_ns)
 
     def count_many(self, method: int, status: int, number: int, elapsed_ns: int) -> None:
-        """``number`` requests with the same outcome, each answered in ``elapsed_ns``."""
+        """Count ``number`` requests with the same outcome, each answered in ``elapsed_ns``."""
         words = self._words
         words[_REQUESTS + status] += number
         words[_FIRST_BUCKET + method * BUCKETS + bisect_left(_BOUNDS_NS, elapsed_ns)] += number
         words[_NANOSECONDS + method] += number * elapsed_ns
 
     def start_accepting(self) -> None:
-        """The worker accepts new connections from now on."""
+        """Note that the worker accepts new connections from now on."""
         self._words[Word.ACCEPTING] = 1
 
     def stop_accepting(self) -> None:
-        """The worker accepts no more: it drains."""
+        """Note that the worker accepts no more connections, because it drains."""
         self._words[Word.ACCEPTING] = 0
 
     def connected(self, connections: int, opened: int) -> None:
-        """The worker holds ``connections`` now, and has accepted ``opened`` more since the last call."""
+        """Note the present number of connections, and ``opened``, the number accepted since the last call."""
         self._words[Word.CONNECTIONS] = connections
         self._words[Word.OPENED] += opened
 
     def set_room(self, room: Room) -> None:
-        """The worker has this room for another connection."""
+        """Note the worker's room for another connection."""
         self._words[Word.ROOM] = room
 
     def refused(self, reason: int) -> None:
-        """The worker has refused or closed a connection: an index into `REFUSALS`."""
+        """Count a connection that the worker has refused or closed, by its index into `REFUSALS`."""
         self._words[Word.REFUSED + reason] += 1
 
     def lines_dropped(self, lines: int) -> None:
-        """The number of the worker's log lines that were never written, since its start."""
+        """Note the number of the worker's log lines that were dropped since its start."""
         self._words[Word.LINES_DROPPED] = lines
 
     def load(self) -> tuple[bool, int, int, int]:
-        """The values that other workers decide by: accepting, connections, opened, heartbeat in nanoseconds."""
+        """The values by which other workers decide: accepting, connections, opened, heartbeat in nanoseconds."""
         words = self._words
         return words[_ACCEPTING] == 1, words[_CONNECTIONS], words[_OPENED], words[_HEARTBEAT]
 
@@ -200,7 +204,7 @@ def read_words(words: memoryview) -> SlotReading:
 
 
 class StatsPage:
-    """One worker's page, in the master: the descriptor that the worker inherits, and reading."""
+    """One worker's page in the master, with the descriptor that the worker inherits."""
 
     def __init__(self) -> None:
         """A page of zeros whose size is fixed.
@@ -225,7 +229,7 @@ class StatsPage:
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
     def read(self) -> SlotReading:
-        """The values now. They are what the worker claims, unchecked."""
+        """The present values as the worker wrote them, unchecked."""
         octets = os.pread(self.descriptor, SLOT_SIZE, 0)
         return read_words(memoryview(octets).cast("Q"))
 
@@ -260,5 +264,5 @@ def map_peer(descriptor: int) -> Slot:
 
 
 def unshared_slot() -> Slot:
-    """A slot in this process's own memory, for a server that reports to nobody (the warm-up, tests)."""
+    """A slot in this process's own memory, for a server without a master (the warm-up, tests)."""
     return Slot(memoryview(bytearray(SLOT_SIZE)).cast("Q"))

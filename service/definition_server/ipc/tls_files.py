@@ -1,11 +1,11 @@
 """The TLS files in memory: a certificate chain, its key and, for mutual TLS, the authorities of clients, as PEM.
 
 The master reads the files that an operator writes, and keeps the octets of the last set that was good. A worker gets
-them as sealed memory, by descriptors beside a message, so it needs no file. While the files on disk do not match, a
-worker that is started therefore serves with the last good ones, as the others do.
+them as sealed memory, by descriptors that a message carries, so it needs no file. So a worker that is started while the
+files on disk do not match serves with the last good ones, as the others do.
 
 Libraries load PEM by path. The path of a descriptor in ``/proc/self/fd`` opens its memory, inside the jail too:
-Landlock restricts what lies in a mounted file system, and this memory does not.
+Landlock restricts only files in mounted file systems, and this memory is not in one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TlsFiles:
         """``descriptors``: certificate chain, key and, where clients need a certificate, their authorities.
 
         Raises:
-            NotSealedError: where they are not two or three pieces of memory that cannot change. They are closed.
+            NotSealedError: where they are not two or three pieces of sealed memory. They are closed then.
         """
         self.descriptors = tuple(descriptors)
         try:
@@ -48,7 +48,7 @@ class TlsFiles:
         contents = (certificate, key) if client_authorities is None else (certificate, key, client_authorities)
         made: list[int] = []
         try:
-            made.extend(create_sealed("tls", [content]) for content in contents)  # one by one, up to a failure
+            made.extend(create_sealed("tls", [content]) for content in contents)  # a failure leaves the earlier ones
         except BaseException:
             for descriptor in made:
                 os.close(descriptor)
@@ -67,11 +67,13 @@ class TlsFiles:
 
     @property
     def client_authorities(self) -> str | None:
-        """Path of the authorities that clients' certificates must come from, in this process; None: none is needed."""
+        """Path of the authorities that must have issued the clients' certificates, in this process; None: clients need
+        no certificate.
+        """
         return _path(self.descriptors[2]) if len(self.descriptors) > 2 else None
 
     def octets(self) -> tuple[bytes, bytes, bytes | None]:
-        """The contents, without opening anything: certificate chain, key, client authorities."""
+        """The contents, read without opening a file: certificate chain, key, client authorities."""
         certificate, key, *others = (os.pread(each, os.fstat(each).st_size, 0) for each in self.descriptors)
         return certificate, key, others[0] if others else None
 
@@ -96,5 +98,5 @@ def _path(descriptor: int) -> str:
 def _is_sealed(descriptor: int) -> bool:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
-    except OSError:  # it is no memory
+    except OSError:  # it is not such memory
         return False

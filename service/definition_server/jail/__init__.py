@@ -1,1 +1,1 @@
-"""The jail of a worker: what the kernel refuses to it, whatever code runs in it (Landlock, seccomp)."""
+"""The jail of a worker (Landlock, seccomp): the kernel refuses certain actions, whatever code runs in the worker."""

@@ -1,8 +1,8 @@
-"""The system calls of a worker: what it may still do once it is confined. Everything else fails with EPERM.
+"""The system calls that a worker may make once it is confined. All others fail with EPERM.
 
-A worker serves connections that arrive on a socket that it has, from memory that it has. So it may use its memory, its
-threads, its clocks, and descriptors that exist; it may not make new ones that reach outside: no file, no socket, no
-process, no other process's memory, signals or priority.
+A worker serves connections of an existing socket from existing memory. So it may use its memory, its threads, its
+clocks and existing descriptors. It may not reach anything else: open files, make sockets or processes, or access other
+processes' memory, signals or priority.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ _PRCTL_OPTIONS = (3, 15, 16, 38, 0x53564D41)
 """PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA."""
 
 _IPPROTO_TCP, _TCP_NODELAY = 6, 1
-"""Of a connection. Any other option of the listening socket would be one of all workers' connections: they inherit a
-buffer of hundreds of octets, for instance, or a SO_LINGER or TCP_USER_TIMEOUT that resets them."""
+"""The socket options that may be set. Connections inherit the options of the listening socket, which all workers share:
+another option, such as a buffer of hundreds of octets, or a SO_LINGER or TCP_USER_TIMEOUT that resets connections,
+would affect all workers."""
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
-    # Name: x86-64, aarch64. The frequent ones come first, because the filter compares them in this order.
+    # Name: numbers on x86-64 and aarch64. Frequent calls come first, because the filter compares in this order.
     "sendto": (44, 206), "recvfrom": (45, 207), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "read": (0, 63),
     "write": (1, 64), "writev": (20, 66), "sendmsg": (46, 211), "recvmsg": (47, 212), "futex": (202, 98),
     "epoll_ctl": (233, 21), "accept4": (288, 242), "close": (3, 57), "clock_gettime": (228, 113),
@@ -48,11 +49,11 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "epoll_create1": (291, 20), "epoll_pwait2": (441, 441), "poll": (7, None), "ppoll": (271, 73),
     "select": (23, None), "pselect6": (270, 72), "pause": (34, None), "nanosleep": (35, 101),
     "clock_nanosleep": (230, 115), "restart_syscall": (219, 128),
-    # Sockets that exist
+    # Existing sockets
     "accept": (43, 202), "sendmmsg": (307, 269), "recvmmsg": (299, 243), "getsockopt": (55, 209),
     "setsockopt": (54, 208), "getsockname": (51, 204), "getpeername": (52, 205), "shutdown": (48, 210),
     "socketpair": (53, 199),
-    # Sockets of its own, where a transport opens the port itself
+    # New sockets, if the transport opens the port itself
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
     # Threads
     "clone": (56, 220), "clone3": (435, 435), "exit": (60, 93), "exit_group": (231, 94),
@@ -65,7 +66,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigsuspend": (130, 133),
     "rt_sigtimedwait": (128, 137), "rt_sigpending": (127, 136), "sigaltstack": (131, 132), "kill": (62, 129),
     "tkill": (200, 130), "tgkill": (234, 131), "setitimer": (38, 103), "getitimer": (36, 102),
-    # Facts
+    # Information
     "getpid": (39, 172), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
     "getegid": (108, 177), "getpgrp": (111, None), "getpgid": (121, 155), "getsid": (124, 156), "getcwd": (79, 17),
     "getpriority": (140, 141), "getrlimit": (97, 163), "prlimit64": (302, 261), "getrusage": (98, 165),
@@ -75,12 +76,12 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
 """Every system call that a worker may make, some only with certain arguments (`rules`)."""
 
 OPENING_A_PORT = ("socket", "connect", "bind", "listen")
-"""Refused at once to a worker that adopts the master's socket, and to others once their port is open."""
+"""Refused from the start to a worker that uses the master's socket, and to others once their port is open."""
 OPENING_A_FILE = ("open", "openat")
 
 
 def number(architecture: Architecture, name: str) -> int | None:
-    """The number of a call; None where the architecture does not have it."""
+    """The number of a call; None if the architecture does not have the call."""
     return NUMBERS[name][0 if architecture is X86_64 else 1]
 
 
@@ -90,8 +91,8 @@ def rules(
     """Call number → rule, for process ``pid``.
 
     Args:
-        architecture: The architecture whose numbers are meant.
-        pid: The process that it may signal: itself.
+        architecture: The architecture whose call numbers are used.
+        pid: The process itself, the only one that it may signal.
         reads_files: Files may be opened for reading, as far as Landlock permits.
         opens_port: Sockets may be made, bound and connected, as far as Landlock permits.
         stacks: A further filter may be installed (`refused_once_started`).
@@ -112,8 +113,8 @@ def rules(
 
 
 def refused_once_started(architecture: Architecture, *, files: bool) -> dict[int, Rule]:
-    """Call number → rule of the second filter, of a worker whose start needed more: no socket, no further filter and,
-    with ``files``, no file."""
+    """Call number → rule of the second filter, for a worker whose start needed more calls. It refuses sockets, further
+    filters and, with ``files``, opening files."""
     names = (*OPENING_A_PORT, "seccomp", *(OPENING_A_FILE if files else ()))
     return {found: Rule(refuse(errno.EPERM)) for name in names if (found := number(architecture, name)) is not None}
 
@@ -124,12 +125,13 @@ def _restricted(pid: int) -> dict[str, Rule]:
     empty_path = Comparison(3, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH)
     own = Rule(when=((Comparison(0, pid),),))
     return {
-        # No address, no "fast open": either makes a connection without connect(2).
+        # No address and no "fast open", because either would make a connection without connect(2).
         "sendto": Rule(when=((Comparison(3, 0, mask=_MSG_FASTOPEN), *no_address),)),
         "sendmsg": Rule(when=((Comparison(2, 0, mask=_MSG_FASTOPEN),),)),
         "sendmmsg": Rule(when=((Comparison(3, 0, mask=_MSG_FASTOPEN),),)),
         "socketpair": Rule(when=((Comparison(0, _AF_UNIX),),)),
-        # Reading is not shut down: that would end a listening socket for all processes that share it.
+        # Shutting down the reading direction is refused: it would end a listening socket for all processes that share
+        # it.
         "shutdown": Rule(when=((Comparison(1, _SHUT_WR),),)),
         "setsockopt": Rule(when=((Comparison(1, _IPPROTO_TCP), Comparison(2, _TCP_NODELAY)),)),
         "fcntl": Rule(
@@ -146,12 +148,13 @@ def _restricted(pid: int) -> dict[str, Rule]:
                 for request in (_FIONREAD, _FIONBIO, _FIOCLEX, _FIONCLEX, _TCGETS, _TIOCGWINSZ, _TCGETS2)
             )
         ),
-        # A descriptor's facts, not those of a path.
+        # The status of a descriptor, not of a path.
         "newfstatat": Rule(when=((empty_path,),)),
         "statx": Rule(when=((Comparison(2, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH),),)),
         "open": Rule(when=((Comparison(1, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
         "openat": Rule(when=((Comparison(2, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
-        # Threads, no processes. The filter cannot read clone3's arguments; the C library then uses clone.
+        # Threads, but no processes. The filter cannot read clone3's arguments, so clone3 is refused, and the C library
+        # uses clone.
         "clone": Rule(when=((Comparison(0, _CLONE_THREAD, mask=_CLONE_THREAD),),)),
         "clone3": Rule(refuse(errno.ENOSYS), when=ALWAYS),
         "kill": own,

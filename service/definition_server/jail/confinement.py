@@ -1,4 +1,4 @@
-"""Confines a worker, and says beforehand whether the kernel can."""
+"""Confines a worker, and reports beforehand which protections the kernel offers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from definition_server.jail import calls, landlock, seccomp
 from definition_server.jail.kernel import Architecture, architecture, hide_process
 
 _RANDOM = "/dev/urandom"
-"""C-core's library (Abseil) seeds its generator from it, and ends the process where it cannot."""
+"""C-core's library (Abseil) seeds its random generator from this file, and ends the process if it cannot."""
 
 
 class Extent(StrEnum):
-    """How far a worker is confined, as it reports it and ``/statusz`` shows it."""
+    """The degree of a worker's confinement, as the worker reports it and ``/statusz`` shows it."""
 
     FULL = "full"
     """Landlock and seccomp."""
     LANDLOCK = "landlock"
-    """Landlock alone: no file, no TCP connection; but processes, signals and other sockets."""
+    """Landlock alone: files and TCP connections are refused, but processes, signals and other sockets are not."""
     SECCOMP = "seccomp"
-    """seccomp alone. With TLS or grpcio, files can be opened for reading until the port is open, and never again."""
+    """seccomp alone. With TLS or grpcio, files can be opened for reading until the port is open, but not later."""
     NONE = "none"
 
 
@@ -40,7 +40,7 @@ class Support(NamedTuple):
 
     @property
     def extent(self) -> Extent:
-        """The most that a worker can be confined here."""
+        """The highest degree of confinement on this machine."""
         if self.seccomp:
             return Extent.FULL if self.landlock_abi else Extent.SECCOMP
         return Extent.LANDLOCK if self.landlock_abi else Extent.NONE
@@ -54,20 +54,21 @@ class Support(NamedTuple):
 
 
 def support() -> Support:
-    """Ask the kernel. Changes nothing."""
+    """Query the kernel. Changes nothing."""
     found = architecture()
     return Support(landlock.abi_version(), found is not None and seccomp.available(found))
 
 
 class Jail:
-    """The confinement of the process that makes it. To be entered before the process has a second thread.
+    """The confinement of the process that creates this object. `enter` must be called before the process has a second
+    thread.
 
     Args:
         offered: The protections that the kernel offers; a missing one is left out.
-        port: The TCP port that this worker binds itself, by gRPC's C-core; 0 where it adopts the master's socket.
-        opens_memory: Memory without a name, of which it gets descriptors, may be opened by its path in
-            ``/proc/self/fd``. seccomp cannot distinguish such a path from others; Landlock can. Without Landlock
-            nothing is opened once the worker has started.
+        port: The TCP port that this worker binds itself, by gRPC's C-core; 0 if it uses the master's socket.
+        opens_memory: Whether the worker may open unnamed memory, whose descriptors it receives, by its path in
+            ``/proc/self/fd``. seccomp cannot distinguish such a path from others; Landlock can. Without Landlock,
+            nothing can be opened once the worker has started.
     """
 
     def __init__(self, offered: Support, *, port: int = 0, opens_memory: bool = False) -> None:
@@ -91,8 +92,8 @@ class Jail:
         ]
 
     def start_is_over(self) -> list[str]:
-        """The port is open: from now on no thread makes a socket, nor, without Landlock, opens a file. No effect where
-        none could.
+        """Called when the port is open: from now on no thread can make a socket or, without Landlock, open a file. No
+        effect if this was refused already.
 
         Returns:
             As `enter`.
@@ -132,7 +133,7 @@ class Jail:
 
 
 def _try(step: Callable[[], None]) -> str:
-    """Why ``step`` failed; empty where it did not."""
+    """The reason why ``step`` failed; empty if it succeeded."""
     try:
         step()
     except OSError as error:

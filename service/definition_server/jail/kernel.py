@@ -1,4 +1,4 @@
-"""System calls that Python has no function for, by ctypes."""
+"""System calls for which Python has no function, by ctypes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Architecture(NamedTuple):
 
     name: str
     audit: int
-    """``AUDIT_ARCH_…``: what the kernel reports with every system call."""
+    """``AUDIT_ARCH_…``: the value that the kernel reports with every system call."""
     seccomp: int
     """The number of ``seccomp(2)``."""
 
@@ -28,7 +28,7 @@ AARCH64 = Architecture("aarch64", 0xC00000B7, 277)
 
 
 def architecture() -> Architecture | None:
-    """That of this process; None where there are no tables for it (a 32-bit interpreter included)."""
+    """The architecture of this process; None if there are no tables for it (also for a 32-bit interpreter)."""
     if sys.maxsize < 2**32 or sys.platform != "linux":
         return None
     return {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}.get(os.uname().machine)
@@ -63,7 +63,8 @@ def prctl(option: int, value: int = 0) -> int:
 
 
 def hide_process() -> None:
-    """Make this process unreadable for others of its user: memory, environment, descriptors; and write no core dump.
+    """Hide memory, environment and descriptors of this process from other processes of its user, and disable core
+    dumps.
 
     ``PR_SET_DUMPABLE`` 0 (prctl(2)): the files of ``/proc/PID`` belong to root, and ptrace(2) is refused to a process
     without ``CAP_SYS_PTRACE``. It lasts until the next ``exec``.

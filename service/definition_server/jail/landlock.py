@@ -1,9 +1,9 @@
-"""Landlock (landlock(7)): no file is opened, made, changed or removed, and no TCP connection is made.
+"""Landlock (landlock(7)): refuses to open, make, change or remove files, and to make TCP connections.
 
-The kernel's ABI version says what it can refuse; all that it can is asked for. Files that are open, and descriptors
-that arrive later over a socket, stay usable. Memory without a name (memfd_create(2)) can be opened through
-``/proc/self/fd``: it lies in no file system that is mounted. A restriction holds for the calling thread and the threads
-and processes that it starts afterwards, so it comes before the first other thread.
+The ABI version of the kernel determines which accesses it can refuse; all of them are requested. Open files, and
+descriptors that arrive later over a socket, stay usable. Unnamed memory (memfd_create(2)) can be opened through
+``/proc/self/fd``, because it is not in a mounted file system. A restriction applies to the calling thread and the
+threads and processes that it starts afterwards, so it must be made before the first other thread.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _NetPort(ctypes.Structure):
 
 
 def abi_version() -> int:
-    """The ABI version of the running kernel; 0 where it has no Landlock, or a container's filter refuses it."""
+    """The ABI version of the running kernel; 0 if it has no Landlock, or a container's filter refuses it."""
     try:
         return call(_CREATE_RULESET, 0, 0, _ASK_VERSION)
     except OSError:
@@ -76,7 +76,8 @@ def restrict(abi: int, *, bind_ports: Iterable[int] = (), readable: Iterable[str
         OSError: where the kernel refuses.
     """
     files, net, scopes = refused_by(abi)
-    # A kernel refuses a longer structure than its own where the rest is not zero, so each version gets its own length.
+    # A kernel refuses a structure that is longer than its own if the rest is not zero, so each version gets its own
+    # length.
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = call(_CREATE_RULESET, ctypes.byref(_Ruleset(files, net, scopes)), size, 0)
     try:

@@ -1,9 +1,9 @@
 """seccomp filters (seccomp(2)): a program for the kernel that answers each system call with "allow" or an error.
 
 Refused calls fail with EPERM, and nothing is logged, so that a library falls back to another call or reports the error
-as any other. A program is written in classic BPF (``linux/filter.h``) and reads the call's number, the architecture and
-the arguments, never memory behind a pointer. For calls that are allowed whatever their arguments the kernel remembers
-that (since 5.11), and does not run the program.
+like any other. A program is written in classic BPF (``linux/filter.h``) and reads the call's number, the architecture
+and the arguments, never memory behind a pointer. If a call is allowed with any arguments, the kernel remembers this
+(since 5.11), and does not run the program for it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 """Offsets in ``struct seccomp_data``."""
 
 _X32 = 0x40000000
-"""The bit of a call of the x32 ABI, which has other numbers."""
+"""The bit in the numbers of x32 system calls, a separate ABI."""
 
 LAST_KNOWN = 470
-"""The last system call that these tables were made with. A later one fails with ENOSYS, as on a kernel without it: a
-library that tries a new call falls back to the old one."""
+"""The newest system call in these tables. A newer one fails with ENOSYS, as on a kernel without it, so that a library
+that tries a new call falls back to the old one."""
 
 
 def refuse(number: int) -> int:
@@ -46,11 +46,11 @@ class Comparison(NamedTuple):
     value: int
     mask: int = 0xFFFFFFFF
     high: bool = False
-    """Whether the upper 32 bits of the argument are compared, not the lower ones. For pointers."""
+    """Whether the upper 32 bits of the argument are compared instead of the lower ones. For pointers."""
 
 
 Alternatives = tuple[tuple[Comparison, ...], ...]
-"""A call is answered by its rule's answer if all tests of one of the alternatives hold; otherwise with EPERM."""
+"""A call gets the rule's answer if all tests of one of the alternatives hold, otherwise EPERM."""
 
 ALWAYS: Alternatives = ((),)
 
@@ -97,7 +97,7 @@ def program(architecture: Architecture, rules: Mapping[int, Rule], otherwise: in
 
 
 def _block(rule: Rule) -> list[Instruction]:
-    """Answers one call, whose number matched."""
+    """The instructions that answer one call, whose number has matched."""
     written: list[Instruction] = []
     for tests in rule.when:
         passed: list[Instruction] = [(_RETURN, 0, 0, rule.answer)]
@@ -112,7 +112,7 @@ def _block(rule: Rule) -> list[Instruction]:
 
 
 def available(architecture: Architecture) -> bool:
-    """Whether the kernel takes filters, and a container's own filter lets them be set."""
+    """Whether the kernel supports filters, and a container's own filter allows setting them."""
     answer = ctypes.c_uint32(_ERRNO)
     try:
         call(architecture.seccomp, _GET_ACTION_AVAIL, 0, ctypes.byref(answer))
@@ -122,7 +122,8 @@ def available(architecture: Architecture) -> bool:
 
 
 def install(architecture: Architecture, instructions: list[Instruction], *, every_thread: bool = False) -> None:
-    """Put this process under a filter for good: the calling thread and those that it starts, or ``every_thread``.
+    """Put the calling thread and the threads that it starts under a filter for good; with ``every_thread``, all threads
+    of this process.
 
     Raises:
         OSError: where the kernel refuses.
@@ -132,7 +133,7 @@ def install(architecture: Architecture, instructions: list[Instruction], *, ever
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     flags = _TSYNC if every_thread else 0
     # Without the flag, kernels before 5.16 slow the whole process down (a mitigation of speculative store bypass). No
-    # foreign code runs here that could read beside its own data.
+    # foreign code that could exploit this runs here.
     for each in (flags | _SPEC_ALLOW, flags):
         try:
             refused = call(architecture.seccomp, _SET_MODE_FILTER, each, ctypes.byref(filter_program))

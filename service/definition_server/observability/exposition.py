@@ -1,8 +1,8 @@
-"""The metrics in the form that a scraper asks for: format by ``Accept``, compression by ``Accept-Encoding`` (RFC 9110,
+"""The metrics in the form that a scraper requests: format by ``Accept``, compression by ``Accept-Encoding`` (RFC 9110,
 12.5).
 
-`prometheus_client` writes the formats, and chooses one by a part of ``Accept`` only: it ignores weights, and fails on
-a quoted or unknown version. So this module parses the field, and passes on the one media range that comes out best.
+`prometheus_client` writes the formats, but uses only a part of ``Accept`` to choose one: it ignores weights, and fails
+on a quoted or unknown version. So this module parses the field, and passes on only the best media range.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _VERSIONS = {
     "text/*": frozenset(("",)),
     "*/*": frozenset(("",)),
 }
-"""Media range → versions that are understood. A range with another one is not a range that we can satisfy."""
+"""Media range → supported versions. A range with another version cannot be satisfied."""
 _GZIP_LEVEL = 6
 _FEWEST_OCTETS = 1024
-"""Less is not worth the compression."""
+"""Octets below which compression is not worthwhile."""
 
-# Elements of a list, and parameters of an element: separators inside a quoted string separate nothing (5.6.4).
+# Elements of a list, and parameters of an element. Separators inside a quoted string are ignored (5.6.4).
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
 _PARAMETER = re.compile(r'(?:[^;"]|"(?:\\.|[^"\\])*"?)+')
 _QUOTED_PAIR = re.compile(r"\\(.)")
@@ -58,14 +58,16 @@ def expose(
 
 
 class _Restricted(Collector):
-    """The samples of some names. (`CollectorRegistry.restricted_registry` skips a collector that describes nothing.)"""
+    """The samples with certain names. (`CollectorRegistry.restricted_registry` skips a collector that describes
+    nothing.)
+    """
 
     def __init__(self, registry: CollectorRegistry, names: frozenset[str]) -> None:
         self._registry = registry
         self._names = names
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric that has such a sample, with those alone."""
+        """Every metric that has such samples, with no other samples."""
         for metric in self._registry.collect():
             samples = [sample for sample in metric.samples if sample.name in self._names]
             if samples:
@@ -77,21 +79,21 @@ class _Restricted(Collector):
 def _best_range(accept: str) -> str:
     """The media range with the highest weight that can be satisfied, as `choose_encoder` reads it.
 
-    Empty where there is none: the classic text format is sent nevertheless, as 12.5.1 allows.
+    Empty if there is none: the classic text format is then sent, as 12.5.1 allows.
     """
     ranges = [each for each in _weighted(accept) if each[2].get("version", "") in _VERSIONS.get(each[1], ())]
     if not ranges:
         return ""
-    # Of equal weights the first counts. `sorted` is stable.
+    # Of equal weights the first is used. `sorted` is stable.
     _, kind, parameters = sorted(ranges, key=lambda each: -each[0])[0]
     kept = [f"{name}={parameters[name]}" for name in ("version", "escaping") if parameters.get(name)]
     return "; ".join((kind, *kept))
 
 
 def prefers_html(accept: str) -> bool:
-    """Whether a client with that field ``Accept`` asks for a page for people; otherwise it gets JSON.
+    """Whether a client with this field ``Accept`` requests HTML; otherwise it gets JSON.
 
-    A browser names ``text/html``; ``*/*``, which every program sends, does not ask for it.
+    A browser names ``text/html``. ``*/*``, which other programs send, does not request HTML.
     """
     weights = {kind: weight for weight, kind, _ in _weighted(accept, zero=True)}
     html = weights.get("text/html", 0.0)
@@ -100,7 +102,7 @@ def prefers_html(accept: str) -> bool:
 
 
 def _wants_gzip(accept_encoding: str) -> bool:
-    """Whether gzip is acceptable, and not less welcome than the plain text."""
+    """Whether gzip is acceptable, and its weight is not below that of the uncompressed text."""
     weights = {coding: weight for weight, coding, _ in _weighted(accept_encoding, zero=True)}
     weight = weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0)))
     return weight > 0 and weight >= weights.get("identity", 0.0)
@@ -109,7 +111,7 @@ def _wants_gzip(accept_encoding: str) -> bool:
 def _weighted(field: str, *, zero: bool = False) -> Iterator[tuple[float, str, dict[str, str]]]:
     """The elements of a list with weights: weight, value in lower case, the other parameters.
 
-    Elements that are malformed are left out, and unless ``zero`` is set, those of weight 0: "not acceptable".
+    Malformed elements are left out. Unless ``zero`` is set, so are elements of weight 0, which means "not acceptable".
     """
     for element in _ELEMENT.findall(field):
         value, *rest = (part.strip() for part in _PARAMETER.findall(element) or [""])

@@ -1,7 +1,7 @@
-"""HTML in which everything that is not a tag of ours is escaped: text becomes HTML in one place, `text`.
+"""HTML in which everything except our own tags is escaped: text becomes HTML in one place, `text`.
 
-`Html` marks what is HTML already. `element` takes both, and escapes what is not. So a name from a table can reach a
-page as text alone, whatever it holds.
+The type `Html` marks text that is HTML already. `element` accepts both and escapes all other text. So a name from a
+table appears on a page only as text, whatever it contains.
 """
 
 from __future__ import annotations

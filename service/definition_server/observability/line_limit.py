@@ -1,4 +1,4 @@
-"""A limit for log lines that strangers cause, so that nobody can make the server write without end."""
+"""A limit for log lines that untrusted clients cause, so that they cannot make the server write without end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class LineLimit:
         self._left_out = 0
 
     def admit(self, now: float) -> dict[str, int] | None:
-        """Whether a line may be written: None if not, else its field ``left_out``, where lines before it were not."""
+        """None if a line may not be written; otherwise its additional fields: ``left_out``, if lines before it were not
+        written.
+        """
         self._tokens = min(BURST, self._tokens + max(0.0, now - self._then) * PER_SECOND)
         self._then = now
         if self._tokens < 1:

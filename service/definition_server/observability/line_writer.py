@@ -1,16 +1,17 @@
 """Writes log lines from a thread of its own, so that no caller waits for stdout.
 
-stdout may stop taking octets at any time: a pipe whose reader stands still, a terminal on which somebody pressed
-Ctrl-S, a full disk. A ``write(2)`` then blocks, and an event loop that logs would block with it. So callers put whole
-lines into a bounded queue, and one thread writes them in order, each by one ``write(2)``: lines of up to PIPE_BUF
-octets from several processes are never mixed up in a pipe (``pipe(7)``).
+stdout may stop accepting octets at any time: a pipe whose reader hangs, a terminal on which Ctrl-S was pressed, a full
+disk. A ``write(2)`` then blocks, and an event loop that logs would block with it. So callers put whole lines into a
+bounded queue, and one thread writes them in order, each by one ``write(2)``: lines of up to PIPE_BUF octets from
+several processes are never mixed up in a pipe (``pipe(7)``).
 
-Where the queue is full, new lines are dropped and counted: the oldest lines name the cause. As soon as lines flow
-again, one line reports their number at the place of the gap. A reader that is gone (EPIPE) costs the line at hand.
-A full disk costs nothing until the queue is full: the thread tries the line again every second.
+If the queue is full, new lines are dropped and counted; the oldest lines are kept, because they show the cause. As soon
+as lines can be written again, one line reports the number of dropped lines at the place of the gap. If the reader is
+gone (EPIPE), the current line is lost. On a full disk nothing is lost until the queue is full: the thread tries the
+line again every second.
 
-The queue is a `queue.SimpleQueue`, whose ``put`` is reentrant: a destructor or a signal handler may log while its own
-thread is in the midst of logging.
+The queue is a `queue.SimpleQueue`, whose ``put`` is reentrant: a destructor or a signal handler may log while its
+thread is already logging.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from queue import Empty, SimpleQueue
 
 MOST_LINES = 10_000
 MOST_OCTETS = 8 * 1024 * 1024
-"""The most that waits in one process. A line has about 200 octets, so `MOST_LINES` is normally met first."""
+"""The most lines and octets that wait in one process. A line has about 200 octets, so `MOST_LINES` is normally reached
+first.
+"""
 _RETRY_SECONDS = 1.0
-"""Between two attempts to write to a full disk."""
+"""Seconds between two attempts to write to a full disk."""
 _RETRIED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS, errno.ENOMEM))
 _PIPE_BUF = select.PIPE_BUF
 
@@ -35,8 +38,8 @@ _PIPE_BUF = select.PIPE_BUF
 class LineWriter:
     """Writes lines to ``descriptor``.
 
-    The thread is started by the first line, unless ``hold`` is set: then lines wait until `release`. A process that
-    restricts itself uses that, because restrictions bind only the threads that are started after them.
+    The first line starts the thread, unless ``hold`` is set: then lines wait until `release`. A process that confines
+    itself uses this, because the confinement affects only threads that are started after it.
     """
 
     def __init__(self, descriptor: int, *, hold: bool = False) -> None:
@@ -45,17 +48,18 @@ class LineWriter:
         self._begin()
 
     def use_gap(self, gap: Callable[[int], bytes]) -> None:
-        """Report lines that are missing by the line that ``gap`` renders for their number."""
+        """Report missing lines by a line that ``gap`` renders from their number."""
         self._gap = gap
 
     def _begin(self) -> None:
-        """The state of a process that has written nothing."""
+        """Set the state of a process that has written nothing."""
         self._queue: SimpleQueue[bytes | int | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        # Each number is written by one side only. The callers, whom the handler's lock serialises:
+        # Each number is written by one side only. These are written by the callers, one at a time under the handler's
+        # lock:
         self._accepted = self._accepted_octets = 0
         self._refused = self._refused_in_queue = 0
-        # The thread:
+        # These are written by the thread:
         self._taken = self._taken_octets = 0
         self._refused_reported = 0
         self._lost = self._lost_reported = 0
@@ -63,21 +67,21 @@ class LineWriter:
         self._deadline: float | None = None
 
     def begin_again(self) -> None:
-        """Forget everything: in a forked child the thread does not exist, and the parent writes the lines."""
+        """Forget all lines. For a forked child, which has no such thread: the parent writes the lines."""
         self._begin()
 
     @property
     def dropped(self) -> int:
-        """Lines that were not written and never will be."""
+        """Number of lines that were dropped."""
         return self._refused + self._lost
 
     @property
     def waiting(self) -> int:
-        """Lines that are not written yet."""
+        """Number of lines that wait."""
         return self._accepted - self._taken
 
     def put(self, line: bytes) -> None:
-        """Write ``line``, which ends with a line feed, as soon as the lines before it are written. Never blocks."""
+        """Queue ``line``, which ends with a line feed, to be written after the lines before it. Never blocks."""
         octets = self._accepted_octets - self._taken_octets
         if self.waiting >= MOST_LINES or octets + len(line) > MOST_OCTETS:
             self._refused += 1
@@ -91,13 +95,13 @@ class LineWriter:
         self._start()
 
     def release(self) -> None:
-        """Start the thread now, also where no line waits: later there may be no memory for it, and then ``start`` can
-        hang (a thread that ends before it has said that it runs is waited for; seen with Python 3.11)."""
+        """Start the thread now, even if no line waits. Later there may be no memory for it, and then ``start`` can hang
+        (it waits for a thread that ended before it reported that it runs; seen with Python 3.11)."""
         self._held = False
         self._start()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until every line so far is written, at most for ``seconds``. Returns whether they are."""
+        """Wait until every line so far is written, at most for ``seconds``. Returns whether all are."""
         if not self.waiting:
             return True
         self._held = False
@@ -112,15 +116,15 @@ class LineWriter:
         if self._thread is not None or self._held:
             return
         thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self._thread = thread  # before it runs: starting one may log
+        self._thread = thread  # set before it runs, because starting a thread may log
         try:
             thread.start()
         except RuntimeError:
-            # A limit of processes, or the interpreter is ending. The lines wait for the next attempt.
+            # A limit of processes is reached, or the interpreter is ending. The lines wait for the next attempt.
             self._thread = None
 
     def close(self, seconds: float) -> bool:
-        """As `flush`, and end the thread. Lines that come later start another."""
+        """Like `flush`, and then end the thread. Later lines start another thread."""
         written = self.flush(seconds)
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -136,7 +140,7 @@ class LineWriter:
                 self._lost += 1
 
     def _take(self, item: bytes | int | threading.Event) -> None:
-        """Write one line; or report the lines that were refused before the next one; or note that this is reached."""
+        """Write the next line, or first report the lines that were refused before it, or handle the mark of a flush."""
         if isinstance(item, threading.Event):
             item.set()
             return
@@ -155,21 +159,21 @@ class LineWriter:
             self._report(self._refused)
 
     def _report(self, refused: int) -> None:
-        """Write how many lines are missing: those lost, and the first ``refused`` of those refused."""
+        """Write a line with the number of missing lines: the lost ones, and the first ``refused`` refused ones."""
         lost = self._lost
         missing = refused - self._refused_reported + lost - self._lost_reported
         if missing and self._write(self._gap(missing)):
             self._refused_reported, self._lost_reported = refused, lost
 
     def _write(self, line: bytes) -> bool:
-        """Write ``line`` whole, however long that takes. Returns False where that is not possible."""
+        """Write all of ``line``, however long that takes. Returns False if it cannot be written."""
         rest = memoryview(b"\n" + line if self._torn else line)
         whole = len(rest)
         while rest:
             try:
                 rest = rest[self._write_some(rest) :]
             except BlockingIOError:
-                # Somebody made the pipe non-blocking, for all its users.
+                # Another process has made the pipe non-blocking, for all its users.
                 self._wait_writable(None)
             except OSError as error:
                 if error.errno in _RETRIED and self._deadline is None:
@@ -185,7 +189,7 @@ class LineWriter:
             return os.write(self._descriptor, rest)
         if not self._wait_writable(self._deadline - time.monotonic()):
             raise TimeoutError
-        # poll(2) promises room for PIPE_BUF octets, and no more.
+        # poll(2) guarantees room only for PIPE_BUF octets.
         return os.write(self._descriptor, rest[:_PIPE_BUF])
 
     def _wait_writable(self, seconds: float | None) -> bool:
@@ -194,7 +198,7 @@ class LineWriter:
         return bool(poll.poll(None if seconds is None else max(0.0, seconds) * 1000))
 
     def _write_here(self, deadline: float) -> bool:
-        """Write what waits from the calling thread, where no thread can be started any more."""
+        """Write the waiting lines in the calling thread, if no thread can be started any more."""
         self._deadline = deadline
         lost = self._lost
         try:

@@ -29,12 +29,14 @@ _LEVELS = {"warning": "WARN", "critical": "FATAL", "exception": "ERROR"}
 _STANDARD = {"DEBUG": 10, "INFO": 20, "WARN": 30, "ERROR": 40, "FATAL": 50}
 
 FLUSH_SECONDS = 1.0
-"""How long the end of the process waits for stdout to take the last lines, and a FATAL line for itself."""
+"""Seconds for which the end of the process waits until stdout has taken the last lines; a FATAL line waits as long."""
 
 EventDict = MutableMapping[str, Any]
 
 _writers: dict[int, LineWriter] = {}
-"""Descriptor → its writer. A process has one; logging that is set up again goes on with it, in order."""
+"""Descriptor → its writer. A process has one. If logging is set up again, it continues to use this writer, so lines
+stay in order.
+"""
 
 
 def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
@@ -54,7 +56,7 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
     if app_env == "production":
         render = [_exception_fields, _field_names, structlog.processors.JSONRenderer(_to_json)]
     else:
-        # The plain traceback: the rich one shows local variables, which may be keys.
+        # The plain traceback, because the rich one shows local variables, which may be keys.
         render = [
             _visible,
             _brief,
@@ -87,7 +89,7 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
 
 
 def log_warnings_to_stderr() -> None:
-    """For a command whose result goes to stdout: warnings and errors as readable lines on stderr, and nothing else."""
+    """For a command whose result goes to stdout: log only warnings and errors, as readable lines on stderr."""
     structlog.configure(
         processors=[
             structlog.stdlib.add_log_level,
@@ -101,10 +103,10 @@ def log_warnings_to_stderr() -> None:
 
 
 def _log_what_python_would_print() -> None:
-    """Log what Python writes to stderr by itself, as tracebacks: exceptions that nobody catches, and warnings.
+    """Log the texts that Python would write to stderr: uncaught exceptions and warnings.
 
-    stderr is mostly the same pipe as stdout, so such a write may block a thread, or an event loop, for ever. (What a
-    crash in native code writes, `faulthandler` too, goes to stderr as before.)
+    stderr is usually the same pipe as stdout, so such a write could block a thread, or an event loop, for ever. (The
+    output of a crash in native code, and of `faulthandler`, still goes to stderr.)
     """
     log = get_logger("definition_server")
 
@@ -127,7 +129,7 @@ def _log_what_python_would_print() -> None:
 
 
 def release_logs() -> None:
-    """Write the lines that were held, and from now on each line at once."""
+    """Write the lines that were held back, and from now on each line at once."""
     for writer in _writers.values():
         writer.release()
 
@@ -139,12 +141,12 @@ def flush_logs(seconds: float = FLUSH_SECONDS) -> None:
 
 
 def dropped_lines() -> int:
-    """Lines that this process logged and that were never written."""
+    """Number of lines that this process logged and that were dropped."""
     return sum(writer.dropped for writer in _writers.values())
 
 
 def waiting_lines() -> int:
-    """Lines that this process logged and that stdout has not taken yet."""
+    """Number of lines that this process logged and that stdout has not taken yet."""
     return sum(writer.waiting for writer in _writers.values())
 
 
@@ -156,7 +158,7 @@ class _LineHandler(logging.Handler):
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log ``record``. Waits only after a FATAL line, which a process writes before it ends, and not for long."""
+        """Log ``record``. Waits only after a FATAL line, which a process writes before it ends, for a limited time."""
         try:
             line = self.format(record) + "\n"
             self._writer.put(line.encode(errors="backslashreplace"))
@@ -167,7 +169,7 @@ class _LineHandler(logging.Handler):
 
 
 def _handler(stream: TextIO | None, formatter: logging.Formatter, hold: bool) -> logging.Handler:
-    """The handler that writes to ``stream``: by a thread, if there is a file behind it."""
+    """The handler that writes to ``stream``; in a thread, if the stream has a descriptor."""
     if stream is None:  # the process was started with stdout closed
         return logging.NullHandler()
     handler: logging.Handler
@@ -231,7 +233,7 @@ def _visible(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _brief(_: Any, __: str, event: EventDict) -> EventDict:
-    """Shortens a line for a person: the time without the date, the first digits of hashes, no empty counts."""
+    """Shortens a line for a human reader: time without date, only the first digits of hashes, no empty counts."""
     event["ts"] = str(event["ts"])[11:23]
     for name in _OFTEN_ZERO:
         if event.get(name) == 0:

@@ -30,7 +30,9 @@ class StatusCollector(Collector):
         self._read = read
 
     def describe(self) -> list[Metric]:
-        """Nothing: registration must not read the status of a service that is still under construction."""
+        """Return no metrics, because registration must not read the status of a service that is still being
+        constructed.
+        """
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -38,7 +40,7 @@ class StatusCollector(Collector):
         status = self._read()
         yield InfoMetricFamily("avap_build", "Version of the server.", value={"version": status.version})
         yield _gauge("avap_start_time_seconds", "Start of the master, seconds since the epoch.", status.started_at)
-        yield _gauge("avap_ready", "1 where the service is ready (see /readyz).", status.ready)
+        yield _gauge("avap_ready", "1 if the service is ready (see /readyz).", status.ready)
         yield from _proof(status)
         yield from _catalog(status.catalog)
         yield from _sync(status.sync)
@@ -63,7 +65,7 @@ def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """A gauge without labels. It has no sample where there is no value yet."""
+    """A gauge without labels. It has no sample if there is no value yet."""
     if value is None:
         return GaugeMetricFamily(name, text, labels=())
     return GaugeMetricFamily(name, text, value=float(value))
@@ -83,9 +85,13 @@ def _labelled(
 
 
 def _proof(status: ServiceStatus) -> Iterator[Metric]:
-    yield _gauge("avap_fresh", "1 where what is served is up to date (see /freshz).", status.freshness.fresh)
-    yield _gauge("avap_restart_safe", "1 where a restart now would serve the same (see /statusz).", status.restart.safe)
-    text = "From the last change check without a change to the last worker's acknowledgement of it."
+    yield _gauge("avap_fresh", "1 if the served catalogue is up to date (see /freshz).", status.freshness.fresh)
+    yield _gauge(
+        "avap_restart_safe",
+        "1 if the server would serve the same catalogue after a restart (see /statusz).",
+        status.restart.safe,
+    )
+    text = "Time from the last check that did not find a change to the last worker's acknowledgement of the change."
     histogram = HistogramMetricFamily("avap_propagation_seconds", text, labels=())
     measured = status.propagation
     bounds = [*(f"{bound:g}" for bound in measured.bounds_seconds), "+Inf"]
@@ -105,7 +111,7 @@ def _catalog(catalog: CatalogStatus | None) -> Iterator[Metric]:
     )
     yield _gauge(
         "avap_snapshot_published_timestamp_seconds",
-        "When it was published, seconds since the epoch: it is served since then.",
+        "When the published snapshot was published, seconds since the epoch: it is served since then.",
         catalog.published_at if catalog else None,
     )
     info = InfoMetricFamily("avap_snapshot", "Version hash of the published snapshot.")
@@ -132,7 +138,7 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
         "1 while the last-known-good snapshot is served because the database has not answered.",
         sync.restored_age_seconds is not None,
     )
-    yield _gauge("avap_snapshot_store_failed", "1 where the snapshot could not be stored.", bool(sync.store_error))
+    yield _gauge("avap_snapshot_store_failed", "1 if the snapshot could not be stored.", bool(sync.store_error))
     text = "1 while the guard holds a catalogue, which an operator must accept, by reason."
     held = {reason.value: int(sync.held_reason is reason) for reason in HOLDING}
     yield _labelled(GaugeMetricFamily, "avap_catalogue_held", text, "reason", held)
@@ -141,7 +147,7 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
         "When the catalogue was first held, seconds since the epoch.",
         sync.held_since,
     )
-    yield _gauge("avap_catalogue_pinned", "1 while a pin counts.", sync.pinned is not None)
+    yield _gauge("avap_catalogue_pinned", "1 while a pin is in effect.", sync.pinned is not None)
     yield _gauge("avap_pin_missing", "1 while the pinned catalogue is not known here.", sync.pinned_missing)
     yield _gauge(
         "avap_pin_expiry_timestamp_seconds", "When the pin ends by itself, seconds since the epoch.", sync.pinned_until
@@ -160,7 +166,7 @@ def _sync(sync: SyncStatus) -> Iterator[Metric]:
 def _workers(status: ServiceStatus) -> Iterator[Metric]:
     generation = GaugeMetricFamily("avap_worker_generation", "Generation a worker serves.", labels=("worker",))
     served = InfoMetricFamily("avap_worker_snapshot", "Version hash that a worker serves.", labels=("worker",))
-    up = GaugeMetricFamily("avap_worker_up", "1 where a worker serves a snapshot.", labels=("worker",))
+    up = GaugeMetricFamily("avap_worker_up", "1 if a worker serves a snapshot.", labels=("worker",))
     beat = GaugeMetricFamily("avap_worker_heartbeat_age_seconds", "Age of the last heartbeat.", labels=("worker",))
     restarts = CounterMetricFamily(
         "avap_worker_restarts", "Worker processes that ended by themselves or failed to start.", labels=("worker",)
@@ -168,11 +174,11 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
     loop = GaugeMetricFamily("avap_worker_crash_loop", "1 while a worker crashes again and again.", labels=("worker",))
     jailed = GaugeMetricFamily(
         "avap_worker_jailed",
-        "1 where a worker is confined by Landlock and seccomp; none with JAIL=off.",
+        "1 if a worker is confined by Landlock and seccomp; no sample with JAIL=off.",
         labels=("worker",),
     )
     connections = GaugeMetricFamily("avap_connections", "Connections that a worker holds.", labels=("worker",))
-    text = "1 where a worker holds MAX_CONNECTIONS, 2 where all of them have made an authorized call."
+    text = "1 if a worker holds MAX_CONNECTIONS, 2 if all of them have made an authorized call."
     room = GaugeMetricFamily("avap_connections_full", text, labels=("worker",))
     for worker in status.workers:
         label = (str(worker.worker),)
@@ -195,7 +201,7 @@ def _workers(status: ServiceStatus) -> Iterator[Metric]:
 def _requests(requests: RequestStatus) -> Iterator[Metric]:
     text = "Requests by outcome, in HTTP terms."
     yield _labelled(CounterMetricFamily, "avap_requests", text, "status", requests.by_status)
-    text = "Connections refused or closed with nothing wrong in what they sent, by reason."
+    text = "Connections refused or closed although the client made no mistake, by reason."
     yield _labelled(CounterMetricFamily, "avap_connections_refused", text, "reason", requests.refused_connections)
     text = "Time from reading a request to its answer, in the worker."
     histogram = HistogramMetricFamily("avap_request_duration_seconds", text, labels=("method",))
@@ -207,6 +213,6 @@ def _requests(requests: RequestStatus) -> Iterator[Metric]:
 
 
 def _logs(logs: LogStatus) -> Iterator[Metric]:
-    text = "Log lines of the master and the workers that were never written."
+    text = "Log lines of the master and the workers that were dropped."
     yield CounterMetricFamily("avap_log_lines_dropped", text, value=logs.dropped_lines)
     yield _gauge("avap_log_lines_waiting", "Log lines of the master that stdout has not taken yet.", logs.waiting_lines)

@@ -1,6 +1,6 @@
-"""The operator's next steps, judged by the status: a sentence for each fault, and the page that says more.
+"""The operator's next steps, derived from the status: a sentence for each fault, and the page with details.
 
-The sentences are fixed texts; numbers and hashes come from the status. No text of an error and no name is in them.
+The sentences are fixed texts; numbers and hashes come from the status. They contain no error texts and no names.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ BY_REASON: dict[Reason, tuple[str, str]] = {
         "The table is larger than MAX_CATALOG_BYTES. Raise it and the memory limit, or remove rows.",
         "observability.md#d-rows",
     ),
-    Reason.MACHINE_LIMIT: ("The machine has no memory, descriptors or the like left.", "runbooks/machine-limits.md"),
+    Reason.MACHINE_LIMIT: (
+        "The machine has run out of memory, descriptors or another resource.",
+        "runbooks/machine-limits.md",
+    ),
     Reason.DISK_FAILED: (f"The disk fails. {_DISK_REMEDY}", _DISK),
     Reason.DISK_HANGS: (f"The disk does not answer. {_DISK_REMEDY}", _DISK),
     Reason.SNAPSHOT_UNUSABLE: (
@@ -67,20 +70,20 @@ BY_REASON: dict[Reason, tuple[str, str]] = {
     ),
     Reason.INTERNAL_ERROR: ("A bug of the server. Keep the log.", "observability.md#h-a-bug"),
 }
-"""Reason → what to do, and the page of ``docs`` that says more."""
+"""Reason → the next step, and the page of ``docs`` with details."""
 
 assert BY_REASON.keys() == set(Reason)
 
 
 class Urgency(StrEnum):
-    """How much it matters."""
+    """The urgency of a step."""
 
     BAD = "bad"
     """Clients fail, or the next restart may make them fail."""
     WARN = "warn"
-    """Something is not as it should be; clients are served."""
+    """There is a fault, but clients are served."""
     NOTE = "note"
-    """As somebody has asked for."""
+    """The state was requested by an operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +122,13 @@ def _serving(status: ServiceStatus) -> Iterator[Step]:
 def _reading(status: ServiceStatus) -> Iterator[Step]:
     sync = status.sync
     held = sync.held_version
-    # Where nothing is served, whatever keeps the table from being read also keeps clients from being served.
+    # While nothing is served, a fault in reading the table also keeps clients from being served.
     urgency = Urgency.BAD if status.catalog is None else Urgency.WARN
-    # The next cycles after a catalogue was held may fail for another reason, which is then to be mended first.
+    # After a catalogue was held, later cycles may fail for another reason, which must then be mended first.
     if sync.last_error is not None and (held is None or sync.last_error is not sync.held_reason):
         yield Step(urgency, *BY_REASON[sync.last_error])
     elif held is None and status.freshness.reason in ("check_late", "restored"):
-        yield Step(Urgency.WARN, "What is served may be out of date.", "runbooks/stale.md")
+        yield Step(Urgency.WARN, "The served catalogue may be out of date.", "runbooks/stale.md")
     if held is not None:
         why = "A catalogue is held." if sync.held_reason is None else BY_REASON[sync.held_reason][0]
         served = "" if status.catalog is None else f"{status.catalog.version_hash[:SHOWN_DIGITS]} "
@@ -145,7 +148,7 @@ def _wishes(status: ServiceStatus) -> Iterator[Step]:
         end = (
             "`definition-server unpin`" if sync.pinned == "command" else "take it out of the file of PUBLICATION_POLICY"
         )
-        yield Step(Urgency.NOTE, f"A pin counts: changes are not served. To end it: {end}.", "runbooks/pinned.md")
+        yield Step(Urgency.NOTE, f"A pin is in effect: changes are not served. To end it: {end}.", "runbooks/pinned.md")
 
 
 def _rows(status: ServiceStatus) -> Iterator[Step]:

@@ -1,6 +1,6 @@
-"""Export of spans and metrics by OTLP over HTTP, with OpenTelemetry's SDK. Imported only where something is exported.
+"""Export of spans and metrics by OTLP over HTTP, with OpenTelemetry's SDK. Imported only if the export is on.
 
-Spans come from `tracing`, with ids of their own; a provider of the SDK makes its spans of them, so that its sampler,
+Spans come from `tracing`, with their own ids; a provider of the SDK converts them to its spans, so that its sampler,
 limits, batches and bounded queue apply (``OTEL_TRACES_SAMPLER``, ``OTEL_BSP_*``). Metrics are those of ``/metrics``,
 under the same names: the families that Prometheus would get, in OTLP's form.
 """
@@ -55,7 +55,7 @@ _BUCKET, _COUNT, _SUM, _TOTAL, _CREATED = "_bucket", "_count", "_sum", "_total",
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to export to. An endpoint is a whole URL; None: that signal is not exported."""
+    """The target of the export. An endpoint is a complete URL; None: that signal is not exported."""
 
     traces: str | None
     metrics: str | None
@@ -63,7 +63,7 @@ class Target:
 
 
 Report = Callable[[str, str | None], None]
-"""Signal (``traces`` or ``metrics``), and why the last export failed; None where the collector took it."""
+"""Signal (``traces`` or ``metrics``), and the reason why the last export failed; None if the collector accepted it."""
 _NOT_SENT = "it could not be sent"
 
 
@@ -74,7 +74,7 @@ def parse_headers(text: str) -> dict[str, str]:
 
 
 class _GivenIds(IdGenerator):
-    """The ids that the span under way has already."""
+    """An id generator of the SDK that returns the ids that the present span already has."""
 
     def __init__(self) -> None:
         self.trace_id = self.span_id = 0
@@ -87,7 +87,7 @@ class _GivenIds(IdGenerator):
 
 
 class _Session(requests.Session):
-    """A session that knows why its last request has failed, in words of ours."""
+    """A session that notes why its last request failed, in a text of ours."""
 
     problem: str | None = None
 
@@ -108,7 +108,7 @@ class _Session(requests.Session):
 
 
 class _Reported(SpanExporter):
-    """An exporter that reports what came of each export."""
+    """An exporter that reports the result of each export."""
 
     def __init__(self, exporter: SpanExporter, session: _Session, report: Report) -> None:
         self._exporter = exporter
@@ -128,17 +128,18 @@ class _Reported(SpanExporter):
 
 
 class Exporter:
-    """Exports to one collector. For one thread; the SDK has one more, which sends spans."""
+    """Exports to one collector. To be used in one thread; the SDK has another one, which sends spans."""
 
     def __init__(self, target: Target, attributes: Mapping[str, str], report: Report) -> None:
         """
         Args:
             target: The collector.
-            attributes: Of the resource; those of the environment (``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``)
-                take precedence.
+            attributes: The attributes of the resource; those of the environment (``OTEL_SERVICE_NAME``,
+                ``OTEL_RESOURCE_ATTRIBUTES``) take precedence.
             report: Called with the result of each export.
         """
-        # The SDK's log lines quote the collector's answers and addresses, and come with each attempt: `report` says it.
+        # Silenced: the SDK's log lines quote the collector's answers and addresses, and repeat at each attempt.
+        # `report` replaces them.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
         defaults = dict(attributes)
         self._resource = Resource(defaults).merge(Resource.create())
@@ -181,7 +182,7 @@ class Exporter:
             copy.end(span.end_ns)
 
     def export_metrics(self, families: Iterable[Family], started_ns: int) -> None:
-        """Export ``families`` now. Counters count since ``started_ns``. Blocks until the collector has answered."""
+        """Export ``families`` now. Counters started at ``started_ns``. Blocks until the collector has answered."""
         if self._metrics is None:
             return
         converted = [metric for family in families for metric in metrics_of(family, started_ns, time.time_ns())]
@@ -191,7 +192,7 @@ class Exporter:
         self._report("metrics", None if result is MetricExportResult.SUCCESS else self._session.problem or _NOT_SENT)
 
     def close(self) -> None:
-        """Export the spans that wait, and end. Blocks until the collector has answered."""
+        """Export the queued spans, and end. Blocks until the collector has answered."""
         if self._provider is not None:
             self._provider.shutdown()
         if self._metrics is not None:
@@ -199,7 +200,7 @@ class Exporter:
 
 
 def metrics_of(family: Family, started_ns: int, now_ns: int) -> Iterator[Metric]:
-    """The metrics of a family of Prometheus, under the names that its samples have there."""
+    """The metrics of a Prometheus family, under the names of its samples."""
     if family.type == "histogram":
         yield Metric(family.name, family.documentation, family.unit, _histogram(family, started_ns, now_ns))
         return

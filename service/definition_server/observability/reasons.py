@@ -1,4 +1,4 @@
-"""Why something failed, as the pages of the admin port say it: names from this list, and nothing else.
+"""The reasons for failures that the pages of the admin port show: names from this list, and nothing else.
 
 The pages need no key. The text of an error may hold a host, a user, a path, a row's name or, where a library quotes its
 input, a secret; so texts go into the log alone. docs/observability.md explains each reason.
@@ -44,4 +44,4 @@ HOLDING = (
     Reason.CATALOGUE_CHANGED,
     Reason.TOO_MANY_ROWS_HELD,
 )
-"""Those why a catalogue is held."""
+"""The reasons why a catalogue is held."""

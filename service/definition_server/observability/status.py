@@ -18,19 +18,21 @@ class CatalogStatus:
     created_at: float
     """When it was built, seconds since the epoch."""
     published_at: float | None = None
-    """When it was published, seconds since the epoch: it is served since then."""
+    """When it was published, and so the time since which it is served; seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublicationStatus:
-    """One of the last publications. Of those before the start only the last of each version is known."""
+    """One of the last publications. Before the start, only the last publication of each version is known."""
 
     at: float
     """Seconds since the epoch."""
     version_hash: str
     definitions: int
     added: int | None = None
-    """Commands; None, as for the next two, where it was not compared: before the start, or by a pin or its end."""
+    """Number of commands. This and the next two are None for publications that were not compared: before the start, or
+    by a pin or its end.
+    """
     removed: int | None = None
     changed: int | None = None
     examples: tuple[str, ...] = ()
@@ -59,29 +61,29 @@ class SyncStatus:
     last_error: Reason | None
     last_duration_seconds: float
     age_seconds: float | None
-    """Since the table and the served catalogue last agreed."""
+    """Time since the table and the served catalogue last agreed."""
     restored_age_seconds: float | None
     store_error: Reason | None
     source_rows: int
     unserved: dict[str, int]
     suspect: dict[str, int]
     rows_held: dict[str, int] = field(default_factory=dict)
-    """By reason: commands that are served in their last good version, because their row is bad."""
+    """Reason → number of commands that are served in their last good version, because their row is bad."""
     rows_unchecked: int = 0
     """Rows that are served although their content was not judged yet."""
     held_reason: Reason | None = None
-    """Why the guard holds a catalogue; None where it holds none."""
+    """The reason why the guard holds a catalogue; None if it holds none."""
     held_since: float | None = None
     held_version: str | None = None
-    """The hash of that catalogue."""
+    """The hash of the held catalogue."""
     held_definitions: int | None = None
-    """How many it has."""
+    """Number of its definitions."""
     held_names: tuple[str, ...] = ()
-    """Up to ten of the commands that ``held_reason`` is about, cut at 64 characters."""
+    """Up to ten of the commands to which ``held_reason`` refers, cut at 64 characters."""
     pinned: str | None = None
-    """The origin of the pin that is in force: ``command`` or ``policy``; None if no pin is."""
+    """The origin of the pin that is in effect: ``command`` or ``policy``; None if there is none."""
     pinned_version: str | None = None
-    """Its hash, or the beginning of it that was given."""
+    """The pinned hash, or the beginning of it that was given."""
     pinned_until: float | None = None
     pinned_missing: bool = False
     """Whether the pinned version is not known here, so that another one is served."""
@@ -89,7 +91,7 @@ class SyncStatus:
     next_attempt: float | None = None
     """When the next cycle is due, seconds since the epoch."""
     last_failure: float | None = None
-    """When cycles last began to fail, seconds since the epoch; remembered after the recovery."""
+    """When cycles last began to fail, seconds since the epoch. It is kept after the recovery."""
     last_failure_reason: Reason | None = None
     store: str = "off"
     """``off``: there is no SNAPSHOT_DIR; ``stored``; ``failing``."""
@@ -97,14 +99,14 @@ class SyncStatus:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseStatus:
-    """Which database the table is read from."""
+    """The database from which the table is read."""
 
     hosts: tuple[str, ...]
     """``host:port`` each, in the order in which they are tried."""
     name: str
     role: str
     connected_to: str | None
-    """The one of the hosts that let us connect last; None: none has yet."""
+    """The host that last accepted our connection; None: none has so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +126,10 @@ class WorkerStatus:
     connections: int | None = None
     """None where the transport does not count connections."""
     room: str | None = None
-    """``free``, ``full`` (idle connections without an authorized call give way) or ``taken`` (all are clients'); None
-    where the transport does not count connections."""
+    """``free``, ``full`` (idle connections without an authorized call are closed for new ones) or ``taken`` (all belong
+    to clients); None where the transport does not count connections."""
     jail: str = "none"
-    """How far it is confined: ``full``, ``landlock``, ``seccomp``, ``none``; ``off`` where it is not to be."""
+    """Its confinement: ``full``, ``landlock``, ``seccomp``, ``none``; ``off`` with ``JAIL=off``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class RequestStatus:
     """Method → requests per bucket, not cumulated; one bucket more than there are bounds."""
     latency_sum_seconds: dict[str, float]
     refused_connections: dict[str, int] = field(default_factory=dict)
-    """Reason → connections that were refused or closed with nothing wrong in what they sent."""
+    """Reason → connections that were refused or closed although their clients made no mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +150,23 @@ class LogStatus:
     """Log lines that were not written."""
 
     waiting_lines: int
-    """Of the master: logged, and not taken by stdout yet."""
+    """Lines of the master that stdout has not taken yet."""
     dropped_lines: int
-    """Of the master and all workers, ended ones included: logged, and never written, since the master's start."""
+    """Lines of the master and all workers, including ended ones, that were dropped since the master's start."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreshnessStatus:
-    """Whether what is served is up to date. Apart from readiness."""
+    """Whether the served catalogue is up to date. Independent of readiness."""
 
     fresh: bool
     reason: str | None
-    """Why it is stale; None where it is fresh."""
+    """The reason why it is stale; None if it is fresh."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartStatus:
-    """Whether a restart now would serve the same."""
+    """Whether the server would serve the same catalogue after a restart."""
 
     safe: bool
     reason: str
@@ -190,7 +192,7 @@ class EventStatus:
     kind: str
     reason: Reason | None
     after_seconds: float | None
-    """For the end of a state: how long it lasted."""
+    """At the end of a state: the seconds that it lasted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ class ServiceStatus:
     workers: tuple[WorkerStatus, ...]
     requests: RequestStatus
     hostname: str = ""
-    """Of the machine, container or pod."""
+    """The host name of the machine, container or pod."""
     engine: str = ""
     """The engine that serves the clients: ``pure`` or ``compiled``, which are the forms of the native engine, or
     ``grpcio``."""
@@ -220,14 +222,14 @@ class ServiceStatus:
     held_commands: tuple[HeldCommandStatus, ...] = ()
     """The first twenty, in name order; ``sync.rows_held`` counts all."""
     control_socket: str = "off"
-    """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: there is to be none."""
+    """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: none is configured."""
     full: bool = False
     """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)
     keys_last_used: dict[str, float] = field(default_factory=dict)
-    """Key id → when it was last presented, seconds since the epoch; 0: not since the master's start."""
+    """Key id → the time of its last use, seconds since the epoch; 0: no use since the master's start."""
     database: DatabaseStatus | None = None
-    """None where ``DATABASE_URL`` cannot be used."""
+    """None if ``DATABASE_URL`` cannot be used."""
     certificates_expire: dict[str, float] = field(default_factory=dict)
-    """``server`` and ``client_authorities``, as far as they are used → the earliest end of validity in the file that
-    was last read without a fault, seconds since the epoch."""
+    """``server`` and ``client_authorities``, if they are used → the earliest expiry in the file that was last read
+    without a fault, seconds since the epoch."""

@@ -1,7 +1,7 @@
-"""The status as a page for people: ``/`` of the admin port. One answer, complete without scripts or other files.
+"""The status as an HTML page: ``/`` of the admin port. One answer, complete without scripts or other files.
 
-A script asks for the page again every few seconds and replaces what has changed; without it the browser loads the page
-again. The content of the page is bounded: lists are cut, and names are cut where the status is read. The content
+A script requests the page again every few seconds and replaces the changed parts; without scripts the browser reloads
+the page. The content of the page is bounded: lists are cut, and names are cut where the status is read. The content
 security policy allows this script and this style by their digests, and nothing else: even a script that was not escaped
 would not run."""
 
@@ -25,19 +25,19 @@ from definition_server.observability.status import (
 )
 
 MOST_ROWS = 32
-"""Of a table; what is beyond is counted."""
+"""The most rows of a table. Further rows are counted."""
 MOST_EVENTS = 15
 RELOAD_SECONDS = 10
-"""Without scripts."""
+"""Seconds after which a browser without scripts reloads the page."""
 _DISTRIBUTION = "avap-definition-server"
 _DOCUMENTATION = "Documentation"
 
 _RESTART = {
-    "stored": "what is served, pinned and held is on disk",
-    "database_reachable": "nothing is on disk, and the table has what is served",
+    "stored": "the served, pinned and held catalogues are on disk",
+    "database_reachable": "nothing is on disk, and the table has the served catalogue",
     "nothing_served": "there is nothing to lose",
-    "no_source": "neither the disk nor the database has what is served",
-    "held_not_stored": "a new process would publish what is held",
+    "no_source": "neither the disk nor the database has the served catalogue",
+    "held_not_stored": "a new process would publish the held catalogue",
     "pin_not_stored": "the pin, or the pinned catalogue, would be lost",
     "rows_held_not_stored": "the last good versions of bad rows are not on disk",
 }
@@ -120,7 +120,7 @@ def status_page(status: ServiceStatus, now: float) -> bytes:
 
 
 def _headline(status: ServiceStatus, steps: Sequence[Step]) -> tuple[str, str]:
-    """How it is, as a class of the style and in a few words."""
+    """The overall state, as a class of the style and in a few words."""
     if status.stopping:
         return "warn", "Shutting down"
     if not status.ready:
@@ -347,7 +347,7 @@ def _length(seconds: float) -> str:
 
 
 def _with_code(sentence: str) -> list[str | Html]:
-    """A sentence of `next_steps`: what is between backticks is code."""
+    """A sentence of `next_steps`. Text between backticks becomes code."""
     parts = sentence.split("`")
     return [element("code", part) if number % 2 else part for number, part in enumerate(parts)]
 
@@ -360,7 +360,7 @@ def _link(page: str) -> Html:
 
 @cache
 def _documentation() -> str | None:
-    """The address of the folder ``docs``; None where the build named none."""
+    """The address of the folder ``docs``; None if the build named none."""
     try:
         links = metadata(_DISTRIBUTION).get_all("Project-URL") or []
     except PackageNotFoundError:

@@ -1,9 +1,9 @@
-"""Spans: what the control plane did, in steps, for the optional export to OpenTelemetry (`control_plane.telemetry`).
+"""Spans: the steps of the control plane, recorded for the optional export to OpenTelemetry (`control_plane.telemetry`).
 
-A part of the server marks a step with `span`, as it logs with `get_logger`; it does not depend on whether spans are
-recorded. Without a recorder (`record_to`) a step costs one comparison, and nothing of OpenTelemetry is imported. With
-one, finished spans wait in a bounded queue; where nobody takes them, the oldest are dropped and counted. Attributes are
-numbers, names and reasons from a fixed list, as on the status page, and never the text of an error or a secret.
+A part of the server marks a step with `span`, just as it logs with `get_logger`, whether spans are recorded or not.
+Without a recorder (`record_to`) a step costs one comparison, and OpenTelemetry is not imported. With one, finished
+spans wait in a bounded queue; if they are not taken, the oldest are dropped and counted. Attributes are numbers, names
+and reasons from a fixed list, as on the status page, and never the text of an error or a secret.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from types import TracebackType
 Value = str | bool | int | float
 
 MOST_WAITING = 4096
-"""Finished spans that wait to be taken. A cycle has nine at most."""
+"""The most finished spans that wait to be taken. A cycle has nine at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened within a span."""
+    """An event within a span."""
 
     name: str
     at_ns: int
@@ -34,7 +34,7 @@ class Event:
 
 @dataclass(slots=True)
 class Span:
-    """A step. Times are nanoseconds since the epoch."""
+    """A finished step. Times are nanoseconds since the epoch."""
 
     name: str
     trace_id: int
@@ -47,7 +47,7 @@ class Span:
     failure: str | None = None
     """The type of the exception that ended it, or a reason."""
     of_a_call: bool = False
-    """Whether it is a client's call, and no step of the server's own."""
+    """Whether it is a client's call, and not a step of the server."""
 
 
 def new_trace(name: str, start_ns: int, end_ns: int) -> Span:
@@ -62,10 +62,10 @@ class Recorder:
         self._finished: deque[Span] = deque()
         self._most = most
         self.dropped = 0
-        """Spans that were finished and never taken."""
+        """Number of finished spans that were dropped before they were taken."""
 
     def put(self, finished: Span) -> None:
-        """Keep ``finished``; the oldest makes room where there is none."""
+        """Keep ``finished``. If the queue is full, the oldest span is dropped."""
         if len(self._finished) >= self._most:
             self._finished.popleft()
             self.dropped += 1
@@ -80,7 +80,7 @@ class Recorder:
 
 
 class Step:
-    """A step under way, as the code in it sees it."""
+    """A step that has not ended, for use by the code in it."""
 
     def __init__(self, recorder: Recorder, name: str, attributes: dict[str, Value]) -> None:
         parent = _current.get()
@@ -100,22 +100,22 @@ class Step:
         self.span.attributes |= {name: value for name, value in attributes.items() if value is not None}
 
     def event(self, name: str, /, **attributes: Value) -> None:
-        """Note that something happened."""
+        """Note an event."""
         self.span.events.append(Event(name, time.time_ns(), attributes))
 
     def fail(self, reason: str) -> None:
-        """The step has failed, for ``reason``, although no exception leaves it."""
+        """Note that the step has failed, for ``reason``, although no exception leaves it."""
         self.span.failure = reason
 
     def end(self) -> None:
-        """The step is over. Only the first call counts."""
+        """End the step. Only the first call has an effect."""
         if not self.span.end_ns:
             self.span.end_ns = self.span.start_ns + time.perf_counter_ns() - self._began
             self._recorder.put(self.span)
 
 
 class _NoStep(Step):
-    """The span that code gets where nothing is recorded."""
+    """The span that code gets if nothing is recorded."""
 
     def __init__(self) -> None:
         pass
@@ -142,7 +142,7 @@ class _NoStep(Step):
 _NOTHING = _NoStep()
 _current: ContextVar[Span | None] = ContextVar("span", default=None)
 _recorders: list[Recorder] = []
-"""None or one: that of this process."""
+"""The recorder of this process, if there is one."""
 
 
 def record_to(recorder: Recorder | None) -> None:
@@ -151,12 +151,12 @@ def record_to(recorder: Recorder | None) -> None:
 
 
 def begin(name: str, /, **attributes: Value) -> Step:
-    """A step of the present one that may outlive it; `Step.end` ends it."""
+    """Begin a child step of the present step. It may outlive its parent; `Step.end` ends it."""
     return Step(_recorders[0], name, attributes) if _recorders else _NOTHING
 
 
 def span(name: str, /, **attributes: Value) -> AbstractContextManager[Step]:
-    """A context: the step ``name`` of the present one."""
+    """A context that is the step ``name``, a child of the present step."""
     return _recorded(_recorders[0], name, attributes) if _recorders else _NOTHING
 
 

@@ -85,7 +85,7 @@ class ControlServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetStatus(self, request, context):
-        """The state of the server: what is served since when, what is held and why, workers, keys, certificates.
+        """The state of the server: the served catalogue, held catalogue and commands, workers, keys, certificates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,21 +99,21 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Diff(self, request, context):
-        """The commands by which two catalogues differ. NOT_FOUND where a version is not known.
+        """The commands by which two catalogues differ. NOT_FOUND if a version is not known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Accept(self, request, context):
-        """Publish a catalogue that is held. NOT_FOUND where no such catalogue is held.
+        """Publish a catalogue that is held. NOT_FOUND if no such catalogue is held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Serve one version of the history, whatever the table says. NOT_FOUND where the history has no such version.
+        """Serve one version of the history, whatever the table holds. NOT_FOUND if the history has no such version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,21 +127,21 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Sync(self, request, context):
-        """Read the whole table now, whether its change check sees a change or not.
+        """Read the whole table now, even if the change check finds no change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Roll(self, request, context):
-        """Replace the workers one by one. A message for each worker that was replaced, and one at the start.
+        """Replace the workers one by one. Sends a message at the start, and one for each worker that was replaced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Export(self, request, context):
-        """The rows of a catalogue: of a version in the history, or of what is served.
+        """The rows of a version in the history, or of the served catalogue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

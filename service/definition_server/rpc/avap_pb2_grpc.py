@@ -50,7 +50,7 @@ class DefinitionEngineServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetCommand(self, request, context):
-        """One definition by its exact name. NOT_FOUND where the catalogue has no such command.
+        """One definition by its exact name. NOT_FOUND if the catalogue has no such command.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

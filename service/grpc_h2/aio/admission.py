@@ -1,16 +1,18 @@
-"""Which connections a server holds: the limit, the limit per peer address, and what goes when there is no room.
+"""Which connections a server holds: its limits, and which connection makes room for a new one.
 
-**Theory of operation.** A connection is worth what its peer has shown (`Trust`). One that has shown a right to be
-served (a call with a known key) is a client's, and is never closed to make room. All others are strangers', whom every
-attacker can multiply at will. So they are the ones that give way:
+**Theory of operation.** The rights of a connection depend on what its peer has proved (`Trust`). A peer that has proved
+its right to be served (by a call with a known key) is a client, and its connection is never closed to make room. All
+other peers are strangers. An attacker can have as many connections of strangers as it likes, so those are the ones that
+are closed:
 
 - A peer address holds `Admission.max_per_peer` connections at most. Further ones are refused.
 - Where the server is full, a new connection takes the place of the stranger that has been idle for the longest time.
 - Where no stranger has been idle for `_IDLE_SECONDS`, the new connection gets one of the `RESERVE` places above the
-  limit: a probe connects, asks and leaves. A connection there that has shown nothing after `RESERVE_SECONDS` is closed.
-- Where the reserve is taken too, the longest idle stranger goes, however short its idleness; where no stranger is left,
-  the client that has held a place of the reserve for the longest time is drained: it gets a GOAWAY, its calls are
-  finished, and it connects elsewhere or again. So a probe always gets in.
+  limit: a probe connects, makes its call and leaves. A connection of the reserve whose peer has proved nothing after
+  `RESERVE_SECONDS` is closed.
+- Where the reserve is full too, the stranger that has been idle for the longest time is closed, even if that time is
+  short. Where no stranger is left, the client that has held a place of the reserve for the longest time is drained: it
+  gets a GOAWAY, its calls are finished, and it connects elsewhere or again. So a probe is always accepted.
 - A stranger that makes no call which the server admits is drained after `first_call_timeout` seconds, and closed after
   as many again. An honest client that connected ahead of time connects again with its next call.
 
@@ -30,18 +32,19 @@ from typing import Protocol
 RESERVE = 64
 """Places above the limit. The kubelet, a service mesh and a load balancer probe one at a time each."""
 RESERVE_SECONDS = 2.0
-"""How long a connection may hold a place of the reserve without showing anything. The kubelet's probes and gRPC clients
+"""How long a connection may hold a place of the reserve without proving anything. The kubelet's probes and gRPC clients
 send their first call with the connection, or a round trip later."""
 _IDLE_SECONDS = 1.0
 _EXAMINED = 64
-"""Strangers of whom the longest idle one is chosen, from the front of a queue that is about in that order: 30 µs."""
+"""Strangers that are compared to find the one that is idle for the longest time: the first of a queue that is roughly
+in that order. Takes 30 µs."""
 _SWEEP_SECONDS = 1.0
 _KNOWN_NETWORKS = 4096
 """Networks that are remembered as those of clients: some 500 kB."""
 
 
 class Trust(IntEnum):
-    """What a connection's peer has shown so far."""
+    """What the peer of a connection has proved so far."""
 
     STRANGER = 0
     PROBE = 1
@@ -51,16 +54,16 @@ class Trust(IntEnum):
 
 
 class Refusal(IntEnum):
-    """Why a connection is refused or closed, with nothing wrong in what it sent."""
+    """Why a connection is refused or closed although nothing that it sent is wrong."""
 
     PEER_LIMIT = 0
-    """Its address holds too many."""
+    """Its address holds too many connections."""
     FULL = 1
     """The server has no room, not even in the reserve."""
     EVICTED = 2
-    """It gave way to a new connection."""
+    """It was closed to make room for a new connection."""
     NO_CALL = 3
-    """It made no call that the server admits, in the time for that."""
+    """It made no call that the server admits before its time for that was over."""
 
 
 REASONS = {
@@ -77,7 +80,7 @@ class Held(Protocol):
 
     @property
     def trust(self) -> Trust:
-        """What the peer has shown so far."""
+        """What the peer has proved so far."""
 
     @property
     def active_at(self) -> float:
@@ -87,7 +90,7 @@ class Held(Protocol):
         """Finish the calls, and close."""
 
     def dismiss(self, refusal: Refusal) -> None:
-        """Close now: say why, to the peer and in the log."""
+        """Close now, and give the reason to the peer and in the log."""
 
 
 Informed = Callable[[Refusal], None]
@@ -113,18 +116,18 @@ class Admission:
         self._strangers: OrderedDict[Held, float] = OrderedDict()
         """Connections that may be evicted → when they were last active, as far as is known; about in that order."""
         self._unproven: OrderedDict[Held, float] = OrderedDict()
-        """Connections that have shown nothing → when they are drained; in that order."""
+        """Connections that have proved nothing → when they are drained; in that order."""
         self._drained: OrderedDict[Held, float] = OrderedDict()
         """Connections that were drained to make room → when they are closed; the earliest first."""
         self._reserve: OrderedDict[Held, None] = OrderedDict()
         """Connections accepted above the limit, the oldest first."""
         self._known: OrderedDict[str, None] = OrderedDict()
-        """Networks in which connections became clients', the one in which that was last at the end."""
+        """Networks from which a client has connected; the one where that happened most recently is last."""
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     def knows(self, network: str) -> bool:
-        """Whether a connection of that network has become a client's: one of the last networks of which that is true.
-        A new connection from there is set up earlier than others; it has no other rights."""
+        """Whether a client has connected from that network (only the latest networks are remembered). A new connection
+        from there is set up earlier than others; it has no other rights."""
         return network in self._known
 
     @property
@@ -205,7 +208,8 @@ class Admission:
         return self.held < self.max_connections + 2 * RESERVE
 
     def _evict(self, before: float) -> bool:
-        """Close the stranger that is idle for the longest time, if that began ``before``. Returns whether one was."""
+        """Close the stranger that is idle for the longest time, if it has been idle since ``before`` or longer. Returns
+        whether a stranger was closed."""
         chosen, chosen_at = None, before
         moved = []
         for connection, known in islice(self._strangers.items(), _EXAMINED):
@@ -233,7 +237,8 @@ class Admission:
     # -- strangers that make no call ------------------------------------------------------------------------------
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drain what has shown nothing in time. Connections of one second are dealt with some at a time."""
+        """Drain connections that have proved nothing in time, and close those whose drain took too long; a limited
+        number at a time."""
         self._sweep_timer = None
         now, again = loop.time(), _SWEEP_SECONDS
         for waiting, act in ((self._drained, self._close), (self._unproven, self._drain)):
@@ -260,7 +265,7 @@ class Admission:
 
 def network_of(host: str) -> str:
     """The network that counts as one peer: an IPv4 address (mapped into IPv6 or not), or the /64 network of an IPv6
-    address, of which one machine may use every address."""
+    address, because one machine may use every address of such a network."""
     if ":" not in host:
         return host
     if "." in host:

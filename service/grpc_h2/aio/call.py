@@ -2,8 +2,8 @@
 
 The connection's events arrive by `message_received`, `half_closed`, `writable` and `peer_cancelled`; the handler's task
 waits for them in `receive` and `send`. A call can be ended by its handler (return, `abort`), by its deadline, by the
-client, or by a server that stops. The first of them decides the status; later ones find the stream closed and have no
-effect.
+client, or by a server that stops. The first of these decides the status; later ones have no effect, because the stream
+is closed by then.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class ServicerContext:
 
     @property
     def _connection(self) -> Connection:
-        """The call's connection, at the present instant: its timers begin when the handler acts."""
+        """The connection of the call, after its clock has been set to the present instant: timers that the handler
+        starts begin now."""
         connection = self._protocol.connection
         connection.advance(self._loop.time())
         return connection
@@ -125,7 +126,7 @@ class ServicerContext:
     # -- events of the connection ---------------------------------------------------------------------------------
 
     def message_received(self, message: bytes) -> None:
-        """A message of the client."""
+        """A message of the client has arrived."""
         if self._finished:
             self._connection.consumed(self._stream, len(message))
             return
@@ -153,13 +154,13 @@ class ServicerContext:
     # -- called by the server -------------------------------------------------------------------------------------
 
     def terminate(self, code: int, details: str) -> None:
-        """End the call with a status that is not the handler's, and cancel the handler's task."""
+        """End the call with a status that the handler did not choose, and cancel the handler's task."""
         self._connection.send_status(self._stream, code, details)
         self._protocol.wake()
         self._stop()
 
     def finish(self) -> None:
-        """The handler has ended, in whatever way. The call is no longer counted."""
+        """The handler has ended, by returning, failing or being cancelled. The call is no longer counted."""
         self._stop_timer()
         self._finished = True
         connection = self._connection
@@ -172,7 +173,8 @@ class ServicerContext:
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             callback(self)
-        # Stream, task and context refer to each other: cut here, or they would be garbage until a collection.
+        # Stream, task and context refer to each other. Without this they would stay in memory until a garbage
+        # collection.
         self._stream.call = None
         self.task = None
 
@@ -222,7 +224,8 @@ class ServicerContext:
         return message
 
     def note_refused(self, reason: str) -> None:
-        """Log that this call was refused, with the peer, and no more often than clients' faults are logged."""
+        """Log that this call was refused, with the address of the peer. The rate is limited, as for all faults of
+        clients."""
         self._protocol.note_refused(reason)
 
     def deserialize(self, message: bytes) -> Any:
@@ -248,7 +251,7 @@ class ServicerContext:
         return octets  # type: ignore[return-value]
 
     def put(self, octets: bytes) -> None:
-        """Queue a serialized message, compressed where that was chosen and the client accepts it."""
+        """Queue a serialized message. It is compressed if the handler chose compression and the client accepts it."""
         connection, stream = self._connection, self._stream
         gzip = self._gzip
         if not stream.headers_sent:
@@ -259,7 +262,7 @@ class ServicerContext:
         self._protocol.wake()
 
     async def send(self, octets: bytes) -> None:
-        """`put`, then wait until the client has taken enough of what is queued."""
+        """`put`, then wait until the client has taken enough of the queued output."""
         if self._finished or self._stream.closed:
             raise asyncio.InvalidStateError("RPC already finished.")
         self.put(octets)
@@ -385,7 +388,7 @@ class ServicerContext:
         return self._protocol.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS has established about the client."""
+        """The properties of the client that TLS has established."""
         return self._protocol.auth_context()
 
     def peer_identity_key(self) -> str | None:

@@ -1,7 +1,7 @@
 """Reads the protocols that a TLS client offers (ALPN, RFC 7301) from its ClientHello.
 
 Python's ``ssl`` cannot refuse a client that does not offer h2: it completes the handshake without a protocol. So the
-offer is read before the handshake begins. That saves its CPU time, too.
+offer is read before the handshake begins, which also saves the CPU time of the handshake.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ALPN = 16
 def offered_protocols(octets: bytes) -> tuple[bytes, ...] | None:
     """The protocols that the ClientHello in ``octets`` offers, empty if it has no such extension.
 
-    None where it is incomplete, or is no ClientHello: the handshake judges that.
+    None where ``octets`` are incomplete, or are no ClientHello; both are left to the handshake.
     """
     try:
         return _offered(_message(octets))

@@ -1,16 +1,15 @@
-"""A queue of work that is taken in turn from the networks that it belongs to.
+"""A queue of work in which networks take turns.
 
-**Theory of operation.** One peer may have hundreds of connections, each with work that waits. In a plain queue a peer
-with one connection waits for all of it. Here each network (`admission.network_of`) has a queue of its own, first come,
-first served, and `FairQueue.take` goes round the networks: a piece of work waits for its predecessors of the same
-network, and for one piece of each other network per predecessor and itself.
+**Theory of operation.** One peer may have hundreds of connections, each with work that waits. In a plain queue, a peer
+with one connection waits for all of that work. Here each network (`admission.network_of`) has a queue of its own, first
+come, first served, and `FairQueue.take` goes round the networks: a piece of work waits for the earlier work of its own
+network and, once for each of these pieces and once for itself, for one piece of each other network.
 
-A network that comes new to the queue does not even wait for a whole round: networks that have not been served yet and
-those that have take turns. Neither kind can make the other wait for more than every second piece, so an attacker with
-many networks does not lock out those that wait already. As in the flow queues of RFC 8290 section 4.2, a network whose
-work is done keeps its place in the round until its turn comes, so it does not count as new when it comes back with its
-next piece of work.
-Where nothing waits any more, all are new again, so what is stored is bounded by the work that waits and one round.
+A network that is new in the queue does not even wait for a whole round: new networks (not served yet) alternate with
+those that have been served. Each of the two kinds gets every second piece, so an attacker with many networks does not
+lock out those that wait already. As in the flow queues of RFC 8290 section 4.2, a network whose work is done keeps its
+place in the round until its turn comes, so it does not count as new when its next piece of work arrives. Once nothing
+waits any more, all networks count as new again, so the memory is bounded by the work that waits and one round.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class FairQueue:
         self._new: deque[str] = deque()
         """Networks that have not been served since they came."""
         self._served: deque[str] = deque()
-        """Networks that have been, the one that was served last at the end; some may have no work left."""
+        """Networks that have been served, the one that was served last at the end; some may have no work left."""
         self._served_next = False
         self._size = 0
 
@@ -50,7 +49,7 @@ class FairQueue:
             waiting.append(work)
 
     def take(self) -> Work:
-        """The next piece of work, which waits no longer. Raises IndexError where none waits."""
+        """Remove and return the next piece of work. Raises IndexError where none waits."""
         if not self._size:
             raise IndexError("nothing waits")
         network = self._next()
@@ -65,7 +64,7 @@ class FairQueue:
         return work
 
     def _next(self) -> str:
-        """Take the network out of its round whose turn it is: one that has work."""
+        """Remove from its round the network whose turn it is, passing over networks without work."""
         from_served, self._served_next = self._served_next, not self._served_next
         while self._served and (from_served or not self._new):
             network = self._served.popleft()

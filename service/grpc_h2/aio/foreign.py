@@ -1,8 +1,8 @@
 """Recognises peers that speak something else, by their first octets, and holds an answer in their own protocol.
 
-A wrong scheme, port or proxy option is the most frequent fault of a new installation, and its victim sees "connection
-reset" in most servers. Here an HTTP/1.1 client gets a line of text that says what the port speaks, a TLS client an
-alert, and the operator's log names what was received.
+A wrong scheme, port or proxy option is the most frequent fault of a new installation, and with most servers the user
+sees only "connection reset". Here an HTTP/1.1 client gets a line of text that names the protocol of the port, a TLS
+client gets an alert, and the operator's log names the protocol that was received.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ _SSH: Final = b"SSH-"
 NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
 """A fatal alert (RFC 8446 section 6; RFC 7301 section 3.2)."""
 _PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
-"""The alert that no TLS server sends to a client of today: it says that no version of TLS is spoken here."""
+"""The alert for a TLS client on a port without TLS: this port supports no version of TLS. TLS servers do not send it to
+today's clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Something that is not spoken here."""
+    """A protocol that this port does not serve."""
 
     name: str
     """For the log."""
     answer: bytes = b""
-    """An answer that the peer understands; empty if we know none."""
+    """An answer in that protocol; empty if we know none."""
 
 
 def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | None:
-    """The protocol of a peer whose first octets are these; None where it is not known, or may still be what is spoken
-    here.
+    """The protocol of a peer that begins with these octets. None where it is not known, or may still be the protocol of
+    this port.
 
     Args:
         octets: The first octets.
-        speaks: What is spoken here: `CLEARTEXT` or `SECURE`.
+        speaks: The protocol of this port: `CLEARTEXT` or `SECURE`.
         whole: Whether to judge an incomplete line, too.
     """
     if speaks == SECURE and octets[:4] == frames.PREFACE[:4]:
-        # Not in HTTP/2: a gRPC client that gets SETTINGS counts itself as connected, and repeats its calls until their
-        # deadlines. Anything like HTTP/1.1 ends them at once, and clients name it.
+        # Not answered in HTTP/2: a gRPC client that gets SETTINGS considers itself connected, and repeats its calls
+        # until their deadlines. An answer in HTTP/1.1 ends the calls at once, and clients show it in their errors.
         return Foreign("HTTP/2 without TLS", _http1(speaks, "HTTP/2 without TLS"))
     line = _HTTP1_LINE.match(octets)
     if line is not None:
@@ -73,7 +74,7 @@ _METHODS: Final = (b"GET /", b"POST ", b"PUT /", b"HEAD ", b"OPTIO", b"DELET", b
 
 
 def undecided(octets: bytes) -> bool:
-    """Whether `recognise` may know these octets once more of them have come, so that they are to be awaited."""
+    """Whether `recognise` may know the protocol once more octets have arrived, so that it is worth waiting for them."""
     if _PROXY_V2.startswith(octets[: len(_PROXY_V2)]) or _TLS_HANDSHAKE.startswith(octets[:2]):
         return len(octets) < len(_PROXY_V2)
     return len(octets) < _MOST and _BEGUN_LINE.fullmatch(octets) is not None
@@ -91,8 +92,8 @@ class FirstOctets:
         """``data`` has arrived; with ``secure``, through TLS.
 
         Returns:
-            All that has arrived, which the connection is to judge; or the protocol that the peer speaks instead; None
-            where too little has arrived.
+            All octets that have arrived, for the connection to process; or the foreign protocol that the peer speaks;
+            or None where too little has arrived.
         """
         octets = self._octets + data
         preface = frames.PREFACE

@@ -37,7 +37,7 @@ class HandlerCallDetails(NamedTuple):
 class MethodHandler:
     """How a method is served, for programs that do not import gRPC: it has the attributes of ``grpc.RpcMethodHandler``.
 
-    Exactly one of the last four is set, that which the two flags name.
+    Exactly one of the last four attributes is set: the one that the two flags name.
     """
 
     request_streaming: bool
@@ -132,7 +132,7 @@ class SyncServicerContext:
         self._loop.call_soon_threadsafe(self._context.cancel)
 
     def add_callback(self, callback: Callable[[], Any]) -> bool:
-        """Call ``callback()`` when the call has ended. Returns False if it has ended already."""
+        """Call ``callback()`` when the call has ended. Returns False if the call has ended already."""
         if self._context.done():
             return False
         self._loop.call_soon_threadsafe(self._context.add_done_callback, lambda _: callback())
@@ -175,9 +175,9 @@ class Run:
                 log.error("A message could not be written", exc_info=fault.__cause__, extra={"details": fault.message})
             context.end(fault.status, fault.message)
         except Exception as error:
-            if not context.done():  # an exception because the client has gone is not logged
+            if not context.done():  # an exception that the client's leaving has caused is not logged
                 log.error("Exception calling application", exc_info=error)
-            # A handler may set a status and raise: the status stands.
+            # A handler may set a status and then raise: the status is kept.
             context.end(context.status or StatusCode.UNKNOWN, context.details() or "Exception calling application")
 
     async def _serve(self, handler: Any) -> None:

@@ -1,10 +1,11 @@
-"""TLS handshakes in progress. A listener has a limited number at a time: one number for strangers, and the same again
-for addresses of which a client is known.
+"""TLS handshakes in progress. A listener allows a limited number at a time for strangers, and as many for addresses
+from which a client has connected before.
 
 A handshake that its peer does not finish holds some 50 kB until `Limits.preface_timeout` ends it: ten seconds in which
 an attacker begins thousands. OpenSSL and the transport allocate that memory, so no `Budget` counts it. An honest
-handshake takes two round trips. So where `MOST` are in progress, the oldest of the network that has most of them gives
-way to the next, whatever network that comes from: a peer with one handshake is not affected by the crowd of another.
+handshake takes two round trips. So where `MOST` are in progress and one more begins, from any network, the oldest
+handshake of the network that has most of them is ended: a peer with one handshake is not affected by the crowd of
+another.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from typing import Final
 
 MOST: Final = 512
-"""Of either kind: some 27 MB. A worker does about a thousand handshakes a second, so the oldest of so many has had half
-a second: also where a crowd of clients behind one address connects at once, over a path of 200 ms."""
+"""Handshakes of either kind; they hold some 27 MB. A worker completes about a thousand handshakes a second, so the
+oldest of `MOST` has had half a second. That is enough even where a crowd of clients behind one address connects at once
+over a path of 200 ms."""
 
 
 class Handshakes:
-    """Those in progress, by network. No clock, no loop."""
+    """The handshakes in progress, by network. No clock, no loop."""
 
     __slots__ = ("_count", "_most", "_networks")
 
@@ -27,21 +29,21 @@ class Handshakes:
         self._most = most
         self._count = 0
         self._networks: dict[str, dict[object, Callable[[], None]]] = {}
-        """Network → handshake → what ends it, the oldest first."""
+        """Network → handshake → the function that ends it, the oldest first."""
 
     def __len__(self) -> int:
         return self._count
 
     def begin(self, handshake: object, network: str, give_way: Callable[[], None]) -> None:
-        """``handshake`` begins. ``give_way`` is called once if it has to make room, and may be called during a `begin`
-        of another one; it counts no longer then."""
+        """``handshake`` begins. ``give_way`` is called, at most once, if the handshake has to make room, which may be
+        during the `begin` of another one; it is no longer counted then."""
         if self._count >= self._most:
             self._make_room()
         self._networks.setdefault(network, {})[handshake] = give_way
         self._count += 1
 
     def end(self, handshake: object, network: str) -> None:
-        """It is done, or failed. No effect where it has given way."""
+        """The handshake is done, or has failed. No effect where it has made room already."""
         begun = self._networks.get(network)
         if begun is None or begun.pop(handshake, None) is None:
             return

@@ -1,13 +1,13 @@
-"""A limit of the KeyUpdates of a TLS peer that has not shown its right to be served (RFC 8446, section 4.6.3).
+"""A limit on the KeyUpdates of a TLS peer that has not proved its right to be served (RFC 8446, section 4.6.3).
 
-A KeyUpdate has 27 octets and takes 14 to 30 µs of CPU time: new keys, and a KeyUpdate in return. OpenSSL counts none.
-An honest peer sends one after 2^24 records or so. `piecewise_tls` bounds how long others wait for them; that a peer
-without a right may not use the core for them at all is decided here.
+A KeyUpdate has 27 octets and takes 14 to 30 µs of CPU time: new keys, and a KeyUpdate in return. OpenSSL does not limit
+their number. An honest peer sends one after 2^24 records or so. `piecewise_tls` bounds how long other connections wait
+for them. This module keeps a peer without a right from using the core for them at all.
 
-They are counted until the peer has shown its right, and beyond `MOST` of them what has arrived and is not processed yet
-is thrown away, and the connection is ended. They are seen by the message callback of the module `ssl`, which is made
-for debugging and has no public name; where a Python has none, nothing is counted. Nothing of this is left on the
-connection of a client, because to look at a connection's TLS messages takes time with each of them.
+They are counted until the peer has proved its right, and after more than `MOST` the connection is ended; octets that
+have arrived and are not processed yet are thrown away. They are counted by the message callback of the module `ssl`,
+which is meant for debugging and has no public name; where a Python has no such callback, nothing is counted. The
+callback is removed from the connection of a client, because it takes time with each TLS message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 from grpc_h2.aio.piecewise_tls import PiecewiseTls
 
 MOST: Final = 4
-"""KeyUpdates of one connection."""
+"""KeyUpdates allowed on one connection."""
 
 _HANDSHAKE: Final = 22
 """ContentType, RFC 8446, section 5.1."""
@@ -28,12 +28,13 @@ _KEY_UPDATE: Final = 24
 
 
 class KeyUpdates:
-    """The KeyUpdates of one connection, counted from its making until `release`, which also ends a reference cycle."""
+    """Counts the KeyUpdates of one connection, from the creation of this object until `release`, which also ends a
+    reference cycle."""
 
     __slots__ = ("_before", "_on_flood", "_tls", "count")
 
     def __init__(self, tls: ssl.SSLObject, on_flood: Callable[[], None]) -> None:
-        """``on_flood`` is called once there are too many, from within the processing of what has arrived."""
+        """``on_flood`` is called once there are too many, while the octets that have arrived are being processed."""
         self.count = 0
         self._tls = tls
         self._on_flood = on_flood
@@ -42,7 +43,7 @@ class KeyUpdates:
         tls.context = _watching
 
     def note(self) -> None:
-        """One more has arrived, and is about to be processed."""
+        """One more KeyUpdate has arrived, and is about to be processed."""
         self.count += 1
         if self.count > MOST:
             if isinstance(self._tls, PiecewiseTls):
@@ -51,7 +52,7 @@ class KeyUpdates:
                 self._on_flood()
 
     def release(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         self._tls.context = self._before
         self._tls._grpc_h2_key_updates = None  # type: ignore[attr-defined]
 
@@ -64,10 +65,11 @@ def _on_message(tls: Any, direction: str, version: int, content: int, kind: int,
 
 
 def _context() -> ssl.SSLContext:
-    """A context that a connection has, in place of the one that it was made with, while its messages are looked at."""
+    """A context that replaces the connection's own one while its KeyUpdates are counted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if hasattr(context, "_msg_callback"):
-        # Past the property of `ssl`, which makes three members of enums for each message and each record: 1.7 µs.
+        # This bypasses the property of `ssl`, which makes three members of enums for each message and each record and
+        # takes 1.7 µs.
         super(ssl.SSLContext, ssl.SSLContext)._msg_callback.__set__(context, _on_message)  # type: ignore[misc]
     return context
 

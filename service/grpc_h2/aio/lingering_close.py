@@ -1,11 +1,11 @@
-"""The lingering close of a connection: what happens between its last GOAWAY and the end of its socket.
+"""The lingering close of a connection: the time between its last GOAWAY and the end of its socket.
 
 Closing a socket with unread input makes the kernel send RST, which may destroy the GOAWAY on its way (RFC 9113 section
-5.4.1). So the connection is flushed and half-closed, and then read for a while longer; what arrives is thrown away.
-Both are limited: `LINGER` seconds, and `_OCTETS` octets.
+5.4.1). So the connection is flushed and half-closed, and then read for a while longer; the octets that arrive are
+thrown away. This ends after `LINGER` seconds or `_OCTETS` octets.
 
-For a client that was disconnected because it floods us the limit is `_OCTETS_OF_A_FLOOD`. Its connection is half-closed
-after `_PAUSE` seconds; if more octets than that have arrived by then, the connection is aborted.
+For a client that was disconnected because it floods us, the limit is `_OCTETS_OF_A_FLOOD` octets. Its connection is
+half-closed after `_PAUSE` seconds; if more octets than that limit have arrived by then, the connection is aborted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from termios import FIONREAD
 LINGER = 1.0
 """Seconds that a connection is read after its last GOAWAY."""
 _OCTETS = 2 * 1024 * 1024
-"""Octets that are read after the last GOAWAY. An honest client can have no more in flight, because of our windows."""
+"""Octets that are read after the last GOAWAY. An honest client cannot have more in flight, because of our windows."""
 _OCTETS_OF_A_FLOOD = 64 * 1024
 """Octets that are read after the last GOAWAY to a client that was disconnected with ENHANCE_YOUR_CALM."""
 _PAUSE = 0.01
-"""Seconds between the last GOAWAY and the first read of what is thrown away, and between two such reads."""
+"""Seconds between the last GOAWAY and the first read of octets that are thrown away, and between two such reads."""
 
 
 class LingeringClose:
-    """Ends one connection. `proceed` starts it; `cancel` when the transport is gone."""
+    """Ends one connection. Start it with `proceed`; call `cancel` when the transport is gone."""
 
     __slots__ = ("_defer", "_flood", "_loop", "_octets_allowed", "_started", "_timer", "_transport", "octets")
 
@@ -52,16 +52,16 @@ class LingeringClose:
         """Octets that were read and thrown away."""
 
     def proceed(self, *, writable: bool, stall_timeout: float) -> None:
-        """Flush, and once the transport's buffer is empty, half-close and linger.
+        """Flush the transport's buffer and, once that is empty, half-close and linger.
 
-        To be called again when the buffer has emptied. ``writable``: whether the transport takes output.
-        ``stall_timeout``: seconds after which a connection that cannot be flushed is aborted.
+        Call it again when the buffer has emptied. ``writable``: whether the transport takes output. ``stall_timeout``:
+        seconds after which a connection that cannot be flushed is aborted.
         """
         if self._started:
             return
         transport = self._transport
         if transport.get_write_buffer_size() or not writable:
-            transport.set_write_buffer_limits(0)  # `resume_writing` comes when the last octet has left
+            transport.set_write_buffer_limits(0)  # `resume_writing` is called when the last octet has been sent
             transport.resume_reading()
             if self._timer is None:
                 self._timer = self._loop.call_later(stall_timeout, transport.abort)
@@ -70,11 +70,11 @@ class LingeringClose:
         self.cancel()
         self._timer = self._loop.call_later(LINGER, transport.close)
         self._pause()
-        if not self._flood:  # a flood may have to be aborted: first see whether it ends
+        if not self._flood:  # a flood may have to be aborted: first find out whether it ends
             self._half_close()
 
     def data_received(self, size: int) -> None:
-        """``size`` octets came, and are thrown away."""
+        """``size`` octets arrived, and are thrown away."""
         self.octets += size
         self._pause()
 
@@ -103,7 +103,8 @@ class LingeringClose:
         self._loop.call_later(_PAUSE, self._defer, self.read_on)
 
     def _half_close(self) -> None:
-        # TLS has no half-close in asyncio: a TLS client sees the end when it closes its side, or when we close.
+        # asyncio has no half-close for TLS: a TLS client gets the end of the stream when it closes its side, or when we
+        # close.
         if self._transport.can_write_eof():
             try:
                 self._transport.write_eof()
@@ -115,6 +116,6 @@ def _unread(transport: asyncio.BaseTransport) -> int:
     """Octets of the connection that wait in the kernel (FIONREAD, tcp(7))."""
     held = array("i", [0])
     sock = transport.get_extra_info("socket")
-    if sock is not None:  # asyncio allows transports without a socket
+    if sock is not None:  # a transport of asyncio may have no socket
         ioctl(sock.fileno(), FIONREAD, held)
     return held[0]

@@ -1,19 +1,19 @@
 """Accepting connections on a listening socket that may be shared with other processes.
 
 The socket is watched with ``add_reader`` and accepted from here, rather than left to ``loop.create_server``, for two
-reasons: the application can leave a connection to another process (`AcceptPolicy`), and running out of file descriptors
-pauses the listener, where otherwise the socket would stay readable and the loop would use a whole core.
+reasons: the application can leave a connection to another process (`AcceptPolicy`), and the listener pauses when file
+descriptors run out. Otherwise the socket would stay readable, and the loop would use a whole core.
 
 Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`). It does not wait for the deferred work
 of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
 connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
 kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
-an accepted connection is counted at once and then, unless it comes alone, waits for a time slice of the scheduler,
-where the networks of the peers take turns: a new connection from one address does not wait for the crowd of another.
+an accepted connection is counted at once, but is set up, unless it comes alone, only in a time slice of the scheduler.
+There the networks of the peers take turns, so a new connection from one address does not wait for the crowd of another.
 
-Over TLS, the first octets of a connection are looked at before the handshake: a health check that connects and leaves
-costs no handshake and no log line, a peer that does not speak TLS gets an answer that it understands (`foreign`), and a
-TLS client that does not offer h2 gets an alert.
+Over TLS, the first octets of a connection are examined before the handshake: a health check that connects and leaves
+causes no handshake and no log line, a peer that does not speak TLS gets an answer in its own protocol (`foreign`), and
+a TLS client that does not offer h2 gets an alert.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.1
 """Seconds without accepting after the kernel has reported that descriptors or memory are exhausted."""
 ACCEPT_SLICE = 0.0001
-"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. About four
-connections, of which one is set up in an iteration: the kernel's queue, which knows no networks, stays short."""
+"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. They are
+enough for about four connections, while one is set up in an iteration: so the kernel's queue, in which networks do not
+take turns, stays short."""
 _PEEKED = 16 * 1024
-"""Octets of a TLS connection that are looked at before its handshake: a ClientHello has some hundreds to 2,000."""
+"""Octets of a TLS connection that are examined before its handshake: a ClientHello has some hundreds to 2,000."""
 
 
 _TOO_MANY = "its handshake was not finished when there was no room for the next"
@@ -83,7 +84,7 @@ class AcceptPolicy(Protocol):
         """A client's connection has ended."""
 
     def refused(self, refusal: Refusal) -> None:
-        """A connection was refused or closed, with nothing wrong in what it sent."""
+        """A connection was refused or closed although nothing that it sent is wrong."""
 
 
 class Listener:
@@ -105,17 +106,17 @@ class Listener:
         """
         Args:
             listening: The socket. `stop` closes it.
-            policy: Decides about each connection; None: all are accepted.
+            policy: Decides whether to accept each connection; None: all are accepted.
             tls: The certificate; None: cleartext.
-            objection: Says why a connection is refused; None: none is.
-            protocol: Makes the protocol of a connection that this listener accepts, from its address.
+            objection: Returns why a connection is refused; None: no connection is refused.
+            protocol: Makes the protocol for an accepted connection, from the address of its peer.
             admission: Decides whether one more connection may be held.
             scheduler: Gives accepted connections their time slices.
             handshake_timeout: Seconds for the TLS handshake.
-            client_log: For what is logged about clients.
+            client_log: For log lines about clients.
         """
         listening.setblocking(False)
-        with suppress(PermissionError):  # a confined process: the one that made the socket has set them
+        with suppress(PermissionError):  # a confined process may not; the process that made the socket has set them
             set_listening_options(listening)
         self.socket = listening
         self._policy = policy
@@ -127,15 +128,15 @@ class Listener:
         self._client_log = client_log
         self._handshake_timeout = handshake_timeout
         self._counted: dict[Http2Protocol, bool] = {}
-        """Connections that ``policy`` was informed of → whether it knows them as connections of clients."""
+        """Connections that were reported to ``policy`` → whether they were reported as connections of clients, too."""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
         self._queued: set[Http2Protocol] = set()
         """Connections that wait for their time slice."""
         self._silent: set[Http2Protocol] = set()
-        """Connections on which nothing has arrived that would begin a handshake."""
+        """Connections that have not sent the beginning of a handshake yet."""
         self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
-        """Connections from addresses of clients do not give way to those of strangers."""
+        """Counted apart, so that a handshake from the address of a client never makes room for one of a stranger."""
         self._exhausted_logged = False
 
     @property
@@ -213,7 +214,8 @@ class Listener:
         """Accept one connection. Returns whether there may be another."""
         if self._pause_timer is not None or self.socket.fileno() < 0:
             return False
-        # One for each report of the kernel: the policy is asked about a connection that really waits.
+        # One connection for each report of the kernel, so that the policy is asked only about a connection that really
+        # waits.
         if self._policy is not None and not self._policy.may_accept():
             self._pause(self._policy.retry_seconds)
             return False
@@ -283,7 +285,8 @@ class Listener:
                 tls = {
                     "ssl": self._tls.context,
                     "ssl_handshake_timeout": self._handshake_timeout,
-                    # The wait for the peer's close_notify; asyncio's 30 s would hold memory for a dead peer.
+                    # Seconds to wait for the peer's close_notify. asyncio's default of 30 s would hold memory for a
+                    # dead peer.
                     "ssl_shutdown_timeout": LINGER,
                 }
             if not self._scheduler.claim_setup(self._loop, protocol.arrival):
@@ -303,11 +306,11 @@ class Listener:
         self.abandon(protocol)
 
     async def _speaks_tls(self, protocol: Http2Protocol, connection: socket.socket, address: Any) -> bool:
-        """Wait for the first octets. Returns whether they begin a handshake that can lead to h2; otherwise the peer has
-        its answer, and the connection is closed.
+        """Wait for the first octets. Returns whether they begin a handshake that can lead to h2; otherwise the peer
+        gets an answer, and the connection is closed.
 
         Raises:
-            TimeoutError: where nothing comes.
+            TimeoutError: where nothing arrives.
             OSError: where the connection breaks.
         """
         self._silent.add(protocol)
@@ -342,7 +345,7 @@ class Listener:
 
 
 async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-    """Wait until octets of ``connection`` are there, or its end."""
+    """Wait until ``connection`` has octets to read, or has ended."""
     arrived = loop.create_future()
 
     def note() -> None:
@@ -357,8 +360,8 @@ async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) 
 
 
 def _answer_and_close(connection: socket.socket, answer: bytes) -> None:
-    """Send a few octets and close. What the peer has sent is read first: unread octets would make the kernel send RST,
-    which may overtake the answer."""
+    """Send a few octets and close. The octets that the peer has sent are read first, because the kernel would send RST
+    for unread ones, and RST may overtake the answer."""
     with suppress(OSError):
         if answer:
             connection.send(answer)

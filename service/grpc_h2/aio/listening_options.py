@@ -1,4 +1,5 @@
-"""The options of a listening socket, for the process that makes it: others that share it may be confined."""
+"""The options of a listening socket. The process that makes the socket sets them, because other processes that share it
+may be confined."""
 
 from __future__ import annotations
 
@@ -6,24 +7,24 @@ import socket
 import struct
 
 _RECEIVE_BUFFER = 128 * 1024
-"""Octets of a connection that the kernel buffers for us (it doubles that for its own needs). Its default goes up to 6
-MB (``tcp_rmem``, tcp(7)); to read those in one go, or to free them at the end, takes milliseconds in which no other
-connection is served. A request takes hundreds of octets."""
+"""Octets of a connection that the kernel buffers for us (it doubles the number for its own needs). The kernel's default
+goes up to 6 MB (``tcp_rmem``, tcp(7)). To read 6 MB in one go, or to free them at the end, takes milliseconds in which
+no other connection is served. A request takes hundreds of octets."""
 _KEEPALIVE_SECONDS = 60
-"""Between TCP keepalive probes: the kernel notices a peer that vanished, without waking us."""
+"""Seconds between TCP keepalive probes. By them the kernel notices a vanished peer, without waking us."""
 _ACCEPT_TIMEOUT = struct.pack("@ll", 0, 1000)
 """The ``timeval`` of a millisecond; the kernel rounds it up to a tick (1 to 10 ms)."""
 
 
 def set_listening_options(listening: socket.socket) -> None:
-    """Set what connections inherit from the socket that they are accepted from, and what accepting needs.
+    """Set the options that accepted connections inherit, and those that accept(2) needs.
 
-    O_NONBLOCK belongs to all processes that share the socket: one that is hostile may clear it, and accept(2) would
-    then wait for ever in the others. With SO_RCVTIMEO it waits for one tick of the kernel (socket(7)); that is ignored
-    where a socket does not block.
+    All processes that share the socket share its O_NONBLOCK: a hostile process may clear it, and accept(2) would then
+    wait for ever in the others. With SO_RCVTIMEO accept(2) waits for one tick of the kernel (socket(7)); the option has
+    no effect on a non-blocking socket.
 
     Raises:
-        PermissionError: where this process may not.
+        PermissionError: where this process may not set them.
     """
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ACCEPT_TIMEOUT)
     if listening.family in (socket.AF_INET, socket.AF_INET6):

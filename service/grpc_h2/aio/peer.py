@@ -7,7 +7,7 @@ from typing import Any
 
 def peer_text(address: Any) -> str:
     """A peer's address as gRPC writes it: see `Http2Protocol.peer`. An IPv4 address that is mapped into IPv6 is written
-    as what it is."""
+    as IPv4."""
     if not isinstance(address, tuple) or len(address) < 2:
         return "unix:"
     host, port = address[:2]

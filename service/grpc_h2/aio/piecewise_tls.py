@@ -1,16 +1,16 @@
-"""TLS records are decrypted piece by piece, a time slice of them in each iteration of the event loop.
+"""Decrypts TLS records piece by piece, for a time slice in each iteration of the event loop.
 
 **Theory of operation.** An event loop reads up to 256 kB of a TLS connection at a time and has OpenSSL process all of
-it before it does anything else. A record may have 22 octets, so that is 11,000 records: 5 ms where each holds one
-octet, and 120 ms where each is a KeyUpdate (RFC 8446, section 4.6.3), which costs new keys and an answer. Nothing of
-HTTP/2's limits sees them before that.
+it before it does anything else. A record may have 22 octets, so that may be 11,000 records. They take 5 ms where each
+holds one octet, and 120 ms where each is a KeyUpdate (RFC 8446, section 4.6.3), which needs new keys and an answer. The
+limits of HTTP/2 apply only after decryption.
 
-So what the loop has read is handed to OpenSSL `PIECE` octets at a time, for about `TIME_SLICE` seconds. What is left
-stays where the loop put it, which therefore stops reading the socket when that becomes too much. `PiecewiseTls.on_more`
-is called: the protocol stops reading, and continues when the scheduler gives it its next turn.
+So the octets that the loop has read are handed to OpenSSL `PIECE` octets at a time, for about `TIME_SLICE` seconds. The
+rest stays in the buffer into which the loop writes, and the loop stops reading the socket when that buffer is too full.
+`PiecewiseTls.on_more` is called: the protocol stops reading, and continues in its next time slice of the scheduler.
 
-A handshake is not divided: OpenSSL limits its messages. Nor is a connection that closes, which no protocol reads any
-more: for it `CLOSING` seconds are the limit, and beyond them it is ended.
+A handshake is not divided: OpenSSL limits its messages. A connection that closes is not divided either, because no
+protocol reads it any more: after `CLOSING` seconds it is ended.
 
 Both event loops make their connections by `ssl.SSLContext.wrap_bio`, and call the `ssl.SSLObject` that it returns.
 """
@@ -23,32 +23,32 @@ from time import perf_counter
 from typing import Any, Final
 
 PIECE: Final = 1024
-"""Octets: at most 38 KeyUpdates, some 0.5 ms, as much as a handshake."""
+"""Octets. They hold at most 38 KeyUpdates, which take some 0.5 ms, as long as a handshake."""
 TIME_SLICE: Final = 0.0001
 """Seconds. The piece during which it ends is not interrupted."""
 CLOSING: Final = 0.002
-"""Seconds for what has arrived when a connection closes: at least a window of requests."""
+"""Seconds for the octets that have arrived when a connection closes: enough for a window of requests at least."""
 
 
 class PiecewiseTls(ssl.SSLObject):
     """A connection of a `ServerContext`."""
 
     on_more: Callable[[], bool] | None = None
-    """Called where a time slice is over and more has arrived. Returns whether the connection will be read again;
-    otherwise it closes. While it is None, nothing is divided."""
+    """Called when a time slice is over and more octets have arrived. Returns whether the connection will be read again;
+    if not, it closes. While this is None, nothing is divided."""
 
     _arrived: ssl.MemoryBIO
     """Where the event loop writes."""
     _piece: ssl.MemoryBIO
     """From where OpenSSL reads."""
     _slice_end = 0.0
-    """0: no time slice has begun that more than one piece belongs to."""
+    """The end of the present time slice; 0 outside a time slice of several pieces."""
     _closing = False
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - the name that it has in `ssl`
         """See `ssl.SSLObject.read`."""
         while True:
-            # To ask first is cheaper than OpenSSL's SSLWantReadError.
+            # To check first is cheaper than OpenSSL's SSLWantReadError.
             arrived = self._arrived.pending
             if arrived and not self._piece.pending:
                 if arrived > PIECE or self._slice_end:
@@ -62,11 +62,13 @@ class PiecewiseTls(ssl.SSLObject):
                     raise
 
     def pending(self) -> int:
-        """See `ssl.SSLObject.pending`. More than 0 where `read` may give something: uvloop asks before it reads."""
+        """See `ssl.SSLObject.pending`. More than 0 where `read` may return something: uvloop checks this before it
+        reads."""
         return self._sslobj.pending() + self._piece.pending  # type: ignore[attr-defined, no-any-return]
 
     def do_handshake(self) -> None:
-        """See `ssl.SSLObject.do_handshake`. Takes no more than the handshake needs, but for the rest of a piece."""
+        """See `ssl.SSLObject.do_handshake`. Takes only the octets that the handshake needs, and the rest of the last
+        piece."""
         while True:
             try:
                 super().do_handshake()
@@ -88,7 +90,7 @@ class PiecewiseTls(ssl.SSLObject):
                 self._take_piece()
 
     def discard(self) -> None:
-        """Throw away what has arrived and is not processed yet. The connection cannot be used any more."""
+        """Throw away the octets that have arrived and are not processed yet. The connection cannot be used any more."""
         self._arrived.read()
         self._piece.read()
 
@@ -107,7 +109,7 @@ class PiecewiseTls(ssl.SSLObject):
             self._slice_end = perf_counter() + TIME_SLICE
 
     def _end_slice(self, on_more: Callable[[], bool]) -> None:
-        """Raise what makes the event loop stop for now, or, where the connection closes, for good."""
+        """Raise the error that makes the event loop stop reading: for now, or for good where the connection closes."""
         if self._closing:
             raise ssl.SSLError("too much has arrived on a connection that closes")
         if on_more():

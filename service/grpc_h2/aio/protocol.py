@@ -2,17 +2,18 @@
 
 **Theory of operation.** The connection makes all decisions; the protocol moves octets and events between it, the
 transport and the server. Every cause (octets, a handler's message, a timer) ends in one `_settle`: write what may be
-written, hand out events, stop or continue reading. All that handlers send within one iteration of the event
-loop is written together (`wake`).
+written, hand out events, stop or continue reading. Everything that handlers send within one iteration of the event loop
+is written together (`wake`).
 
-**Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` says that
-input is left to process, and a used-up budget says that output is. Either is deferred to the `FairScheduler`, behind
-the deferred work of other connections and by turns with other networks; until then nothing is read.
+**Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` is true while
+input is left to process, and a used-up budget means that output is left. In either case the rest is deferred to the
+`FairScheduler`: it comes after the work that other connections have deferred already, and networks take turns. Until
+then nothing is read from this connection.
 
-**Strangers.** A connection whose peer has not shown its right to be served (`Trust`) is served in the time that is left
-over: what it sends is not processed when it arrives, but deferred to the strangers' share of the time slices. Its first
-few reads are the exception, so that a probe and a new client are answered at once. When a call is authorised, the
-connection becomes a client's, for as long as it lasts.
+**Strangers.** A connection whose peer has not proved its right to be served (`Trust`) is served in the time that is
+left over: its input is not processed when it arrives, but deferred to the strangers' share of the time slices. Its
+first few reads are processed at once, so that a probe and a new client are answered without delay. When a call is
+authorised, the connection counts as a client's until it ends.
 
 **Time.** Ten thousand idle connections must cost nothing, and a busy connection must not compute deadlines for each
 packet. So an idle connection has one timer, set to its next deadline. Traffic may bring a deadline forward: it sets
@@ -21,8 +22,8 @@ the timer to at most `Host.timer_slack` seconds from now, once, however much tra
 **Closing.** After the last GOAWAY the connection is flushed, half-closed and read for a while longer: see
 `lingering_close`.
 
-The clock is read here, and handed down: the loop's clock for deadlines, and ``perf_counter`` for the duration of a
-batch, because the loop's clock may stand still within an iteration and count in milliseconds.
+The clock is read here, and its times are passed to the connection: the loop's clock for deadlines, and ``perf_counter``
+for the duration of a batch, because the loop's clock may stand still within an iteration and count in milliseconds.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ from grpc_h2.static.routes import Router
 from grpc_h2.wire.errors import ErrorCode
 
 _STREAMS_RELEASED_AT_ONCE = 32
-"""Streams of a connection that has ended: some 50 µs."""
+"""Streams of an ended connection that are released at a time: some 50 µs."""
 _LARGE_READ = 16 * 1024
-"""Octets. A client that waits for its answers sends less than this between two reads."""
+"""Octets of one read. A client that waits for its answers sends less than this between two reads."""
 _EARLY_READS = 8
 """Reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go) makes four: its
 preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""
@@ -74,9 +75,9 @@ class Host(Protocol):
     """The part of the server that a protocol uses."""
 
     budget: Budget
-    """Of connections that have made a call which the server admits."""
+    """The memory budget of connections that have made a call which the server admits."""
     strangers: Budget
-    """Of those that have not."""
+    """The memory budget of connections that have not."""
     client_log: RateLimitedLog
     limits: Limits
     router: Router
@@ -88,7 +89,7 @@ class Host(Protocol):
         """The connection begins."""
 
     def disconnected(self, protocol: Http2Protocol) -> None:
-        """The connection is gone, and its calls have been informed."""
+        """The connection is gone, and its calls have been notified."""
 
     def call_started(self, protocol: Http2Protocol, stream: Stream) -> None:
         """A call needs a handler. Set ``stream.call``, or end the call."""
@@ -107,7 +108,7 @@ class Acceptor(Protocol):
         """End the connection, which is not established yet."""
 
     def dismissed(self, protocol: Http2Protocol, refusal: Refusal) -> None:
-        """The connection was closed, with nothing wrong in what it sent: log and count that."""
+        """The connection was closed although nothing that it sent is wrong: log and count that."""
 
     def closed(self, protocol: Http2Protocol) -> None:
         """The connection has ended."""
@@ -162,9 +163,9 @@ class Http2Protocol(asyncio.Protocol):
             host: The server.
             loop: Its loop.
             acceptor: The listener.
-            address: The peer's, as ``accept`` gave it; None: the transport knows it.
-            network: The peer's (`admission.network_of`), which takes turns with other networks.
-            returning: Whether a client is known in that network.
+            address: The peer's address, as returned by ``accept``; None: the transport knows it.
+            network: The peer's network (`admission.network_of`), which takes turns with other networks.
+            returning: Whether a client has connected from that network before.
         """
         self._host = host
         self._loop = loop
@@ -174,13 +175,13 @@ class Http2Protocol(asyncio.Protocol):
         """Whether octets are processed as soon as they arrive: the peer is a client, and the connection not closing."""
         self._early_reads = _EARLY_READS
         self._opening: FirstOctets | None = FirstOctets()
-        """The first octets, until it is clear that they are HTTP/2's preface."""
+        """Holds the first octets until it is clear whether they are HTTP/2's preface."""
         self.network = network
         """The network with which the deferred work of this connection is counted."""
         self.arrival = Share.RETURNING if returning else Share.ARRIVALS
         """The share in which the connection is set up, and its first octets are processed."""
         self.trust = Trust.STRANGER
-        """What the peer has shown so far."""
+        """What the peer has proved so far."""
         self.active_at = -inf
         """The instant at which a peer that is no client has last sent something."""
         self._reading = True
@@ -191,13 +192,13 @@ class Http2Protocol(asyncio.Protocol):
         self._lingering_close: LingeringClose | None = None
         self._key_updates: KeyUpdates | None = None
         self._undecrypted = False
-        """TLS records have arrived that wait for their time slice."""
+        """Whether TLS records have arrived that wait for a time slice."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self.closing = False
-        """The last GOAWAY has been written, or the transport is gone."""
+        """Whether the last GOAWAY has been written, or the transport is gone."""
         self.established = False
-        """`connection_made` has been called, so `connection_lost` will be."""
+        """Whether `connection_made` has been called, so that `connection_lost` will be."""
 
     # -- called by the transport ----------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class Http2Protocol(asyncio.Protocol):
     # -- called by the server and its calls -----------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Output may have to be written: do that in the next iteration of the loop, once."""
+        """Output may have to be written: schedule that, once, for the next iteration of the loop."""
         if not self._waking and not self._transport.is_closing():
             self._waking = True
             self._loop.call_soon(self._woken)
@@ -322,7 +323,7 @@ class Http2Protocol(asyncio.Protocol):
         return self._transport.get_write_buffer_size() + self.connection.unsent if self.established else 0
 
     def drop_stalled(self) -> None:
-        """The server stops, and the peer reads nothing: nothing can be said to it either."""
+        """Close without GOAWAY: the server stops, and the peer reads nothing."""
         self._log(logging.WARNING, "A client was cut off", error="it reads nothing while the server stops")
         self.abort()
 
@@ -331,7 +332,7 @@ class Http2Protocol(asyncio.Protocol):
         self._transport.abort()
 
     def vouch(self, trust: Trust) -> None:
-        """The peer has shown that it deserves ``trust``."""
+        """The peer has proved that it deserves ``trust``."""
         if trust <= self.trust:
             return
         if self.trust is Trust.STRANGER and self.established:
@@ -344,7 +345,7 @@ class Http2Protocol(asyncio.Protocol):
             self._acceptor.vouched(self)
 
     def dismiss(self, refusal: Refusal) -> None:
-        """Close now, with nothing wrong in what the peer sent: GOAWAY says why, and the acceptor logs it."""
+        """Close now although nothing that the peer sent is wrong: GOAWAY gives the reason, and the acceptor logs it."""
         if self._acceptor is not None:
             self._acceptor.dismissed(self, refusal)
             if not self.established:
@@ -372,7 +373,7 @@ class Http2Protocol(asyncio.Protocol):
         return peer_text(self._transport.get_extra_info("peername") if self._address is None else self._address)
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
-        """What TLS has established about the peer, in gRPC's terms; empty without TLS."""
+        """The properties of the peer that TLS has established, under gRPC's names; empty without TLS."""
         tls: Any = self._transport.get_extra_info("ssl_object")
         return {} if tls is None else peer_identity(tls)
 
@@ -385,7 +386,7 @@ class Http2Protocol(asyncio.Protocol):
             self._tick_soon()
 
     def _defer(self) -> None:
-        """Input or output is left over: continue with it behind the deferred work of other connections."""
+        """Input or output is left over: defer it behind the deferred work of other connections."""
         if not self._deferred:
             self._deferred = True
             self._host.scheduler.defer(self._loop, self._do_deferred, self._share, self.network)
@@ -427,7 +428,7 @@ class Http2Protocol(asyncio.Protocol):
     # -- strangers ------------------------------------------------------------------------------------------------
 
     def _stranger_received(self, data: bytes) -> None:
-        """Octets of a peer that is no client (yet)."""
+        """Process octets of a peer that is not (yet) a client."""
         self.active_at = self._loop.time()
         if self._opening is not None:
             found = self._opening.take(data, secure=self._transport.get_extra_info("ssl_object") is not None)
@@ -454,12 +455,12 @@ class Http2Protocol(asyncio.Protocol):
         self._set_reading(False)
 
     def _judge(self) -> None:
-        """See whether the peer has become a client by what it has just sent."""
+        """Check whether the peer has become a client by what it has just sent."""
         if self.connection.authorized:
             self.vouch(Trust.CLIENT)
 
     def _settle(self) -> None:
-        """Write what may be written, hand out the events that this causes, and decide whether to read on."""
+        """Write what may be written, hand out the events that this causes, and decide whether to continue reading."""
         connection, transport = self.connection, self._transport
         if transport.is_closing():
             return
@@ -523,8 +524,8 @@ class Http2Protocol(asyncio.Protocol):
         return True
 
     def _decrypt(self) -> bool:
-        """Continue with the records that have arrived: the transport does that when it is read again. Returns whether
-        it is, which ends the time slice."""
+        """Continue with the TLS records that have arrived: the transport processes them when reading is resumed.
+        Returns whether reading was resumed; that ends the time slice."""
         self._undecrypted = False
         if self._transport.is_closing():
             return False
@@ -540,14 +541,14 @@ class Http2Protocol(asyncio.Protocol):
             self._key_updates = None
 
     def _on_key_updates(self) -> None:
-        """Octets were thrown away, so nothing can be read or said any more."""
+        """Too many KeyUpdates: octets were thrown away, so the connection can neither be read nor written any more."""
         self._log(logging.WARNING, "A client was cut off", error="too many KeyUpdates of TLS")
         self._loop.call_soon(self._transport.abort)
 
     # -- log ------------------------------------------------------------------------------------------------------
 
     def _log_reports(self) -> None:
-        """Log what the connection has noticed about its peer."""
+        """Log the connection's reports about its peer."""
         reports = self.connection.reports
         for kind, about in reports:
             if kind == "unauthorized":
@@ -607,7 +608,7 @@ class Http2Protocol(asyncio.Protocol):
         if self._lingering_close is None:
             defer = functools.partial(self._host.scheduler.defer, self._loop, share=self._share, network=self.network)
             self._lingering_close = LingeringClose(self._transport, self._loop, defer, flood=self._flood)
-        # The answers to a flood are in memory until they are read.
+        # The answers to a flood stay in memory until the peer reads them.
         stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
         self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
 
@@ -623,7 +624,7 @@ class Http2Protocol(asyncio.Protocol):
         self.abort()
 
     def _leave_foreign(self, foreign: Foreign) -> None:
-        """The peer speaks something else: answer in its protocol, or by GOAWAY, and close."""
+        """The peer speaks another protocol: answer in that protocol, or by GOAWAY, and close."""
         self._log(logging.INFO, "A client does not speak HTTP/2", received=foreign.name)
         self.connection.close(ErrorCode.PROTOCOL_ERROR, f"{foreign.name} is not spoken here")
         self.connection.take_events()

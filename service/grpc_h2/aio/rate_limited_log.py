@@ -10,7 +10,8 @@ from typing import Any
 BURST = 20
 PER_SECOND = 2.0
 REPORT_SECONDS = 10.0
-"""After a line was left out, the number of such lines is logged this much later, if no other line has named it."""
+"""Seconds after a line was left out at which the number of such lines is logged, if no other line has named it
+before."""
 
 
 class RateLimitedLog:
@@ -33,7 +34,7 @@ class RateLimitedLog:
         self._loop = loop
 
     def close(self) -> None:
-        """Report now what is left to report."""
+        """Log the number of lines that were left out and not reported yet."""
         if self._timer is not None:
             self._timer.cancel()
             self._report()

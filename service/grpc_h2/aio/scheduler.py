@@ -1,21 +1,22 @@
-"""Deferred work, a time slice of it in each iteration of the event loop: above all what connections have left to do.
+"""Runs deferred work, mostly that of connections, for one time slice in each iteration of the event loop.
 
 **Theory of operation.** A connection does a bounded amount of work when it is read. But an attacker has as many
-connections as it likes: if each of them continued in every iteration of the loop, all other connections would wait for
+connections as it likes: if each of them continued in every iteration of the loop, every other connection would wait for
 all of them. So a connection that has more to do (input that is not processed yet, or output beyond its budget) defers
-that to this scheduler. Deferred work is done first come, first served, for about `TIME_SLICE` seconds; then the loop
-polls its sockets. Connections with deferred work thus share what is left of the core. Connections without it wait for
-one time slice at most. Where the loop was busy with other things in the same iteration (reads, new connections,
-timers), the time slice is put off by one iteration, so that its length does not add to theirs: see `BUSY_LIMIT`.
+that work to this scheduler. Deferred work is done first come, first served, for about `TIME_SLICE` seconds; then the
+loop polls its sockets. Connections with deferred work thus share the rest of the core's time. Connections without it
+wait for one time slice at most. Where the loop was busy with other things in the same iteration (reads, new
+connections, timers), the time slice is put off by one iteration, so that its length does not add to theirs: see
+`BUSY_LIMIT`.
 
 **Shares.** An attacker without a key has as many connections as it likes, too, and each of them may send as fast as it
 can. So deferred work is of four kinds, each with a queue of its own (`Share`), and time slices alternate between the
 kinds that wait: every second slice belongs to new connections, and the others alternately to clients and strangers.
 However much work strangers cause, a new connection (a probe, a client that reconnects) waits only for other new ones,
-and a client only for other clients. A new connection from an address of which a client is known waits for other such
-connections, and for few of the others. To be set up, and for its first octets, a new connection need not even wait for
-a slice, unless others that come before it wait (`FairScheduler.claim`). Accepting is not deferred at all: it has its
-own share (`listener`).
+and a client only for other clients. A new connection from an address from which a client has connected before waits for
+other such connections, and for few of the rest. A new connection is even set up, and its first octets are processed,
+without waiting for a slice, unless others that come before it wait (`FairScheduler.claim`). Accepting is not deferred
+at all: it has its own share (`listener`).
 
 **Networks.** Within a share, the networks of the peers take turns (`fair_queue`): an address with one connection does
 not wait for all the connections of another.
@@ -37,8 +38,9 @@ TIME_SLICE = 0.00003
 """Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
 
 RETURNING_SLICE = 0.0002
-"""The same for new connections from addresses of clients, which strangers cannot multiply: in an iteration that is
-long, because strangers' handshakes are in it, one piece of their work would not keep pace with 40 of them a second."""
+"""The same for new connections from addresses of clients. Strangers cannot increase their number. Where strangers'
+handshakes make each iteration long, one piece of work in an iteration would not be enough for 40 such connections a
+second."""
 
 RETURNING_LARGE = 3
 """Large pieces of work (`turn`) in such a slice: over TLS, each leads to a handshake of some 0.6 ms."""
@@ -51,7 +53,7 @@ CLAIMS = 4
 """First reads of new connections that are processed at once, in one iteration of the loop in which no others wait."""
 
 SETUPS = 1
-"""New connections that are set up at once, likewise: some 0.1 ms each."""
+"""New connections that are set up at once, in an iteration in which no others wait: some 0.1 ms each."""
 
 
 class Share(IntEnum):
@@ -60,11 +62,11 @@ class Share(IntEnum):
     ARRIVALS = 0
     """A new connection: it is set up, and its first octets are processed."""
     CLIENTS = 1
-    """A connection that has shown its right to be served, or work of the server itself."""
+    """A connection that has proved its right to be served, or work of the server itself."""
     STRANGERS = 2
-    """A connection that has not."""
+    """A connection that has not proved its right."""
     RETURNING = 3
-    """A new connection from an address of which a client is known (`Admission.knows`)."""
+    """A new connection from an address from which a client has connected before (`Admission.knows`)."""
 
 
 _OF_NEW_ONES = (Share.RETURNING, Share.ARRIVALS, Share.CLIENTS, Share.STRANGERS)
@@ -104,7 +106,8 @@ class FairScheduler:
         return self._claims <= CLAIMS
 
     def claim_setup(self, loop: asyncio.AbstractEventLoop, share: Share) -> bool:
-        """Whether a new connection may be set up at once: as `claim`, `SETUPS` times. Otherwise it needs a `turn`."""
+        """Whether a new connection may be set up at once. As `claim`, but `SETUPS` times; otherwise the caller waits
+        for a `turn`."""
         if self._new_ones_wait(share):
             return False
         self._renew_later(loop)
@@ -142,7 +145,7 @@ class FairScheduler:
             loop.call_soon(self._run_slice, loop)
 
     async def time_slice(self, share: Share, network: str) -> None:
-        """Wait for a time slice, which ends with it: what the caller then does is a large piece of work."""
+        """Wait for a time slice, which ends with this call, because the caller's work is a large piece."""
         loop = asyncio.get_running_loop()
         come: asyncio.Future[None] = loop.create_future()
 
@@ -156,7 +159,8 @@ class FairScheduler:
         await come
 
     async def spread(self, steps: Iterable[object]) -> None:
-        """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises what a step raises."""
+        """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises the exception of a
+        step."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         remaining = iter(steps)

@@ -2,7 +2,7 @@
 
 `Server` has the interface of ``grpc.aio.Server``: generated ``add_…Servicer_to_server`` functions, the health and
 reflection servicers of grpcio and interceptors work with it unchanged. gRPC itself is not imported; its objects are
-recognized by their attributes. Two things go beyond that interface: `Server.add_static_unary`, and listening sockets
+recognized by their attributes. Two methods go beyond that interface: `Server.add_static_unary`, and listening sockets
 from outside (`Server.add_listener`).
 
 A stop has three stages. First nothing new is accepted, and connections drain. When the grace period is over, calls are
@@ -46,8 +46,8 @@ _UNWINDING = 1.0
 _STALL_CHECK_SECONDS = 1.0
 
 _FIRST_CALL = 0.1
-"""Seconds before a connection drains that was accepted, and not set up, when the server stopped: the call that its
-client has sent meanwhile is served."""
+"""A connection that was accepted but not set up when the server stopped drains after so many seconds, so that a call
+that its client has sent meanwhile is served."""
 
 Observe = Callable[[list[int], float], None]
 
@@ -77,19 +77,20 @@ class Server:
         """
         Args:
             limits: Limits of each connection.
-            interceptors: As in grpc.aio: ``async intercept_service(continuation, handler_call_details)``.
+            interceptors: As in grpc.aio, objects with ``async intercept_service(continuation, handler_call_details)``.
             max_concurrent_calls: Calls beyond it fail with RESOURCE_EXHAUSTED.
-            max_connections: Beyond it a new connection takes the place of an idle one whose peer has shown nothing, or
-                one of a few places in reserve: see `Admission`.
+            max_connections: Beyond it, a new connection takes the place of an idle one whose peer has proved nothing,
+                or one of a few places in reserve: see `Admission`.
             max_connections_per_peer: Connections of one address beyond it are closed.
             first_call_timeout: Seconds until the first call that the server admits; a connection without one is
                 drained then.
-            trust: By the path of a handler's call, what it proves about its peer. Without it every call that has a
-                handler proves that the peer is a client. Calls of static methods prove it where they are authorized.
+            trust: Path of a handler's call → what such a call proves about its peer. Without this argument, every call
+                that has a handler proves that the peer is a client. A call of a static method proves it if it is
+                authorized.
             executor: Runs handlers that are ordinary functions; without one, a pool is made when it is needed.
             compression: A ``grpc.Compression`` for all calls.
             observe: Called with each batch of ready answers: their answer ids, and the seconds from reading to writing.
-            eof: What ``context.read()`` returns after the last message (``grpc.aio.EOF`` for servicers that compare).
+            eof: The result of ``context.read()`` after the last message (``grpc.aio.EOF`` for servicers that compare).
         """
         self.limits = limits = Limits() if limits is None else limits
         self.router = Router()
@@ -144,7 +145,7 @@ class Server:
 
     async def cut_answers(self, before: float) -> None:
         """Give up answers that are complete and have waited to be read since the instant ``before`` of the loop's
-        clock, or longer, so that what they consist of is released. Spread over time."""
+        clock, or longer, so that their memory is released. The work is spread over time."""
 
         def steps() -> Iterator[None]:
             for protocol in list(self._protocols):
@@ -188,8 +189,8 @@ class Server:
         """Accept from a listening socket, which may be shared with other processes; ``policy`` decides about each
         connection. `stop` closes the socket in this process.
 
-        The socket may be a Unix socket. ``objection`` is called with each accepted connection; the text that it returns
-        is why the connection is refused, which the peer gets in a GOAWAY.
+        The socket may be a Unix socket. ``objection`` is called with each accepted connection. If it returns a text,
+        the connection is refused, and the peer gets the text in a GOAWAY.
         """
         listener = Listener(
             listening,
@@ -237,7 +238,7 @@ class Server:
         """Accept nothing more; let calls finish for up to ``grace`` seconds (None: 0), then end them.
 
         May be called again, also while an earlier call waits: the shortest grace counts. Returns when every connection
-        is closed and handlers have ended, or have had a second to end after they were cancelled.
+        is closed and all handlers have ended, or have had a second to end after they were cancelled.
         """
         if not self._started:
             for listener in self._listeners:
@@ -251,7 +252,7 @@ class Server:
                 listener.stop()
             for protocol in list(self._protocols):
                 protocol.drain()
-            # Connections that were accepted are served: each drains once it is set up.
+            # Connections that are already accepted are still served: each drains once it is set up.
             settling = min(grace or 0.0, LINGER)
             await asyncio.gather(*(listener.finish(settling) for listener in self._listeners))
         if grace:

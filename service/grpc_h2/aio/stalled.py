@@ -1,7 +1,7 @@
 """Finds the connections whose peers read nothing while the server stops, so that they do not hold the stop.
 
-A peer that leaves its answer unread has `Limits.stall_timeout` for that as long as the server serves. A stop has less
-time: a rolling update or an operator waits for its end, and should not wait for a peer that is gone.
+While the server serves, a peer may leave its answer unread for `Limits.stall_timeout`. During a stop the time is
+shorter: a rolling update or an operator waits for the end of the stop, and should not wait for a peer that is gone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 STALL_SECONDS = 5.0
-"""Without a single octet read: longer than a lost packet or a client's pause takes, shorter than a stop's grace."""
+"""Seconds in which a peer reads not a single octet: more than a lost packet or a pause of a client takes, less than the
+grace period of a stop."""
 
 
 class Reader(Protocol):
@@ -31,8 +32,8 @@ class StalledPeers:
         self._seen: dict[Reader, tuple[int, float]] = {}
 
     def check(self, connections: Iterable[R], now: float) -> Iterator[R | None]:
-        """One step for each of ``connections``: those whose peers have read nothing for `STALL_SECONDS`, None for each
-        other one. To be called again and again with all that are left."""
+        """Yields, for each of ``connections``, the connection if its peer has read nothing for `STALL_SECONDS`, else
+        None. Call it again and again with all connections that are left."""
         before, self._seen = self._seen, {}
         for connection in connections:
             unread = connection.unread

@@ -32,8 +32,8 @@ class TlsCredentials:
         *,
         require_client_certificate: bool = True,
     ) -> None:
-        """The arguments are paths of PEM files. Where ``require_client_certificate`` is False a client may present no
-        certificate, but one that it presents must be valid. Raises `CertificateFault`.
+        """The arguments are paths of PEM files. Where ``require_client_certificate`` is False, a client need not
+        present a certificate; but if it presents one, that must be valid. Raises `CertificateFault`.
         """
         self._certificate = Path(certificate)
         self._key = Path(key)
@@ -84,8 +84,8 @@ class TlsCredentials:
         # Section 9.2.2 and appendix A: of TLS 1.2, only ephemeral key exchange with an AEAD cipher.
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         context.set_alpn_protocols(["h2"])
-        # OpenSSL sends two. A client that resumes needs one, and gets the next with its next connection; to make one
-        # takes 50 µs, a tenth of a handshake.
+        # OpenSSL's default is two session tickets. A client needs one to resume, and gets the next with its next
+        # connection. To make a ticket takes 50 µs, a tenth of a handshake.
         context.num_tickets = 1
         try:
             # OpenSSL would ask for a passphrase on the terminal; a server has none.

@@ -1,15 +1,16 @@
-"""Protection from peers that cost us more than they pay: counters and budgets of one connection. Pure arithmetic.
+"""Protection from peers that cause much work at little cost to themselves: counters and budgets of one connection. Pure
+arithmetic.
 
 - *Glitches* are cheap misdeeds: each is legal or harmless alone, and an attack in numbers. All of them are drawn from
   one leaky bucket, so that no attack is below every threshold at once.
-- *WINDOW_UPDATEs* have a balance that grows by what an honest client answers with one.
-- *Late frames* name a stream that has ended. Each stream that the client has opened entitles to a few of them, because
-  a client may send RST_STREAM before it has read the answer; what is beyond that counts as glitches.
+- *WINDOW_UPDATEs* have a balance that grows with each frame that an honest client may answer with one.
+- *Late frames* name a stream that has ended. A client may send a few of them for each stream that it has opened,
+  because it may send RST_STREAM before it has read the answer; further ones count as glitches.
 - *PINGs* follow gRPC proposal A8, with one bucket that leaks in place of its clock, so that a client that pings in the
   allowed interval is safe from jitter. Whenever we send HEADERS or DATA, it is empty again; so grpc-go, which sends a
   PING after every reply to measure the bandwidth-delay product, never strikes.
-- *Work* is budgeted for each call of ``receive_data``, in units of about a microsecond: a neighbour waits that long
-  while a peer sends the most expensive input there is.
+- *Work* is budgeted for each call of ``receive_data``, in units of about a microsecond. The budget is how long other
+  connections wait while a peer sends the most expensive input there is.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ OCTETS_OF_BLOCK_PER_WORK: Final = 8
 OCTETS_OF_MESSAGE_PER_WORK: Final = 256
 
 _FORGIVEN: Final = 1.25
-"""PINGs forgiven for each that `Limits.min_ping_interval` allows."""
+"""PINGs that are forgiven for each PING that `Limits.min_ping_interval` allows."""
 _LATE_GLITCH: Final = 0.25
-"""Glitches of each frame on a reset stream, beyond the number that an honest client may have under way at the reset: a
-window's worth."""
+"""Glitches counted for each frame on a reset stream, once there are more than an honest client may have in flight at
+the reset: the number that fits into a window."""
 _UPDATES_PER_STREAM: Final = 2
-"""WINDOW_UPDATEs that a stream entitles to: C-core sends two for every call."""
+"""WINDOW_UPDATEs that a client may send for each stream: C-core sends two for every call."""
 _UPDATES_PER_FRAME: Final = 20
-"""WINDOW_UPDATEs that a DATA frame of ours entitles to (Envoy: 10)."""
+"""WINDOW_UPDATEs that a client may send for each DATA frame of ours (Envoy: 10)."""
 
 
 class LeakyBucket:
@@ -85,7 +86,7 @@ class Abuse:
     # -- budgets --------------------------------------------------------------------------------------------------
 
     def begin_turn(self) -> None:
-        """The budgets are whole again."""
+        """Refill the budgets."""
         self.work_left = self._limits.work_per_turn
         self.calls_left = self._limits.calls_per_turn
 
@@ -94,7 +95,7 @@ class Abuse:
         self.work_left -= work
 
     def stream_begun(self, *, handled: bool) -> None:
-        """A stream is open that was not answered at once; ``handled``: its handler is going to be started."""
+        """A stream that was not answered at once has been opened; ``handled``: its handler is going to be started."""
         self.work_left -= STREAM_WORK
         if handled:
             self.calls_left -= 1
@@ -135,7 +136,7 @@ class Abuse:
         """PING was received.
 
         Raises:
-            ConnectionFault: ENHANCE_YOUR_CALM where it came too soon too often.
+            ConnectionFault: ENHANCE_YOUR_CALM where PINGs came too soon too often.
         """
         limits, now = self._limits, self._timers.now
         if self._last_ping is not None:
@@ -145,10 +146,10 @@ class Abuse:
         if self._strikes > limits.max_ping_strikes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
 
-    # -- what entitles the peer to more ---------------------------------------------------------------------------
+    # -- what allows the peer more --------------------------------------------------------------------------------
 
     def stream_opened(self) -> None:
-        """The client has opened a stream, whatever becomes of it."""
+        """The client has opened a stream, even if it is refused."""
         self._window_updates += _UPDATES_PER_STREAM
 
     def headers_sent(self) -> None:

@@ -1,8 +1,8 @@
 """Converts DATA to messages, and accounts for the octets that a connection holds of them.
 
-A message goes through three accounts. While it is unfinished its octets are *partial*. Once whole it is *unread* until
-its handler takes it: then its inflated size counts (gzip reaches 1000 to 1, and a megabyte of window would become a
-gigabyte), and its octets on the wire are *owed*: their window is given back when the message is taken.
+A message is counted in three numbers. While it is unfinished, its octets are *partial*. Once it is whole, it is
+*unread* until its handler takes it. The unread number counts its inflated size (gzip reaches 1000 to 1, so a megabyte
+of window may become a gigabyte). Its octets on the wire are *owed*: the window grows by them when the message is taken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _TINY: Final = 64
 _TINY_GLITCH: Final = 0.02
 """DATA frames of less than `_TINY` octets inside a message: fifty of them are one glitch."""
 _BOMB_GLITCH: Final = 10.0
-"""Glitches of a message that costs us milliseconds and the peer nothing: after a hundred, the peer is disconnected."""
+"""Glitches counted for a message that costs us milliseconds and the peer nothing: after a hundred such messages, the
+peer is disconnected."""
 _SUSPICIOUS_RATIO: Final = 100
 
 
@@ -44,10 +45,10 @@ class Bodies:
         self.partial = 0
         """Octets of unfinished messages."""
         self.unread = 0
-        """Cost of whole messages that nobody has taken yet."""
+        """Cost of whole messages that no handler has taken yet."""
 
     def reader(self, route: Route) -> MessageReader | None:
-        """A reader that splits the DATA of a new stream into messages; None if its DATA is ignored."""
+        """A reader that splits the DATA of a new stream into messages; None if the DATA of that stream is ignored."""
         if route.refused or route.request is None:
             return None
         return MessageReader(self._limit(route), route.request.encoding, unary=route.method is not None)
@@ -56,10 +57,12 @@ class Bodies:
         return self._limits.max_message if route.max_request is None else route.max_request
 
     def feed(self, stream: Stream, content: bytes, size: int) -> Fed:
-        """``content`` of a DATA frame of ``size`` octets, padding included; both empty while `MessageReader.more`.
+        """Take in ``content`` of a DATA frame of ``size`` octets, padding included; both are empty while
+        `MessageReader.more`.
 
         Raises:
-            ConnectionFault: where the peer does this too often.
+            ConnectionFault: where the peer sends too many tiny frames, or messages that are too large or inflate too
+                much.
         """
         reader = stream.reader
         if reader is None or stream.closed:
@@ -81,7 +84,7 @@ class Bodies:
         octets = sum(map(len, messages))
         if len(messages) > 1 or octets >= OCTETS_OF_MESSAGE_PER_WORK:
             self._abuse.spend(len(messages) + octets // OCTETS_OF_MESSAGE_PER_WORK)
-        if octets and stream.weigh(octets) > _SUSPICIOUS_RATIO * stream.octets:  # what no honest client sends
+        if octets and stream.weigh(octets) > _SUSPICIOUS_RATIO * stream.octets:  # no honest client sends this
             self._abuse.glitch("messages that inflate beyond measure", _BOMB_GLITCH)
         return self._deliver(stream, messages, octets, size)
 
@@ -97,7 +100,7 @@ class Bodies:
                 return messages[:position] if handled else [], size, fault
             if not handled:
                 stream.keep_message(message)
-        # The octets of a whole message are given back once it has been consumed; the rest at once, within bounds.
+        # The octets of a whole message are given back once it has been consumed; all others at once, within bounds.
         delivered = octets + PREFIX_SIZE * len(messages) if handled else 0
         free = size - delivered if size > delivered else 0
         if self.partial > self._limits.max_buffered and stream.partial:

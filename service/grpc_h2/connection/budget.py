@@ -1,13 +1,13 @@
-"""The memory that all connections of a server hold together, and the one that ends when it is too much.
+"""The memory that all connections of a server hold together, and the choice of a connection to end when it is too much.
 
-Every limit of a connection is modest, and ten thousand connections that reach it are not. So each connection reports to
-one `Budget` what it holds for its peer: input, header blocks, bodies, output that waits, streams. When a connection
-adds to it and the sum is beyond the limit, the connection that holds most is ended (`Share.evict`), which may be
-another one. One is ended at a time: each further addition ends another, until the sum is within the limit.
+The limits of one connection are modest, but ten thousand connections may reach them together. So each connection
+reports to one `Budget` how much it holds for its peer: input, header blocks, bodies, output that waits, streams. When a
+connection adds to it and the sum is beyond the limit, the connection that holds most is ended (`Share.evict`), which
+may be another one. One is ended at a time: each further addition ends another, until the sum is within the limit.
 
-To find the one that holds most takes no walk over all: shares are kept in classes by the binary order of magnitude of
-what they hold, and only the members of the highest class are compared, `_COMPARED` of them at the most. So the
-connection that is ended is the heaviest where the class is small, and otherwise holds at least half as much.
+The one that holds most is found without a walk over all: shares are kept in classes by the binary order of magnitude of
+their octets, and only members of the highest class are compared, at most `_COMPARED` of them. So the connection that is
+ended is the heaviest where that class is small, and otherwise holds at least half as much as the heaviest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COMPARED: Final = 256
 
 
 class Budget:
-    """The octets that the connections of one process may hold for their peers. Not for several threads."""
+    """The octets that the connections of one process may hold for their peers. Not thread-safe."""
 
     __slots__ = ("_classes", "evictions", "held", "limit")
 
@@ -33,7 +33,7 @@ class Budget:
         self.held = 0
         """Octets, the sum of all shares."""
         self.evictions = 0
-        """Connections that were ended."""
+        """The number of connections that were ended."""
         self._classes: list[dict[Share, None]] = [{} for _ in range(_CLASSES)]
 
     def join(self, evict: Callable[[], None]) -> Share:
@@ -69,7 +69,7 @@ class Budget:
 
 
 class Share:
-    """What one connection holds."""
+    """The octets that one connection holds."""
 
     __slots__ = ("_budget", "_evict", "octets")
 

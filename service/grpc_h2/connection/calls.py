@@ -31,7 +31,7 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 
 _REFUSED_AT_ONCE: Final = 8
-"""Calls that are refused in one go before their bodies have come: some 80 µs."""
+"""Calls that are refused at a time before their bodies have arrived: some 80 µs."""
 _TOO_LATE: Final = CallFault(StatusCode.DEADLINE_EXCEEDED, "The request was not complete in time")
 _OPEN: Final = StreamState.OPEN
 
@@ -87,7 +87,7 @@ class Calls:
         self._answered = answered
         self._events = events
         self._refusable: list[Stream] = []
-        """Streams whose headers alone decide the answer, and whose bodies have not come."""
+        """Streams whose headers alone decide the answer, and whose bodies have not arrived."""
 
     # -- begin ----------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ class Calls:
         """
         stream_id, route, added, until = opened
         window = self._flow.initial_send_window + added
-        assert window <= frames.LARGEST_WINDOW, "judged when WINDOW_UPDATE came"
+        assert window <= frames.LARGEST_WINDOW, "checked when the WINDOW_UPDATE arrived"
         stream = Stream(stream_id, route, window, self._limits.initial_window, self._bodies.reader(route))
         self._streams.add(stream)
         self._abuse.stream_begun(handled=stream.handled)
@@ -135,7 +135,7 @@ class Calls:
             self._requests.expect(stream)
 
     def judge_anew(self, router: Router) -> None:
-        """The server's authorizations have changed, for calls whose bodies have not come, too."""
+        """The server's authorizations have changed. This applies also to calls whose bodies have not arrived."""
         for stream in self._streams.open.values():
             if stream.route.method is not None:
                 stream.judge_anew(router)
@@ -243,12 +243,12 @@ class Calls:
         stream.note_queued(self._limits.high_water)
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Entries) -> None:
-        """The end of a call: trailers, or trailers alone where nothing was sent."""
+        """Queue the end of a call: trailers, or trailers alone where nothing was sent before."""
         block = trailers_block if stream.headers_sent else trailers_only_block
         self._end_with(stream, block(status, message, metadata))
 
     def _answer(self, stream: Stream, answer: StaticAnswer) -> None:
-        """A static answer under flow control."""
+        """Queue a static answer that is subject to flow control."""
         self._answered.append(answer.answer_id)
         if answer.message is not None:
             self._outbound.headers(stream, answer.headers, end_stream=False)
@@ -265,7 +265,7 @@ class Calls:
         self._end_with(stream, b"")
 
     def fail(self, stream: Stream, fault: CallFault) -> None:
-        """The client's messages make no call: answer with a status, and take the call from its handler."""
+        """The client's messages are not a valid call: answer with a status, and end the call for its handler."""
         taken = stream.handled and not stream.closed
         self._closing.drop_output(stream)
         self.send_status(stream, fault.status, fault.message, ())
@@ -274,7 +274,7 @@ class Calls:
 
     def _queue(self, stream: Stream, *pieces: Piece) -> None:
         if not self._outbound.unsent:
-            self._timers.progressed()  # the clock of a stall starts with the first octet queued
+            self._timers.progressed()  # the time of a stall starts when the first octet is queued
         before = stream.unsent
         self._outbound.data(stream, *pieces)
         self._answers.queued(stream, stream.unsent - before)
@@ -290,7 +290,7 @@ class Calls:
         self._closing.response_ended(stream)
 
     def output_taken(self, stream: Stream) -> None:
-        """Some of what waited on ``stream`` was sent."""
+        """Some of the data that waited on ``stream`` was sent."""
         if not stream.unsent:
             self._answers.settle(stream)
 

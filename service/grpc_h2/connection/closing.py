@@ -1,8 +1,8 @@
 """How streams end, and how the connection ends with them: the only place where a stream is closed, and where RST_STREAM
 and GOAWAY are sent.
 
-It acts on the outcomes of the other parts, which it composes; it reads no frames (``inbound.py`` does), judges no
-request (``calls.py`` does) and knows no time of its own.
+It acts on the outcomes of the other parts, which it composes. It reads no frames (``inbound.py`` does), judges no
+request (``calls.py`` does) and reads no clock.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Closing:
         events: list[Event],
         reports: list[tuple[str, str]],
     ) -> None:
-        """``events``: the list to which events for handlers are appended. ``reports``: the same for what the operator
-        should know about the peer."""
+        """``events``: the list to which events for handlers are appended. ``reports``: the same for reports about the
+        peer for the operator."""
         self._lifecycle = lifecycle
         self._buffer = buffer
         self._timers = timers
@@ -83,7 +83,7 @@ class Closing:
     # -- streams --------------------------------------------------------------------------------------------------
 
     def response_ended(self, stream: Stream) -> None:
-        """END_STREAM was sent. A client that still sends has a moment to end, and is then asked to stop: see
+        """END_STREAM was sent. A client that still sends has a moment to finish, and is then asked to stop: see
         `deadlines`."""
         if stream.state is _HALF_CLOSED_LOCAL:
             self._streams.note_reset(stream.id)
@@ -91,12 +91,12 @@ class Closing:
         self._close(stream)
 
     def rest_received(self, stream_id: int, octets: int = 0, *, end_stream: bool) -> None:
-        """A frame came on a stream that had ended for us. It is thrown away."""
+        """A frame arrived on a stream that has ended on our side. It is thrown away."""
         if self._requests.rest_received(stream_id, octets, end_stream=end_stream):
             self._ask_to_stop(stream_id)
 
     def end_overdue_rests(self) -> None:
-        """Wait no longer for rests of requests that have not come in time: a few at once."""
+        """Stop waiting for the rests of requests that have not arrived in time, a few at once."""
         for stream_id in self._requests.overdue_rests():
             self._ask_to_stop(stream_id)
 
@@ -105,10 +105,11 @@ class Closing:
             self._outbound.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
 
     def refuse(self, stream_id: int, fault: StreamFault) -> None:
-        """RST_STREAM, once a stream. The cause is cheap for the peer and not for us: CVE-2025-8671.
+        """Send RST_STREAM, at most once for a stream. To cause one is cheap for the peer, but not for us:
+        CVE-2025-8671.
 
         Raises:
-            ConnectionFault: where it is one too many.
+            ConnectionFault: where the peer has caused too many.
         """
         self._abuse.glitch("frames that break a stream's rules")
         self._reports.append(("refused", fault.reason))
@@ -124,7 +125,7 @@ class Closing:
             self._outbound.control(frames.rst_stream(stream_id, fault.code))
         if stream is not None:
             self.abandon(stream, fault.code)
-        elif waited and self._lifecycle.state is _LEAVING:  # it may have been the last stream
+        elif waited and self._lifecycle.state is _LEAVING:  # this may have been the last stream
             self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
@@ -161,7 +162,7 @@ class Closing:
             self._leave_if_done()
 
     def drop_output(self, stream: Stream) -> None:
-        """Drop what ``stream`` has queued."""
+        """Drop the data that ``stream`` has queued."""
         self._outbound.drop(stream)
         self._answers.settle(stream)
 
@@ -193,7 +194,8 @@ class Closing:
             self.close(ErrorCode.NO_ERROR, "draining")
 
     def final_goaway(self) -> None:
-        """The client knows of the drain, or has had its time: name the last stream that is served."""
+        """The client has learned of the drain, or the time for that is over: send the GOAWAY that names the last stream
+        that is served."""
         self._lifecycle.enter(ConnectionState.LEAVING)
         self._timers.drain_announced()
         self._streams.name_last()
@@ -216,9 +218,9 @@ class Closing:
         self._events.append(ConnectionClosing(code, reason))
 
     def abandon_all(self) -> None:
-        """End every stream: nothing more can be sent or is read.
+        """End every stream: nothing more can be sent, and nothing more is read.
 
-        Only streams whose handler is at work are ended one by one: the others need no event, and to close 256 of them
+        Only streams whose handler is at work are ended one by one. The others need no event, and to close 256 of them
         takes half a millisecond.
         """
         if not self._lifecycle.closed:

@@ -1,9 +1,9 @@
 """The server's side of one HTTP/2 connection that carries gRPC: no socket, no event loop; time is an argument.
 
 **Theory of operation.** `Connection.receive_data` takes the octets that the socket gave and works through them frame by
-frame. Replies that wait for nothing (acknowledgements, resets, static answers) are queued; what concerns a handler
-becomes an event. `Connection.data_to_send` hands out what may be written. Neither raises on any input: a peer's fault
-ends its stream (`Closing.refuse`) or the connection (`Closing.close`), each in one place.
+frame. Replies that need no handler (acknowledgements, resets, static answers) are queued; everything that concerns a
+handler becomes an event. `Connection.data_to_send` returns the octets to write. Neither raises on any input: a peer's
+fault ends its stream (in `Closing.refuse` alone) or the connection (in `Closing.close` alone).
 
 **Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
 neighbours). Where input is left over, ``backlog`` is true, and the caller calls again after other connections.
@@ -55,12 +55,13 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
 
 _WAITING_WEIGHT: Final = 512
-"""Octets of a stream that waits for its DATA on the fast path."""
+"""Octets that are counted for a stream that waits for its DATA on the fast path."""
 _SENT_ALL: Final = (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED)
 
 
 class Connection:
-    """One client's connection. Call `receive_data`, `tick` and `connection_lost`; write what `data_to_send` gives.
+    """One client's connection. Call `receive_data`, `tick` and `connection_lost`; write the octets that `data_to_send`
+    returns.
 
     All instants are in seconds of one monotonic clock, sizes in octets.
     """
@@ -108,12 +109,12 @@ class Connection:
             limits: Limits for the client.
             now: The present instant.
             jitter: A random number from -1 to 1: the share of `Limits.age_jitter` by which the connection's age varies.
-            budget: What all connections of the server may hold.
-            on_eviction: Called when the connection was ended because it holds most while the budget is exceeded, which
-                may be during a call of another connection's method: `data_to_send` and `take_events` have something
-                then. Must return at once, and call no method of a connection.
+            budget: The memory that all connections of the server may hold.
+            on_eviction: Called when this connection was ended because it holds most while the budget is exceeded.
+                `data_to_send` and `take_events` then return something. It may be called from within a method of another
+                connection, so it must return at once, and call no method of a connection.
 
-        This lists every part with those that it uses, in the order of the module's head; it has no other logic.
+        This makes every part from those that it uses, in the order of the module's docstring; it has no other logic.
         """
         self.limits = limits
         self.answered: list[int] = []
@@ -122,7 +123,7 @@ class Connection:
         """Reports about the peer for the operator: ("unauthorized", path) for a call that its static method has
         refused, ("refused", reason) for a stream that was reset. The reader clears the list."""
         self._events: list[Event] = []
-        """Tasks for the caller, until it takes them."""
+        """Events for the caller, until it takes them."""
         self._lifecycle = lifecycle = Lifecycle()
         self._buffer = buffer = InputBuffer()
         self._timers = timers = Timers(limits, now, jitter)
@@ -147,7 +148,7 @@ class Connection:
             limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, bodies, fast_path,
             closing, calls, self.answered)  # fmt: skip
         self.answer_one = fast_path.answer_one
-        """See `FastPath.answer_one`. Bound here, to save each call that comes alone one more function call."""
+        """See `FastPath.answer_one`. Bound here to save a function call for each call that comes alone."""
         self._written = 0
         """Octets that the transport has accepted and not sent, while it accepts no more."""
         self._on_eviction = on_eviction
@@ -194,7 +195,7 @@ class Connection:
     # -- input --------------------------------------------------------------------------------------------------------
 
     def hold(self, data: bytes, now: float) -> None:
-        """Keep ``data``, octets that the peer has sent, for the next `receive_data`: until then it is ``backlog``."""
+        """Keep ``data``, octets that the peer has sent, for the next `receive_data`; until then ``backlog`` is true."""
         self._fast_path.settle()
         self._timers.read(now)
         self._buffer.add(data)
@@ -209,7 +210,7 @@ class Connection:
         else:
             self._timers.advance(now)
         if self._lifecycle.closed:
-            self._buffer.clear()  # after the last GOAWAY octets are read, but not dealt with (section 5.4.1)
+            self._buffer.clear()  # after the last GOAWAY octets are read, but not processed (section 5.4.1)
         else:
             try:
                 self._inbound.work(data)
@@ -232,9 +233,10 @@ class Connection:
     # -- output -------------------------------------------------------------------------------------------------------
 
     def data_to_send(self, budget: int | None = None) -> list[Piece]:
-        """What may be written now: all that is not stream data, then about ``budget`` octets of stream data.
+        """The octets to write now: everything that is not stream data, then about ``budget`` octets of stream data.
 
-        Empty where nothing can go: nothing is queued, or the peer's windows are shut. May leave events (`take_events`).
+        Empty where nothing can be sent, because nothing is queued or the peer's windows are exhausted. May cause events
+        (`take_events`).
         """
         outbound = self._outbound
         if outbound.paused:
@@ -281,8 +283,9 @@ class Connection:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
-        """It is ``now``. To be called before a handler acts, which may be long after the peer has sent something: the
-        times for a peer that reads nothing, and for a connection without calls, begin at the present instant."""
+        """Set the present instant to ``now``. To be called before a handler acts, which may be long after the peer has
+        sent something, because the times for a peer that reads nothing, and for a connection without calls, begin at
+        the present instant."""
         self._fast_path.settle()
         self._timers.advance(now)
 
@@ -307,7 +310,8 @@ class Connection:
         self._report()
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Metadata = ()) -> None:
-        """The end of a call: trailers, or trailers alone where nothing was sent. No effect on a closed stream.
+        """Send the end of a call: trailers, or trailers alone where nothing was sent before. No effect on a closed
+        stream.
 
         Raises:
             ValueError: for metadata that may not be sent; then nothing was sent.
@@ -317,18 +321,18 @@ class Connection:
             self._report()
 
     def cancel(self, stream: Stream, code: int = ErrorCode.CANCEL) -> None:
-        """RST_STREAM. No effect on a stream that has ended."""
+        """Send RST_STREAM. No effect on a stream that has ended."""
         self._closing.cancel(stream, code)
         self._report()
 
     def expect_one_message(self, stream: Stream) -> None:
         """The method of ``stream`` takes one message, which therefore must come within `Limits.body_timeout`, and must
-        be the only one. To be called when the call has begun; known without it for static methods."""
+        be the only one. To be called when the call has begun; not needed for static methods."""
         self._calls.expect_one_message(stream)
 
     def cut_answers(self, before: float) -> None:
-        """Give up answers that are complete and have waited to be read since the instant ``before``, or longer: what
-        they consist of is to be released. Leaves events."""
+        """Give up answers that are complete and have waited to be read since the instant ``before``, or longer, so that
+        their memory is released. Causes events."""
         self._closing.cut_answers(before)
         self._report()
 
@@ -380,7 +384,7 @@ class Connection:
         return None if deadline == inf else deadline
 
     def tick(self, now: float) -> list[Event]:
-        """Do what has become due."""
+        """Act on everything that has become due."""
         self.advance(now)
         for due in self._timers.due(introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer):
             if self._lifecycle.closed:
@@ -393,7 +397,7 @@ class Connection:
 
     @property
     def _introduced(self) -> bool:
-        # Octets that we have not processed yet may be the peer's introduction: it does not pay for our delay.
+        # Octets that we have not processed yet may hold the peer's preface, and the peer is not to blame for our delay.
         return self._lifecycle.state in INTRODUCED or self._buffer.backlog
 
     @property
@@ -452,7 +456,7 @@ class Connection:
                 share.hold(held)
 
     def count_in(self, budget: Budget) -> None:
-        """What the connection holds counts in ``budget`` from now on, and in no other."""
+        """Count the memory of this connection in ``budget`` from now on, and in no other."""
         if self._share is not None:
             self._share.leave()
             self._share = budget.join(self._evict)

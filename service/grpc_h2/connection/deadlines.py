@@ -1,19 +1,20 @@
-"""Instants by which calls must have moved on: a request must become whole, and an answer must be read.
+"""Deadlines for the progress of calls: a request must become whole, and an answer must be read, in time.
 
 **Requests.** A request of one message has `Limits.body_timeout` to become whole, and its ``grpc-timeout`` if that is
 shorter. While the connection drains it has `Limits.drain_body_timeout`, so that a stream without its body does not
 lengthen a shutdown. Streams that wait on the fast path have no object and no time of their own. For them a *mark* is
-made from time to time: the instant, and the last stream id that was used by then; once the time from a mark on is over,
-every stream up to its id is overdue. So their time is exact to `_MARKS`, and costs a call nothing.
+made from time to time: the instant, and the last stream id that was used by then. Once the time for a request has
+passed since a mark, every stream up to its id is overdue. So their deadlines are exact to one part in `_MARKS`, and
+cost a call nothing.
 
-**Rests.** A call may be answered before its request is whole: a wrong key is known at HEADERS. RFC 9113 section 8.1
-lets the server ask for the rest not to be sent, by RST_STREAM with NO_ERROR. But clients and proxies lose an answer
+**Rests.** A call may be answered before its request is whole: a wrong key is known at HEADERS. By RFC 9113 section 8.1,
+the server may ask the client not to send the rest, by RST_STREAM with NO_ERROR. But clients and proxies lose an answer
 whose RST_STREAM they read before they have sent their body (curl: error 92) or passed the answer on (Envoy issue
-30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out where the rest comes meanwhile, as it does from
-every client that sends its request at once. Only ids are kept, `_RESTS` at the most.
+30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out where the rest of the request arrives meanwhile,
+as it does from every client that sends its request at once. Only the ids of such streams are kept, `_RESTS` at most.
 
-**Answers.** A client must read what waits for it at `Limits.min_read_rate`, after `Limits.read_grace`. What a handler
-adds later prolongs the time by as much; a complete answer has `Limits.max_read_time` in all.
+**Answers.** A client must read its waiting answers at `Limits.min_read_rate`, after `Limits.read_grace`. Octets that a
+handler adds later prolong this time at the same rate; a complete answer has `Limits.max_read_time` in all.
 
 This module reads no clock: the present instant is that of `Timers`.
 """
@@ -35,15 +36,15 @@ from grpc_h2.connection.timers import Timers
 _MARKS: Final = 8
 """Marks made while `Limits.body_timeout` goes by."""
 ENDED_AT_ONCE: Final = 8
-"""Calls that are ended in one go because their time is over: some 100 µs."""
+"""Calls that are ended at a time because their deadline has passed: some 100 µs."""
 _RESTS: Final = 256
 """The number of streams of a connection whose rest is awaited; when one more comes, the first is reset."""
 _REST_OCTETS: Final = 64 * 1024
-"""Octets of a rest after which it is awaited no longer."""
+"""The server stops waiting for a rest that has more octets than this."""
 
 
 class RequestDeadlines:
-    """When the requests of one connection must be whole."""
+    """The deadlines of the requests of one connection."""
 
     __slots__ = ("_expected", "_fast_path", "_lifecycle", "_limits", "_marks", "_rests", "_streams", "_timers")
 
@@ -57,10 +58,10 @@ class RequestDeadlines:
         self._fast_path = fast_path
         self._expected: dict[Stream, float] = {}
         self._marks: list[tuple[float, int]] = []
-        """When streams of the fast path up to an id are overdue."""
+        """Pairs of an instant and a stream id: at that instant, streams of the fast path up to that id are overdue."""
         self._rests: dict[int, tuple[float, int]] = {}
-        """Streams that are answered and whose rest may come: until when, and how many octets of it have come. The one
-        that has waited longest first."""
+        """Answered streams whose request may still have a rest → until when the rest is awaited, and how many octets of
+        it have arrived. The stream that has waited longest comes first."""
 
     @property
     def _allowance(self) -> float:
@@ -68,15 +69,15 @@ class RequestDeadlines:
         return self._limits.drain_body_timeout if draining else self._limits.body_timeout
 
     def expect(self, stream: Stream, until: float = inf) -> None:
-        """The request of ``stream`` is one message, which has yet to come; ``until``: the deadline of the call."""
+        """The request of ``stream`` is one message, which has not arrived yet; ``until``: the deadline of the call."""
         self._expected[stream] = min(self._timers.now + self._allowance, until)
 
     def settle(self, stream: Stream) -> None:
-        """The request of ``stream`` is whole, or has no meaning any more."""
+        """The request of ``stream`` is whole, or is not needed any more."""
         self._expected.pop(stream, None)
 
     def hasten(self) -> None:
-        """The connection drains: less time is left for requests that are not whole."""
+        """The connection drains: shorten the time for requests that are not whole."""
         latest = self._timers.now + self._limits.drain_body_timeout
         for stream, instant in self._expected.items():
             self._expected[stream] = min(instant, latest)
@@ -84,13 +85,14 @@ class RequestDeadlines:
             self._marks.append((latest, self._streams.last_id))
 
     def await_rest(self, stream_id: int) -> int | None:
-        """A call was answered before its request was whole. Where too many streams wait for their rest, returns the one
-        that has waited longest, which waits no longer."""
+        """A call was answered before its request was whole. Where too many streams wait for their rest, the one that
+        has waited longest is removed and returned."""
         self._rests[stream_id] = self._timers.now + self._limits.rest_timeout, 0
         return self.give_up_rest() if len(self._rests) > _RESTS else None
 
     def rest_received(self, stream_id: int, octets: int, *, end_stream: bool) -> bool:
-        """A frame came on a stream that is answered. Returns whether to give the rest up, although it has not ended."""
+        """A frame arrived on a stream that is answered. Returns whether to give up the rest, although it has not
+        ended."""
         rest = self._rests.get(stream_id)
         if rest is None:
             return False
@@ -103,14 +105,14 @@ class RequestDeadlines:
         return too_long and not end_stream
 
     def give_up_rest(self) -> int | None:
-        """The stream whose rest has been awaited longest; it is awaited no longer. None if there is none."""
+        """Remove and return the stream whose rest has been awaited longest. None if there is none."""
         first = next(iter(self._rests), None)
         if first is not None:
             del self._rests[first]
         return first
 
     def overdue_rests(self) -> list[int]:
-        """A few of the streams whose rest has not come in time. They are awaited no longer."""
+        """Remove and return a few of the streams whose rest has not arrived in time."""
         now = self._timers.now
         oldest = islice(self._rests.items(), ENDED_AT_ONCE)
         late = [stream_id for stream_id, (until, _) in oldest if until <= now]
@@ -148,7 +150,7 @@ class RequestDeadlines:
         return late[:ENDED_AT_ONCE]
 
     def _mark(self) -> None:
-        """Make a mark, unless the last one is young, or knows every stream."""
+        """Make a mark, unless the last one is recent, or already covers every stream."""
         if not self._fast_path.pending:
             self._marks.clear()
             return
@@ -171,7 +173,7 @@ class RequestDeadlines:
 
 
 class AnswerDeadlines:
-    """When the answers that wait to be read must have been read."""
+    """The deadlines of answers that wait to be read."""
 
     __slots__ = ("_limits", "_timers", "_waiting")
 
@@ -179,7 +181,7 @@ class AnswerDeadlines:
         self._limits = limits
         self._timers = timers
         self._waiting: dict[Stream, tuple[float, float]] = {}
-        """Since when, and until when."""
+        """Stream → since when its answer waits, and until when it must have been read."""
 
     def queued(self, stream: Stream, octets: int) -> None:
         """``octets`` more wait to be read on ``stream``."""
@@ -188,16 +190,16 @@ class AnswerDeadlines:
         self._waiting[stream] = since, until + octets / limits.min_read_rate
 
     def completed(self, stream: Stream) -> None:
-        """The answer has its end, which waits behind the octets."""
+        """The answer is complete: its end is queued behind the octets."""
         since, until = self._waiting[stream]
         self._waiting[stream] = since, min(until, self._timers.now + self._limits.max_read_time)
 
     def settle(self, stream: Stream) -> None:
-        """Nothing waits on ``stream`` any more."""
+        """Nothing waits to be read on ``stream`` any more."""
         self._waiting.pop(stream, None)
 
     def drop_all(self) -> None:
-        """Nothing waits any more."""
+        """No answer waits to be read any more."""
         self._waiting.clear()
 
     def next_deadline(self) -> float:
@@ -205,7 +207,7 @@ class AnswerDeadlines:
         return min((until for _, until in self._waiting.values()), default=inf)
 
     def overdue(self) -> list[Stream]:
-        """A few of the streams whose answers were not read in time."""
+        """Some of the streams whose answers were not read in time."""
         now = self._timers.now
         return [stream for stream, (_, until) in self._waiting.items() if until <= now][:ENDED_AT_ONCE]
 

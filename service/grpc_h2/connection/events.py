@@ -49,7 +49,8 @@ class Writable:
 
 @dataclass(frozen=True, slots=True)
 class AnswerCutOff:
-    """An answer was not read in time and is given up: RST_STREAM is queued. A handler gets `CallCancelled`, too."""
+    """An answer was not read in time and is given up: RST_STREAM is queued. If the call has a handler, `CallCancelled`
+    is reported, too."""
 
     stream: Stream
     reason: str
@@ -57,7 +58,7 @@ class AnswerCutOff:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionClosing:
-    """The last GOAWAY is queued and no stream is left: flush, read on for a second at the most, close."""
+    """The last GOAWAY is queued and no stream is left: flush, continue to read for a second at most, close."""
 
     code: int
     reason: str

@@ -1,23 +1,23 @@
 """The fast path: calls of static methods whose answers are known, alone or in batches.
 
 **Theory of operation.** Almost all traffic is a pair of frames, HEADERS and DATA with END_STREAM, for a static method.
-The fast path takes such pairs apart with one precompiled unpacking each, finds the route by the block's octets and the
+The fast path parses each such pair with one precompiled `struct` format, finds the route by the block's octets and the
 answer by the message's octets, and builds no object. If the DATA does not follow its HEADERS frame directly, only the
 route waits in ``pending``: clients with many streams send all their HEADERS first, and C-core sends a WINDOW_UPDATE
 between the two, which is handled here, too.
 
-Whatever is not exactly such a pair is left to the frame machine of ``inbound.py``. A pair may be left at any point,
-because nothing changes before its answer is sure; only a block, once decoded, stays decoded: then the outcome says
-what becomes of its stream, and the caller does it.
+Everything that is not exactly such a pair is left to ``inbound.py``, which processes single frames. A pair may be left
+to it at any point, because nothing changes before the answer is certain. The exception is a block that was decoded,
+because decoding cannot be undone: then the outcome says what the caller has to do with its stream.
 
-**Cost.** Every line of the two methods is paid for by every request, so both are flat and longer than functions should
-be. They read the other parts' numbers into local variables, change nothing of them meanwhile, and hand the sum of what
-they did to each part in one call per batch. What calls that come alone add to the timers and to the balances of `Abuse`
-is summed up here, and handed over before either is asked (`FastPath.settle`).
+**Cost.** Every request runs every line of the two methods, so both are flat and longer than functions should be. They
+read the other parts' numbers into local variables, do not change those parts meanwhile, and pass the sum of their work
+to each part in one call per batch. Calls that come alone are summed up here, and their sums are passed to the timers
+and to `Abuse` before either is read (`FastPath.settle`).
 
 **Why it is sound.** `FastPath.answer_one` does what ``receive_data`` would do for the same octets, number by number; a
-test compares two connections, one on either path, after each read. The reserved bit of a stream id is not looked at,
-so the last ids are left to the frame machine.
+test compares two connections, one on each path, after each read. The reserved bit of a stream id is not masked, so the
+last ids are left to ``inbound.py``.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _WINDOW_UPDATE: Final = frames.head(frames.WINDOW_UPDATE, 0, 4)
 
 
 class Opened(NamedTuple):
-    """A stream that has begun and could not be answered at once."""
+    """A stream that has been opened and could not be answered at once."""
 
     stream_id: int
     route: Route
     window: int = 0
-    """Octets that WINDOW_UPDATE has added to its send window."""
+    """Octets that WINDOW_UPDATEs have added to its send window."""
     until: float = inf
     """The deadline of the call: an instant."""
 
@@ -128,10 +128,12 @@ class FastPath:
     # -- answers --------------------------------------------------------------------------------------------------
 
     def answer_one(self, data: bytes, now: float) -> bytes | None:
-        """The answer to ``data`` where that is one call of a static method and there is nothing else to do; else None.
+        """The answer to ``data`` where ``data`` is one call of a static method and there is nothing else to do; else
+        None.
 
-        A client that waits for each answer sends one call a read, so the work that `receive_data` does once for a batch
-        would be done for each call. None leaves everything as it was: call `receive_data` with the same octets then.
+        From a client that waits for each answer, every read brings one call, so `receive_data` would do for each call
+        the work that it does once for a batch. If the result is None, nothing has changed: call `receive_data` with the
+        same octets then.
         """
         shape = SHAPES.get(data[:5])
         if shape is None or self._buffer.held or self._lifecycle.state is not _OPEN:
@@ -172,7 +174,7 @@ class FastPath:
         return data[body - 4 : body].join(answer.pieces)
 
     def settle(self) -> None:
-        """Pass the counts of calls that came alone to the timers and to `Abuse`; required before either is read."""
+        """Pass the counts of calls that came alone to the timers and to `Abuse`. To be called before either is read."""
         if self.alone:
             self._abuse.answered(self.alone, self.alone, 0)
             self._timers.answered(self._alone_at)
@@ -182,11 +184,11 @@ class FastPath:
         """Answer at most ``most`` calls (a WINDOW_UPDATE counts as one) that lie whole in ``data`` from ``position`` to
         ``end``.
 
-        To be called while calls are accepted and no header block is under way.
+        To be called while calls are accepted and no header block is unfinished.
 
         Returns:
             The position of the first octet that is left; whether the turn's budget is used up, so that the rest is
-            backlog; and the stream that could not be answered, if it ended the batch.
+            backlog; and the stream that could not be answered and ended the batch, if there is one.
 
         Raises:
             ConnectionFault: for a wrong header block, or DATA beyond the connection's window.
@@ -239,7 +241,7 @@ class FastPath:
                             increment = frames.LONG.unpack_from(data, body)[0] & frames.LARGEST_WINDOW
                             if self.grow_window(stream_id, increment):
                                 updates += 1
-                                most -= 1  # so that a turn remains as short as it was
+                                most -= 1  # so that this adds nothing to the length of a turn
                                 position = body + 4
                         continue
                 else:
@@ -307,7 +309,7 @@ class FastPath:
         return min(self._pending_timeouts.values(), default=inf)
 
     def timed_out(self, now: float) -> list[int]:
-        """The calls that wait although their deadline has passed."""
+        """The calls that still wait for their DATA after their deadline."""
         return [
             stream_id
             for stream_id, instant in self._pending_timeouts.items()
@@ -315,12 +317,12 @@ class FastPath:
         ]
 
     def refused(self) -> list[int]:
-        """The calls that wait although their answer, a refusal, is known."""
+        """The calls that still wait for their DATA although their answer, a refusal, is known."""
         return [stream_id for stream_id, route in self.pending.items() if route.refusal is not None]
 
     def judge_anew(self) -> None:
-        """The server's authorizations have changed, for calls that wait too: the right to an answer is judged when
-        the answer is given."""
+        """The server's authorizations have changed. This applies also to calls that wait, because the right to an
+        answer is judged when the answer is given."""
         judged: dict[Route, Route] = {}
         for stream_id, route in self.pending.items():
             if route not in judged:
@@ -328,7 +330,8 @@ class FastPath:
             self.pending[stream_id] = judged[route]
 
     def grow_window(self, stream_id: int, increment: int) -> bool:
-        """Apply WINDOW_UPDATE. Returns False if the stream does not wait here, or for a fault (section 6.9)."""
+        """Apply WINDOW_UPDATE. Returns False if the stream does not wait here, or if the frame is a fault (section
+        6.9)."""
         if stream_id not in self.pending or not increment:
             return False
         added = self._pending_windows.get(stream_id, 0) + increment

@@ -1,7 +1,7 @@
-"""Flow control of a connection (RFC 9113 sections 5.2 and 6.9): what either side may still send.
+"""Flow control of a connection (RFC 9113 sections 5.2 and 6.9): how much either side may still send.
 
-A stream's own windows are in ``stream.py``. Credit for received octets is given back in halves of the window, so that
-one WINDOW_UPDATE answers many requests.
+A stream's own windows are in ``stream.py``. Credit for received octets is given back once it reaches half the window,
+so one WINDOW_UPDATE is enough for many requests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class FlowControl:
     __slots__ = ("_credit", "_size", "_window", "initial_send_window", "send_window")
 
     def __init__(self, size: int) -> None:
-        """``size``: octets that we receive without giving any back."""
+        """``size``: octets that the peer may send before we give any back."""
         self._size = size
         self._window = size
         self._credit = 0
@@ -35,7 +35,7 @@ class FlowControl:
         """The peer has sent ``octets`` of DATA, padding included.
 
         Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR where it had no window for them.
+            ConnectionFault: FLOW_CONTROL_ERROR where its window is too small for them.
         """
         self._window -= octets
         if self._window < 0:
@@ -64,7 +64,8 @@ class FlowControl:
         self.send_window = window
 
     def change_initial(self, size: int) -> int:
-        """SETTINGS_INITIAL_WINDOW_SIZE. Returns by how much the window of every stream changes (section 6.9.2)."""
+        """Apply SETTINGS_INITIAL_WINDOW_SIZE. Returns by how much the window of every stream changes (section
+        6.9.2)."""
         shift = size - self.initial_send_window
         self.initial_send_window = size
         return shift
@@ -74,11 +75,11 @@ class FlowControl:
         self.send_window -= octets
         assert self.send_window >= 0, "sent beyond the connection's window"
 
-    # -- both at once: the fast path ------------------------------------------------------------------------------
+    # -- receiving and sending at once: the fast path -------------------------------------------------------------
 
     def exchange(self, received: int, sent: int) -> bool:
-        """Receive ``received`` octets, give them back and send ``sent``. False, and nothing is done, where that would
-        be a fault, pass a window, or make an increment due."""
+        """Receive ``received`` octets, give them back and send ``sent``. Returns False, and does nothing, where that
+        would be a fault, exceed a window, or make an increment due."""
         if (
             sent > self.send_window
             or sent > self.initial_send_window
@@ -107,7 +108,7 @@ class FlowControl:
         return 0
 
     def check_invariants(self, held: int) -> None:
-        """Assert the sums; ``held``: octets of messages that nobody has taken yet."""
+        """Assert the sums; ``held``: octets of messages that no handler has taken yet."""
         assert self._window + self._credit + held == self._size
         assert self._window >= 0
         assert 0 <= self._credit * 2 < self._size

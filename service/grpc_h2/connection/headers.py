@@ -3,7 +3,7 @@
 **The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block does not change the
 table, and was decoded in its present state, because the memo is dropped at each change. The decoder counts
 changes (``epoch``), and `Headers.decode` is the only place that decodes and compares. A block is remembered only where
-it leads to a static method. The memo is dropped too when the server's authorizations change (`Headers.refresh`).
+it leads to a static method. The memo is also dropped when the server's authorizations change (`Headers.refresh`).
 
 **Long blocks.** A block of more than `LONGEST_SHORT_BLOCK` octets is decoded a few fields at a time
 (`Headers.end_assembly`), so that other connections are served in between. Until it is decoded, no other frame of the
@@ -28,17 +28,17 @@ from grpc_h2.wire.hpack import Decoder, Field
 
 _MEMO_ENTRIES: Final = 64
 FIELDS_AT_ONCE: Final = 32
-"""Of a block that is not short: some 20 µs."""
+"""Fields of a long block that are decoded at a time: some 20 µs."""
 _ORDINARY_BLOCKS: Final = 8
 """Remembered blocks of an honest client: one for each method it calls, and some time-outs."""
 _BLOCK_WEIGHT: Final = 1024
-"""Octets of one remembered block, its route included."""
+"""Octets that one remembered block takes, its route included."""
 _BLOCK_FACTOR: Final = 4
-"""The memory that an unfinished block may take for each of its octets: itself, a copy, and the fields that are
-decoded."""
+"""Octets of memory that an unfinished block may take for each of its octets: the block, a copy, and the decoded
+fields."""
 _OVERFLOW_GLITCH: Final = 5.0
-"""Glitches of a list over the limit, which costs us milliseconds and the peer nothing: after two hundred, the peer is
-disconnected."""
+"""Glitches counted for a list over the limit, which costs us milliseconds and the peer nothing: after two hundred such
+lists, the peer is disconnected."""
 
 
 class BlockAssembly:
@@ -59,7 +59,7 @@ class BlockAssembly:
         """The block, once its last fragment has arrived and it waits to be decoded."""
 
     def take(self, kind: int, stream_id: int, fragment: bytes) -> None:
-        """The next frame.
+        """Add the next frame.
 
         Raises:
             ConnectionFault: PROTOCOL_ERROR where it is no CONTINUATION of this block; ENHANCE_YOUR_CALM where the
@@ -76,7 +76,7 @@ class BlockAssembly:
 
     @property
     def octets(self) -> int:
-        """Octets that have arrived."""
+        """Octets of the block that have arrived."""
         return len(self._parts)
 
     def end(self) -> None:
@@ -85,7 +85,7 @@ class BlockAssembly:
 
 
 class Headers:
-    """The receiving side's header compression of one connection, and what it has understood so far."""
+    """The header blocks that one connection receives: their decoder, the block that is being received, and the memo."""
 
     __slots__ = (
         "_abuse",
@@ -105,7 +105,7 @@ class Headers:
     )
 
     def __init__(self, router: Router, limits: Limits, abuse: Abuse, reports: list[tuple[str, str]]) -> None:
-        """``reports``: the list to which is appended what the operator should know about the peer."""
+        """``reports``: the list to which reports about the peer for the operator are appended."""
         self._reports = reports
         self.authorized = False
         """Whether a static method has authorized a call of the peer."""
@@ -122,9 +122,9 @@ class Headers:
         """Block → route. To be read only."""
         self.timeouts: dict[bytes, float] = {}
         """Block → seconds of its ``grpc-timeout``, for static methods: only a stream that waits needs it. To be read
-        only; valid as the memo is."""
+        only; valid as long as the memo is."""
         self.refuses = False
-        """Whether a block led to a refusal, so that streams that wait may have one."""
+        """Whether a block led to a refusal, so that streams that wait may have to be refused."""
         self._memo_epoch = self._decoder.epoch
         self.router_epoch = router.epoch
         """The router's epoch at the time of the memo's authorizations."""
@@ -138,7 +138,7 @@ class Headers:
     # -- assembly -------------------------------------------------------------------------------------------------
 
     def begin(self, stream_id: int, fragment: bytes, *, end_stream: bool, self_dependent: bool, whole: bool) -> None:
-        """Begin a block that cannot be decoded at once; ``whole``: it ends with this fragment, too."""
+        """Begin a block that cannot be decoded at once; ``whole``: this fragment is also its last."""
         assert self.assembly is None
         self.assembly = BlockAssembly(
             self._limits, stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent
@@ -147,10 +147,11 @@ class Headers:
             self.assembly.end()
 
     def end_assembly(self) -> BlockAssembly | None:
-        """Decode more fields of the complete block. Returns it once all are decoded: then `decode` has its fields.
+        """Decode more fields of the complete block. Returns the block once all its fields are decoded; `decode` then
+        returns them.
 
-        Of a block that needed several pieces, the request is processed in the next turn: with the last piece, that
-        would be the longest work of all.
+        The request of a block that needed several pieces is processed in the next turn, because together with the last
+        piece that would be the longest work of one turn.
         """
         assembly = self.assembly
         assert assembly is not None
@@ -168,7 +169,7 @@ class Headers:
         self.assembly = None
         return assembly
 
-    # -- understanding --------------------------------------------------------------------------------------------
+    # -- decoding and routing -------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """The router's epoch has changed: drop all remembered blocks, whose authorization may have changed."""
@@ -176,21 +177,23 @@ class Headers:
         self.router_epoch = self._router.epoch
 
     def note_refusals(self) -> None:
-        """Streams that wait may have been refused."""
+        """Streams that wait may have to be refused."""
         self.refuses = True
 
     def route(self, block: bytes) -> Route:
-        """The route of a request, by the memo or as `learn` finds it."""
-        # The memo is not used for a block that has been decoded ahead, because its fields would be taken for the next
-        # block's, nor for a long block, because none is remembered, and a look-up of 16 kB takes 3 µs.
+        """The route of a request, from the memo or from `learn`."""
+        # The memo is not used for a block that has been decoded ahead, because its fields would be taken for those of
+        # the next block. It is not used for a long block either, because no long block is remembered, and a look-up of
+        # 16 kB takes 3 µs.
         known = self.memo.get(block) if self._ahead is None and len(block) <= LONGEST_SHORT_BLOCK else None
         return known or self.learn(block)
 
     def learn(self, block: bytes) -> Route:
-        """Decode a request's header block and find its route; remember the block where that is sound.
+        """Decode a request's header block and find its route; remember the block where that is safe.
 
         Raises:
-            ConnectionFault: where the table cannot be kept in step, or the list is far beyond every limit.
+            ConnectionFault: where the tables of both sides may differ from now on, or the list is far beyond every
+                limit.
             StreamFault: where the fields are no well-formed request.
         """
         fields = self.decode(block)
@@ -251,14 +254,14 @@ class Headers:
 
     @property
     def held(self) -> int:
-        """Octets that are held of the peer's header blocks, beyond the little that every connection needs."""
+        """Octets that are held of the peer's header blocks, beyond the small amount that every connection needs."""
         assembly, surplus = self.assembly, len(self.memo) - _ORDINARY_BLOCKS
         octets = 0 if assembly is None else _BLOCK_FACTOR * assembly.octets
         return octets + _BLOCK_WEIGHT * surplus if surplus > 0 else octets
 
     def check_invariants(self) -> None:
         """Assert that every remembered block was decoded in the table's present state."""
-        decoding = self.assembly is not None  # the memo is dropped before it is used again
+        decoding = self.assembly is not None  # then the memo may be out of date, and is dropped before it is used again
         assert not self.memo or decoding or self._memo_epoch == self._decoder.epoch
         assert len(self.memo) <= _MEMO_ENTRIES
         assert len(self.timeouts) <= _MEMO_ENTRIES

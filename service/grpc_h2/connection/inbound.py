@@ -1,7 +1,8 @@
-"""Frames in: the preface, then frame by frame, each judged by its shape and by the state of its stream.
+"""Processes received octets: the preface, then frame by frame. Each frame is judged by its shape and by the state of
+its stream.
 
 A turn (one call of `Inbound.work`) is bounded by `Limits.answers_per_turn` and its neighbours, so that other
-connections are served in between; where it ends early, `InputBuffer.backlog` says so.
+connections are served in between; where it ends early, `InputBuffer.backlog` is true.
 """
 
 from __future__ import annotations
@@ -104,10 +105,11 @@ class Inbound:
         self._answered = answered
         self._settings_unacked = 1
         self._unread: tuple[Stream, bool] | None = None
-        """The stream whose last DATA frame holds more messages, and whether the frame ends it."""
+        """The stream whose last DATA frame holds more messages, and whether that frame ends the stream."""
 
     def work(self, data: bytes) -> None:
-        """Work through what is held and ``data``, until it ends, a frame is incomplete, or the turn is spent.
+        """Work through the octets that are held and ``data``, until they end, a frame is incomplete, or the turn's
+        budget is used up.
 
         Raises:
             ConnectionFault: where the peer broke the connection's rules.
@@ -116,7 +118,7 @@ class Inbound:
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
         if headers.router_epoch != self._router.epoch:
             self._judge_anew()
-        if abuse.work_left != limits.work_per_turn:  # a call with a handler is work, too
+        if abuse.work_left != limits.work_per_turn:  # a call with a handler counts as work, too
             abuse.begin_turn()
         position = 0
         if buffer.held or lifecycle.state is _AWAITS_PREFACE:
@@ -134,7 +136,7 @@ class Inbound:
             undecoded = self._unread is not None or (assembly is not None and assembly.whole is not None)
             if end - position < frames.HEADER_LENGTH and not undecoded:
                 break
-            # Only DATA (0) and HEADERS (1) can be of a known call.
+            # Only DATA (0) and HEADERS (1) can belong to a known call.
             if assembly is None and not undecoded and data[position + 3] <= frames.HEADERS and lifecycle.accepting:
                 position, backlog, left = fast_path.answer_batch(data, position, end, most - len(answered))
                 if left is not None:
@@ -149,7 +151,7 @@ class Inbound:
                 continue
             high, low, kind, flags, stream_id = frames.HEADER.unpack_from(data, position)
             length = high << 16 | low
-            if length > frames.DEFAULT_FRAME_SIZE:  # judged before any of it is held (section 4.2)
+            if length > frames.DEFAULT_FRAME_SIZE:  # the frame is judged before any of it is held (section 4.2)
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} octets")
             abuse.spend(FRAME_WORK)
             begin = position + frames.HEADER_LENGTH
@@ -165,7 +167,7 @@ class Inbound:
             buffer.keep(data, position, backlog=backlog)
 
     def _take_up(self, left: Opened | Refused) -> None:
-        """A stream that the fast path has left."""
+        """Continue with a stream that the fast path could not answer."""
         if isinstance(left, Opened):
             self._calls.open(left)
         else:
@@ -202,7 +204,7 @@ class Inbound:
                 self._abuse.glitch("PRIORITY frames")
                 if depends_on_itself(stream_id, payload):
                     raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
-            else:  # GOAWAY (the peer will open no more streams: nothing to do), and unknown types
+            else:  # GOAWAY (the peer will open no more streams, so there is nothing to do), and unknown types
                 self._abuse.glitch("frames without effect")
         except StreamFault as fault:
             self._closing.refuse(stream_id, fault)
@@ -229,7 +231,8 @@ class Inbound:
             self._timers.block_ended()
 
     def _judge_anew(self) -> None:
-        """The server's authorizations have changed: calls whose bodies have not come are judged by the new ones."""
+        """The server's authorizations have changed: calls whose bodies have not arrived are judged by the new
+        authorizations."""
         self._headers.refresh()
         if self._fast_path.pending:
             self._fast_path.judge_anew()
@@ -237,7 +240,7 @@ class Inbound:
         self._calls.judge_anew(self._router)
 
     def _go_on(self) -> None:
-        """Some more of a long header block, or of a DATA frame of many messages."""
+        """Process some more of a long header block, or of a DATA frame of many messages."""
         if self._unread is not None:
             stream, end_stream = self._unread
             self._unread = None
@@ -319,8 +322,8 @@ class Inbound:
         self._read(stream, content, size, end_stream=end_stream)
 
     def _read(self, stream: Stream, content: bytes, size: int, *, end_stream: bool) -> None:
-        """Read messages from ``content`` of a DATA frame of ``size`` octets, and from what is left of the frame."""
-        if stream.id not in self._streams.open:  # ended since its frame came
+        """Read messages from ``content`` of a DATA frame of ``size`` octets, and from the rest of the frame."""
+        if stream.id not in self._streams.open:  # the stream has ended since its frame arrived
             return
         try:
             self._calls.act_on(stream, self._bodies.feed(stream, content, size))
@@ -337,7 +340,7 @@ class Inbound:
         stream = self._calls.find(stream_id)
         if stream is None and self._streams.status(stream_id) in _NEVER_OPEN:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
-        if stream is None:  # its answer has crossed with this, so it takes no work from us
+        if stream is None:  # its answer has crossed with this frame, so the reset wastes no work of ours
             self._abuse.late_frame(self._streams.opened)
             self._closing.rest_received(stream_id, end_stream=True)
             return
@@ -357,7 +360,7 @@ class Inbound:
         if stream is None:
             if self._streams.status(stream_id) in _NEVER_OPEN:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
-            return  # legal for a while on a closed stream (section 5.1)
+            return  # on a closed stream the frame is legal for a while (section 5.1)
         if increment == 0:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         if not stream.grow_send_window(increment):
@@ -384,7 +387,8 @@ class Inbound:
             elif key == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_WINDOW:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE of {value}")
-                window = value  # the last one counts; applying each would let one frame walk all streams many times
+                # Only the last value counts: if each were applied, one frame could cause many walks over all streams.
+                window = value
             elif key == frames.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE of {value}")

@@ -24,7 +24,8 @@ class InputBuffer:
         self.backlog = True
 
     def keep(self, data: bytes, position: int, *, backlog: bool) -> None:
-        """Hold only the octets of ``data`` from ``position`` on: an incomplete frame, or ``backlog``."""
+        """Hold only the octets of ``data`` from ``position`` on. ``backlog``: whether they can be processed without
+        further input; otherwise they are an incomplete frame."""
         self.backlog = backlog
         if position == len(data):
             self.held, self.position = b"", 0
@@ -38,10 +39,10 @@ class InputBuffer:
         self.held, self.position, self.backlog = b"", 0, False
 
     def take_preface(self) -> bool:
-        """Take the connection preface (RFC 9113 section 3.4). Returns False where it is not whole yet.
+        """Take the connection preface (RFC 9113 section 3.4). Returns False where the preface is not whole yet.
 
         Raises:
-            ConnectionFault: PROTOCOL_ERROR where it is another.
+            ConnectionFault: PROTOCOL_ERROR where the octets are no preface.
         """
         wanted = frames.PREFACE
         if not wanted.startswith(self.held[: len(wanted)]):
@@ -53,6 +54,6 @@ class InputBuffer:
         return True
 
     def check_invariants(self) -> None:
-        """Assert that the position lies within what is held."""
+        """Assert that the position lies within the held octets."""
         assert 0 <= self.position <= len(self.held)
         assert self.held or not self.position

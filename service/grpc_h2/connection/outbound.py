@@ -1,7 +1,7 @@
-"""Frames out: control frames and ready answers at once, stream data as the peer's windows allow.
+"""Queues frames to be sent: control frames and ready answers are sent at once, stream data as the peer's windows allow.
 
-Two places hold output. `Outbound.out` is a list of small pieces whose order is final; the next `take` hands it over
-whole. Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so
+Two places hold output. `Outbound.out` is a list of small pieces in their final order; the next `take` returns all of
+them. Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so
 that a catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind their stream's data;
 nothing else does. Only this module appends to ``out``.
 """
@@ -19,13 +19,14 @@ from grpc_h2.wire.hpack import DEFAULT_TABLE_SIZE, encode_size_update
 
 _QUANTUM: Final = 64 * 1024
 _LARGEST_FRAME: Final = 64 * 1024
-"""Peers may allow 16 MiB; a frame this long already makes headers negligible, and longer ones delay the PING behind."""
+"""Peers may allow 16 MiB. In a frame of this size the header is negligible already, and longer ones delay a PING behind
+them."""
 _COPIED: Final = 4096
-"""Pieces up to this size are joined with their neighbours; larger ones are handed over uncopied."""
+"""Pieces up to this size are joined with their neighbours; larger ones are passed on without a copy."""
 
 _END_QUEUED: Final = ResponseState.END_QUEUED
 _NO_TABLE: Final = encode_size_update(0)
-"""Our blocks never refer to a dynamic table."""
+"""A size update to 0, because our blocks never refer to a dynamic table."""
 
 
 class Outbound:
@@ -42,11 +43,11 @@ class Outbound:
         """The peer allows a smaller HPACK table than the 4096 octets a connection starts with, and we have not yet
         announced that we use none (RFC 7541 section 4.2)."""
         self.unsent = 0
-        """Octets of stream data queued. ``held``: those among them that exist only for this connection."""
+        """Octets of stream data queued. ``held``: the octets among them that exist only for this connection."""
         self.held = 0
         self._max_frame = frames.DEFAULT_FRAME_SIZE
         self.waiting: dict[Stream, None] = {}
-        """Streams whose data may go out as far as their own windows are concerned, the next first."""
+        """Streams whose own windows allow them to send data, the next first."""
         self._data_frames = 0
 
     # -- settings of the peer, and the transport ------------------------------------------------------------------
@@ -65,14 +66,15 @@ class Outbound:
         """Note whether the transport accepts no more output."""
         self.paused = paused
 
-    # -- what is to be sent ---------------------------------------------------------------------------------------
+    # -- queueing -------------------------------------------------------------------------------------------------
 
     def control(self, *control_frames: bytes) -> None:
         """Queue control frames, which flow control does not delay."""
         self.out += control_frames
 
     def commit(self, replies: list[bytes]) -> None:
-        """The fast path: queue whole answers that flow control has admitted. Takes possession of the list."""
+        """The fast path: queue whole answers that flow control has admitted. The list belongs to this object from now
+        on."""
         if self.out:
             self.out += replies
         else:
@@ -87,7 +89,7 @@ class Outbound:
             stream.response_begun()
 
     def _headers(self, stream: Stream, block: bytes, *, end_stream: bool) -> bytes:
-        if self.size_update_due:  # in the first block after the peer shrank its table
+        if self.size_update_due:  # in the first block after the peer has made its table smaller
             self.size_update_due = False
             block = _NO_TABLE + block
         return frames.headers(stream.id, block, end_stream=end_stream, max_frame=self._max_frame)
@@ -105,13 +107,13 @@ class Outbound:
             self.waiting.setdefault(stream)
 
     def drop(self, stream: Stream) -> None:
-        """Drop what ``stream`` has queued."""
+        """Drop the data that ``stream`` has queued."""
         self.held -= stream.own_unsent
         self.unsent -= stream.drop_queue()
         self.waiting.pop(stream, None)
 
     def drop_all(self) -> None:
-        """Drop what any stream has queued. The streams are not in use any more."""
+        """Drop the data that streams have queued. The streams are not in use any more."""
         self.waiting.clear()
         self.unsent = self.held = 0
 
@@ -127,10 +129,10 @@ class Outbound:
         if increment:
             self.control(frames.window_update(stream.id, increment))
 
-    # -- what goes out --------------------------------------------------------------------------------------------
+    # -- sending --------------------------------------------------------------------------------------------------
 
     def take_out(self) -> list[Piece]:
-        """``out``, joined: all there is while no stream is `waiting`."""
+        """``out``, joined. While no stream is `waiting`, that is all output."""
         out = self.out
         if not out:
             return []
@@ -139,7 +141,7 @@ class Outbound:
         return pieces
 
     def take(self, budget: int) -> tuple[list[Piece], dict[Stream, None], int]:
-        """What can be written now: ``out``, then at most about ``budget`` octets of stream data.
+        """The octets to write now: ``out``, then at most about ``budget`` octets of stream data.
 
         Returns:
             Pieces in order (small ones joined), the streams that gave data, and the number of DATA frames.
@@ -161,7 +163,7 @@ class Outbound:
         return gathered, sent, self._data_frames
 
     def _send_quantum(self, stream: Stream, quantum: int, small: list[bytes], gathered: list[Piece]) -> int:
-        """Move up to ``quantum`` octets from the stream's queue into frames. Returns how many."""
+        """Move up to ``quantum`` octets from the stream's queue into frames. Returns how many octets were moved."""
         moved = 0
         largest = min(self._max_frame, _LARGEST_FRAME)
         while moved < quantum:
@@ -198,8 +200,8 @@ class Outbound:
     def _send_whole_frames(
         self, stream: Stream, octets: int, quantum: int, small: list[bytes], gathered: list[Piece]
     ) -> int:
-        """Move frames of ``octets`` out of one large piece at once, as many as ``quantum`` takes; their octets in all.
-        A catalogue is hundreds of frames that differ in nothing but their content."""
+        """Move frames of ``octets`` out of one large piece at once, as many as fit into ``quantum``. Returns their
+        octets in all. A catalogue is hundreds of frames that differ in nothing but their content."""
         own = stream.own_unsent
         parts = stream.whole_frames(octets, min(-(-quantum // octets), self._flow.send_window // octets))
         if not parts:

@@ -45,9 +45,9 @@ class StreamState(Enum):
     """RFC 9113 section 5.1."""
 
     following: tuple[StreamState, ...]
-    """Legal next states, in all enums as a tuple and not as a set, because hashing a member takes 0.2 µs.
+    """Legal next states. All enums have them as a tuple and not as a set, because hashing a member takes 0.2 µs.
 
-    Looking up ``StreamState.OPEN`` takes as long in Python 3.11. So code that runs for every call compares with a
+    Looking up ``StreamState.OPEN`` takes as long in Python 3.11, so code that runs for every call compares with a
     constant of its own module, or reads an attribute that changes with the state (`Lifecycle.closed`,
     ``Stream.closed``)."""
 
@@ -59,7 +59,7 @@ class StreamState(Enum):
 
 
 class ResponseState(Enum):
-    """The part of a response that has been sent."""
+    """How much of a response has been sent."""
 
     following: tuple[ResponseState, ...]
 
@@ -84,14 +84,14 @@ class ConnectionState(Enum):
 
 
 class StreamStatus(Enum):
-    """The meaning of a stream id that a frame names and no open stream has."""
+    """The status of a stream id that a frame names and that belongs to no open stream."""
 
     IDLE = auto()
-    """Higher than any that the client has used."""
+    """Higher than any id that the client has used."""
     SKIPPED = auto()
-    """Passed over by a higher one: closed without ever having been open (section 5.1.1)."""
+    """The client used a higher id first, so the stream is closed without ever having been open (section 5.1.1)."""
     RESET = auto()
-    """Reset or left by us a short while ago: what was in flight is still arriving, and is dropped."""
+    """We have reset or left the stream a short while ago: frames that were in flight still arrive, and are dropped."""
     CLOSED = auto()
 
 
@@ -118,7 +118,7 @@ _ACCEPTING = (ConnectionState.OPEN, ConnectionState.DRAINING)
 _CLOSED = ConnectionState.CLOSED
 
 INTRODUCED = (ConnectionState.OPEN, ConnectionState.DRAINING, ConnectionState.LEAVING)
-"""States after the client's preface and its first SETTINGS have arrived."""
+"""States in which the client's preface and its first SETTINGS have arrived."""
 
 
 class Lifecycle:

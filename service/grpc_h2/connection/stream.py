@@ -1,10 +1,10 @@
-"""One stream that could not be answered on the spot: what has arrived, what waits to go out.
+"""One stream that could not be answered at once: the data that has arrived, and the data that waits to be sent.
 
-A `Stream` owns its numbers: other parts read them and change them by its methods only. It exists from its HEADERS until
-both ends are through with it.
+A `Stream` owns its numbers: other parts read them, and change them only by its methods. It exists from its HEADERS
+until both ends are done with it.
 
 `Stream.receive_window` (what the client may still send), `Stream.credit` (octets to be given back by the next
-WINDOW_UPDATE) and `Stream.owed` (octets of messages that no handler has taken yet) always sum up to the initial window.
+WINDOW_UPDATE) and `Stream.owed` (octets of messages that no handler has taken yet) always add up to the initial window.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STREAM_WEIGHT: Final = 4096
 
 
 def _own(piece: Piece) -> int:
-    """Octets that are freed with ``piece``."""
+    """Octets that are freed together with ``piece``."""
     return len(piece) if isinstance(piece, bytes) or isinstance(piece.obj, bytes) else 0
 
 
@@ -87,21 +87,22 @@ class Stream:
         self.state = _OPEN
         self.response = _NOTHING_SENT
         self.closed = False
-        """Whether nothing more can be queued: the stream is closed, or its response has its end."""
+        """Whether nothing more can be queued: the stream is closed, or the end of its response is queued."""
         self.headers_sent = False
-        """Whether initial metadata is out."""
+        """Whether the initial metadata has been sent."""
         self.handled = route.method is None and route.fault is None
-        """Whether the call is a handler's: neither a static method's nor one that cannot be served."""
+        """Whether the call has a handler: it calls no static method, and it can be served."""
         self.finished = not self.handled
         """Whether no handler is at work."""
         self.reader = reader
         """Splits DATA into messages; None: DATA is ignored."""
         self.message: bytes | None = None
-        """A static call's request, once it is whole."""
+        """The request of a call of a static method, once it is whole."""
         self.body_left = route.content_length
-        """Octets of DATA that content-length still announces; `UNKNOWN_LENGTH`: it announced nothing."""
+        """Octets of DATA that are still to come by content-length; `UNKNOWN_LENGTH` where the request has none."""
         self.octets = 0
-        """Octets of DATA received. ``message_octets``: octets of the whole messages in them, after decompression."""
+        """Octets of DATA received. ``message_octets``: octets of the whole messages in that DATA, after
+        decompression."""
         self.message_octets = 0
         self.partial = 0
         """Octets of an unfinished message that the reader holds."""
@@ -110,21 +111,21 @@ class Stream:
         self.owed = 0
         """Octets of those messages on the wire: `consume` turns them into credit."""
         self.credit = 0
-        """Octets taken in and not yet given back by WINDOW_UPDATE."""
+        """Octets that were processed and not yet given back by WINDOW_UPDATE."""
         self._initial_window = receive_window
         self.receive_window = receive_window
         self.send_window = send_window
         self._queue: deque[Piece] = deque()
         self.unsent = 0
-        """Octets that wait to be sent. ``own_unsent``: those among them that exist only for this stream; a view of
-        memory that the application holds anyhow takes no more."""
+        """Octets that wait to be sent. ``own_unsent``: the octets among them that exist only for this stream; a view of
+        memory that the application holds anyway takes no more."""
         self.own_unsent = 0
         self.weight = STREAM_WEIGHT + route.weight
         """Octets that the stream itself holds, its request's fields included: an estimate."""
         self.trailers = b""
-        """The terminal header block behind them; empty: END_STREAM goes on the last DATA frame."""
+        """The terminal header block that follows those octets; empty: END_STREAM is set on the last DATA frame."""
         self.writable = True
-        """Whether a handler may go on sending."""
+        """Whether a handler may continue to send."""
         self.call: Any = None
         """For the server's own use."""
 
@@ -153,7 +154,7 @@ class Stream:
         self.headers_sent = True
 
     def response_complete(self, trailers: bytes) -> None:
-        """The response has its end, and ``trailers`` wait behind the data that is queued."""
+        """The response is complete, and ``trailers`` wait behind the data that is queued."""
         self._respond(_END_QUEUED)
         self.closed = True
         self.trailers = trailers
@@ -172,11 +173,11 @@ class Stream:
     # -- receiving ------------------------------------------------------------------------------------------------
 
     def receive(self, size: int, content: int, *, end_stream: bool) -> None:
-        """A DATA frame of ``size`` octets, ``content`` of them without padding.
+        """A DATA frame of ``size`` octets has arrived; ``content`` of them are not padding.
 
         Raises:
             StreamFault: STREAM_CLOSED after END_STREAM, FLOW_CONTROL_ERROR beyond the stream's window, PROTOCOL_ERROR
-                beyond what content-length has announced.
+                beyond the announced content-length.
         """
         if self.state is _HALF_CLOSED_REMOTE:
             raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
@@ -192,7 +193,7 @@ class Stream:
             self._enter(_HALF_CLOSED_REMOTE)
 
     def judge_anew(self, router: Router) -> None:
-        """The server's authorizations have changed before the call is answered."""
+        """The server's authorizations have changed, and the call is not answered yet."""
         if self.response is _NOTHING_SENT:
             self.route = router.judge_anew(self.route)
 
@@ -201,32 +202,33 @@ class Stream:
         self.reader = None
 
     def hold_partial(self, octets: int) -> int:
-        """The reader holds ``octets`` of an unfinished message. Returns the difference from its previous number."""
+        """The reader holds ``octets`` of an unfinished message. Returns the difference from the previous number."""
         change = octets - self.partial
         self.partial = octets
         return change
 
     def weigh(self, octets: int) -> int:
-        """Whole messages of ``octets``, inflated. Returns how many there have been in all."""
+        """Count whole messages of ``octets`` (inflated). Returns the number of octets of all messages so far."""
         self.message_octets += octets
         return self.message_octets
 
     def hold_message(self, cost: int) -> None:
-        """A whole message waits to be taken."""
+        """A whole message waits for the handler."""
         self.unread += cost
 
     def keep_message(self, message: bytes) -> None:
-        """The request of a static call."""
+        """Keep the request of a call of a static method."""
         assert self.message is None
         self.message = message
 
     def take_in(self, owed: int, free: int) -> None:
-        """Of a DATA frame, ``owed`` octets belong to messages that wait; ``free`` octets need not be held."""
+        """Account for a DATA frame: ``owed`` of its octets belong to messages that wait; ``free`` octets need not be
+        held."""
         self.owed += owed
         self.credit += free
 
     def consume(self, cost: int, octets: int) -> tuple[int, int]:
-        """A message was taken; ``cost`` and its ``octets`` on the wire are upper limits.
+        """The handler took a message; ``cost`` and its ``octets`` on the wire are upper limits.
 
         Returns:
             Its actual cost, and the octets that may be given back.
@@ -244,7 +246,7 @@ class Stream:
         return discarded
 
     def window_due(self) -> int:
-        """Take the increment that must be announced now, at least half a window; 0 if there is none."""
+        """Remove and return the increment that must be announced now, at least half a window; 0 if there is none."""
         increment = self.credit
         if increment * 2 < self._initial_window or self.state is not _OPEN or self.closed:
             return 0
@@ -255,9 +257,9 @@ class Stream:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def grow_send_window(self, increment: int) -> bool:
-        """WINDOW_UPDATE, or a change of the initial window (which may be negative: RFC 9113 section 6.9.2).
+        """Apply WINDOW_UPDATE, or a change of the initial window (which may be negative: RFC 9113 section 6.9.2).
 
-        Returns whether the window stays within 2^31 - 1; where it would not, nothing is changed.
+        Returns whether the window stays within 2^31 - 1; otherwise nothing is changed.
         """
         window = grown(self.send_window, increment)
         if window is None:
@@ -266,7 +268,7 @@ class Stream:
         return True
 
     def queue(self, pieces: Iterable[Piece]) -> int:
-        """Queue octets of data. Returns how many."""
+        """Queue octets of data. Returns their number."""
         octets = 0
         for piece in pieces:
             if len(piece):
@@ -277,18 +279,18 @@ class Stream:
         return octets
 
     def note_queued(self, high_water: int) -> None:
-        """A handler has queued a message: above ``high_water`` it may not go on sending."""
+        """A handler has queued a message: above ``high_water`` octets it has to wait."""
         self.writable = self.unsent <= high_water
 
     def note_sent(self, low_water: int) -> bool:
-        """Data was sent. Returns whether that lets a handler that waits go on sending."""
+        """Data was sent. Returns whether a handler that waited may now continue to send."""
         if self.writable or self.unsent > low_water:
             return False
         self.writable = True
         return True
 
     def drop_queue(self) -> int:
-        """Drop the data that waits. Returns its octets."""
+        """Drop the data that waits to be sent. Returns the number of its octets."""
         dropped, self.unsent = self.unsent, 0
         self.own_unsent = 0
         self._queue.clear()
@@ -297,8 +299,7 @@ class Stream:
     def next_frame(self, room: int) -> list[Piece]:
         """Take the content of a DATA frame of at most ``room`` octets from the queue; empty where nothing may be sent.
 
-        Pieces that follow each other share a frame where they fit whole: a message and its five-octet prefix, for
-        example."""
+        Successive pieces share a frame where all of them fit: a message and its five-octet prefix, for example."""
         queue = self._queue
         room = min(room, self.send_window)
         parts: list[Piece] = []
@@ -308,7 +309,7 @@ class Stream:
             left = room - size
             if len(part) <= left:
                 queue.popleft()
-            else:  # not a view before it has to be one
+            else:  # a view is made only when a piece has to be divided
                 view = memoryview(part)
                 part, queue[0] = view[:left], view[left:]
             parts.append(part)
@@ -320,7 +321,7 @@ class Stream:
 
     def whole_frames(self, octets: int, most: int) -> list[memoryview]:
         """Take the contents of at most ``most`` DATA frames of exactly ``octets`` from one large piece, but not its
-        end: `next_frame` takes that. Empty where a frame would hold anything else."""
+        end, which `next_frame` takes. Empty where a frame would hold anything else."""
         queue = self._queue
         if not queue or len(queue[0]) <= octets:
             return []
@@ -343,7 +344,7 @@ class Stream:
         assert self.state is not StreamState.HALF_CLOSED_LOCAL, "left at once"
         assert self.unsent == sum(map(len, self._queue))
         assert self.own_unsent == sum(map(_own, self._queue))
-        assert self.unsent or self.response is not ResponseState.END_QUEUED, "nothing waits, so the end can go"
+        assert self.unsent or self.response is not ResponseState.END_QUEUED, "nothing waits, so the end can be sent"
         assert self.closed == (self.response not in (ResponseState.NOTHING_SENT, ResponseState.HEADERS_SENT))
         assert self.headers_sent == (self.response not in (ResponseState.NOTHING_SENT, ResponseState.TRAILERS_ONLY))
         assert min(self.owed, self.credit, self.partial, self.unread, self.unsent) >= 0

@@ -1,4 +1,4 @@
-"""The streams of a connection by their ids: which are open, which were, which never were (RFC 9113 section 5.1)."""
+"""The streams of a connection by their ids: which are open, which were, and which never were (RFC 9113 section 5.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _REMEMBERED_GAPS: Final = 64
 
 
 class Streams:
-    """Open streams, counts, and what must be remembered of other ids. Memory is bounded: see the constants.
+    """Open streams, counts, and the facts about other ids that must be remembered. Memory is bounded: see the
+    constants.
 
     A handler whose stream has closed before it has ended (a *zombie*) counts as a stream, so that a reset frees nothing
     before the work has really ended (CVE-2023-44487).
@@ -28,7 +29,7 @@ class Streams:
         """Handlers at work, zombies among them."""
         self.zombies = 0
         self.last_id = -1
-        """The highest id that the client has used; -1: none, so that the next in line is always two above."""
+        """The highest id that the client has used; -1: none, so that the next id is always higher by two."""
         self.weight = 0
         """Octets that the requests of open streams are estimated to hold (`Stream.weight`)."""
         self._skipped = 0
@@ -46,7 +47,7 @@ class Streams:
             self.open_calls += 1
 
     def remove(self, stream: Stream) -> bool:
-        """The stream is not open any more. Returns whether it was."""
+        """Remove a stream that is not open any more. Returns whether it was open before."""
         if self.open.pop(stream.id, None) is None:
             return False
         self.weight -= stream.weight
@@ -64,8 +65,8 @@ class Streams:
             self.zombies -= 1
 
     def release(self) -> dict[int, Stream]:
-        """No stream is open any more. Returns those that were: to free hundreds at once takes as long as hundreds of
-        answers."""
+        """Remove all open streams and return them. The caller frees them a few at a time, because to free hundreds at
+        once takes as long as hundreds of answers."""
         released, self.open = self.open, {}
         self.weight = 0
         return released
@@ -73,7 +74,7 @@ class Streams:
     # -- ids ------------------------------------------------------------------------------------------------------
 
     def status(self, stream_id: int) -> StreamStatus:
-        """The meaning of ``stream_id``, given that it is not open."""
+        """The status of ``stream_id``, which belongs to no open stream."""
         if stream_id > self.last_id or not stream_id & 1:
             return StreamStatus.IDLE
         if stream_id in self._resets:
@@ -97,7 +98,7 @@ class Streams:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"the client opens stream {stream_id}")
         if stream_id > self.last_id + 2:
             if len(self._gaps) >= _REMEMBERED_GAPS:
-                del self._gaps[0]  # ids in it then count as closed, for which the connection ends too
+                del self._gaps[0]  # then ids in that range count as closed, and frames on them end the connection, too
             gap = range(self.last_id + 2, stream_id, 2)
             self._gaps.append(gap)
             self._skipped += len(gap)
@@ -114,7 +115,7 @@ class Streams:
         self._resets[stream_id] = None
 
     def name_last(self) -> None:
-        """The last GOAWAY is sent: the last id stays as it is, and streams beyond it are not served."""
+        """The last GOAWAY is sent: the last id does not change any more, and streams with higher ids are not served."""
         self._named = self.last_for_goaway
 
     @property

@@ -12,16 +12,16 @@ from grpc_h2.connection.limits import Limits
 
 
 class Due(Enum):
-    """What has become due."""
+    """The deadlines that may have passed."""
 
     PREFACE = auto()
-    """The client has not sent its preface and SETTINGS."""
+    """The client has not sent its preface and SETTINGS in time."""
     HEADER_BLOCK = auto()
-    """A header block was begun and not finished."""
+    """A header block was begun and not finished in time."""
     KEEPALIVE = auto()
     """The peer was silent: a PING is sent to find out whether it is alive."""
     DEAD = auto()
-    """It was not answered."""
+    """That PING was not answered."""
     AGE = auto()
     IDLE = auto()
     FINAL_GOAWAY = auto()
@@ -29,7 +29,7 @@ class Due(Enum):
     GRACE = auto()
     """The time that calls of an aged connection had to finish is over."""
     STALLED = auto()
-    """The peer reads nothing of what is queued."""
+    """The peer reads nothing of the queued output."""
 
 
 class Timers:
@@ -56,7 +56,7 @@ class Timers:
         self.now = now
         self._opened_at = self._read_at = self._idle_at = self._progress_at = now
         self._block_at = inf
-        """Begin of an unfinished header block."""
+        """Time at which an unfinished header block began."""
         self.asked_at = inf
         """Time at which the keepalive PING was sent; infinity if none is unanswered."""
         self._age_at = now + limits.max_connection_age * (1 + limits.age_jitter * jitter)
@@ -67,11 +67,11 @@ class Timers:
     # -- what happens ---------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
-        """It is ``now``."""
+        """Set the present instant to ``now``."""
         self.now = now
 
     def read(self, now: float) -> None:
-        """It is ``now``, and the peer has sent something."""
+        """The present instant is ``now``, and the peer has sent something."""
         self.now = self._read_at = now
         self.asked_at = inf
 
@@ -89,7 +89,7 @@ class Timers:
         self._progress_at = self.now
 
     def block_begun(self) -> None:
-        """A header block has begun whose end is not in."""
+        """A header block has begun, and its end has not arrived."""
         self._block_at = self.now
 
     def block_ended(self) -> None:
@@ -97,7 +97,7 @@ class Timers:
         self._block_at = inf
 
     def keepalive_sent(self) -> None:
-        """A PING asks whether the peer lives."""
+        """A PING was sent to find out whether the peer is alive."""
         self.asked_at = self.now
 
     def drain_begun(self) -> None:
@@ -106,7 +106,7 @@ class Timers:
         self._draining_at = self.now
 
     def drain_announced(self) -> None:
-        """The last GOAWAY has left."""
+        """The last GOAWAY has been sent."""
         self._draining_at = inf
 
     def grace_begun(self) -> None:
@@ -114,7 +114,7 @@ class Timers:
         self._grace_at = self.now + self._limits.age_grace
 
     def idleness_noted(self) -> None:
-        """Idleness was reported; it is reported only once."""
+        """The connection was reported as idle, which happens only once."""
         self._idle_at = inf
 
     # -- what is due ----------------------------------------------------------------------------------------------
@@ -135,10 +135,11 @@ class Timers:
         )
 
     def next_deadline(self, *, introduced: bool, idle: bool, unsent: bool) -> float:
-        """The first instant at which something becomes due if nothing happens; ``inf`` if nothing ever does."""
+        """The first instant at which something becomes due if nothing else happens; ``inf`` if nothing will become
+        due."""
         return min(instant for instant, _ in self._deadlines(introduced=introduced, idle=idle, unsent=unsent))
 
     def due(self, *, introduced: bool, idle: bool, unsent: bool) -> list[Due]:
-        """What is due now."""
+        """The deadlines that have passed."""
         deadlines = self._deadlines(introduced=introduced, idle=idle, unsent=unsent)
         return [what for instant, what in deadlines if instant <= self.now]

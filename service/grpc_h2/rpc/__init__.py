@@ -1,1 +1,1 @@
-"""What gRPC means by them: requests, messages, responses."""
+"""The gRPC layer: requests, messages, responses."""

@@ -1,4 +1,5 @@
-"""Requests that cannot be served as a call, each with the answer that it gets. Malformed ones are `wire.errors`."""
+"""Requests that cannot be served as a call, each with the answer that it gets. Malformed requests are in
+`wire.errors`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from grpc_h2.wire.errors import Http2Error
 
 
 class CallFault(Http2Error):
-    """A call that fails before its handler sees it, or by its messages: ``grpc-status`` and ``grpc-message``.
+    """A call that fails before its handler starts, or because of its messages: ``grpc-status`` and ``grpc-message``.
 
     ``content_length`` is the value that the request announced, if any; the length of its body must still be judged.
     """
@@ -19,7 +20,7 @@ class CallFault(Http2Error):
 
 
 class UnreadableMessage(CallFault):
-    """A message of the client that the method's deserializer does not take."""
+    """A message of the client that the method's deserializer rejects."""
 
 
 class HttpFault(Http2Error):

@@ -5,7 +5,7 @@ buffer, never copies an octet more than twice however small the pieces are, and 
 any of it is kept.
 
 One frame of 16 KiB may hold 3,276 empty messages, or 650 compressed ones that inflate a thousandfold. So a reader
-cuts a bounded number of messages at a time and keeps the rest: see `MessageReader.more`.
+extracts a bounded number of messages at a time and keeps the rest: see `MessageReader.more`.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ DEFAULT_LIMIT: Final = 4 * 1024 * 1024
 """Octets of a received message, as everywhere in gRPC."""
 
 ENCODINGS: Final = ("identity", "deflate", "gzip")
-"""The encodings that can be read, in the words of ``grpc-accept-encoding``; the same as grpcio's."""
+"""The encodings that can be read, as the value of ``grpc-accept-encoding``; the same as grpcio's."""
 
 MESSAGES_AT_ONCE: Final = 64
-"""Messages that one call of `MessageReader.feed` cuts: some 50 µs."""
+"""Messages that one call of `MessageReader.feed` returns at most: some 50 µs."""
 INFLATIONS_AT_ONCE: Final = 8
 """Compressed messages among them: a new inflater takes 5 µs."""
 INFLATED_AT_ONCE: Final = 16 * 1024
-"""Octets that they may have inflated to before the next one waits: some 40 µs."""
+"""Inflated octets after which the next compressed message waits for another call: some 40 µs."""
 
 PREFIX_SIZE: Final = 5
 """Octets before each message on the wire."""
 _PREFIX: Final = Struct(">BI")
 assert _PREFIX.size == PREFIX_SIZE
 
-# zlib's window bits: 16 more selects the gzip wrapper (RFC 1952); without them it is that of RFC 1950, which both HTTP
-# and gRPC call "deflate".
+# zlib's window bits: adding 16 selects the gzip wrapper (RFC 1952); without that, the wrapper is that of RFC 1950,
+# which both HTTP and gRPC call "deflate".
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 # A response is compressed to save a slow line, not to be archived: level 6 takes twice the time for 5 % less.
 _LEVEL: Final = 3
 
 
 class MessageReader:
-    """Cuts a stream's DATA into messages.
+    """Splits a stream's DATA into messages.
 
-    Call `feed` for each piece, with an empty one while `more`, and `finish` at END_STREAM. The first `CallFault` ends
-    it: every later call raises the same one, and what came before it in the same piece is dropped with the call.
+    Call `feed` for each piece, then with an empty piece while `more` is true, and `finish` at END_STREAM. The first
+    `CallFault` ends the reader: every later call raises the same fault, and messages before it in the same piece are
+    dropped.
     """
 
     __slots__ = ("_buffer", "_encoding", "_fault", "_inflated", "_limit", "_most", "_size", "more")
@@ -62,15 +63,15 @@ class MessageReader:
         self._encoding = encoding
         self._most: int | None = 1 if unary else None  # messages that may still come; None: any number
         self._buffer = bytearray()
-        self._size = 0  # of prefix and message; known once the buffer holds a prefix
-        self._inflated = 0  # octets, in this call of `feed`
+        self._size = 0  # octets of prefix and message; known once the buffer holds a prefix
+        self._inflated = 0  # octets inflated in this call of `feed`
         self._fault: tuple[int, str] | None = None
         self.more = False
         """Whether the octets that are held may contain whole messages: `feed` again before anything else."""
 
     def expect_one(self) -> None:
-        """The request turns out to be unary: of the messages to come, only the first is allowed. No effect where
-        messages have come already: then it is for the reader of the messages to judge."""
+        """The request turns out to be unary: only one more message is allowed. No effect where messages have arrived
+        already; then the recipient of the messages has to judge."""
         if self._most is None:
             self._most = 1
 
@@ -83,14 +84,15 @@ class MessageReader:
         """Take in a piece of DATA, without padding. Returns messages that are now whole, all of them unless `more`.
 
         Raises `CallFault`: 8 for a message over the limit, 12 for an encoding that we do not know or a second message
-        of a unary request, 13 for flags, or compressed octets, that make no sense.
+        of a unary request, 13 for invalid flags or compressed octets.
         """
         if self._fault is not None:
             raise CallFault(*self._fault)
         try:
             return self._cut(data)
         except CallFault as fault:
-            # Not the exception: it holds the frames it came through, and with them up to a whole inflated message.
+            # The exception itself is not kept, because its traceback holds frames, and with them up to a whole inflated
+            # message.
             self._fault = fault.status, fault.message
             self._buffer = bytearray()
             self.more = False
@@ -140,7 +142,7 @@ class MessageReader:
         return messages
 
     def _fill(self, data: bytes | bytearray | memoryview, messages: list[bytes]) -> int:
-        """Add to the message that is begun. Returns how much of ``data`` it took."""
+        """Add octets to the unfinished message. Returns how many octets of ``data`` were used."""
         buffer, position = self._buffer, 0
         if len(buffer) < PREFIX_SIZE:
             position = PREFIX_SIZE - len(buffer)
@@ -154,7 +156,7 @@ class MessageReader:
         buffer += data[position:until]
         if len(buffer) == self._size:
             flag = buffer[0]
-            del buffer[:PREFIX_SIZE]  # moves the start, not the octets
+            del buffer[:PREFIX_SIZE]  # moves the start of the buffer, not the octets
             messages.append(self._message(flag, bytes(buffer)))
             buffer.clear()
         return min(until, len(data))
@@ -184,7 +186,8 @@ class MessageReader:
 def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
     """Inflate a message to ``limit`` octets at the most; ``encoding`` is "gzip" or "deflate".
 
-    Raises `CallFault`: 8 when there would be more (8 KiB can inflate to 8 MiB), 13 for corrupt, cut or surplus octets.
+    Raises `CallFault`: 8 when the message is larger (8 KiB can inflate to 8 MiB), 13 for corrupt, missing or surplus
+    octets.
     """
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
@@ -194,7 +197,7 @@ def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
         raise CallFault(StatusCode.INTERNAL, "compressed message is corrupt") from None
     if len(message) > limit:
         length = len(message)
-        del message  # or the traceback would keep it
+        del message  # otherwise the traceback would keep it
         raise _too_large(length, limit)
     if not inflater.eof or inflater.unused_data:
         raise CallFault(StatusCode.INTERNAL, "compressed message is cut, or something follows it")
@@ -208,7 +211,7 @@ def compress_gzip(message: bytes | memoryview) -> bytes:
 
 
 def message_prefix(length: int, compressed: bool = False) -> bytes:
-    """The five octets that stand before a message of ``length`` octets (PROTOCOL-HTTP2.md, Length-Prefixed-Message)."""
+    """The five octets that precede a message of ``length`` octets (PROTOCOL-HTTP2.md, Length-Prefixed-Message)."""
     return _PREFIX.pack(compressed, length)
 
 
@@ -219,7 +222,7 @@ def frame_message(message: bytes, compress: bool = False) -> bytes:
 
 
 def plain_message(payload: bytes) -> bytes | None:
-    """The message in ``payload`` if that is one whole, uncompressed message with its prefix; else None."""
+    """The message in ``payload`` if ``payload`` is one whole, uncompressed message with its prefix; else None."""
     if len(payload) < PREFIX_SIZE:
         return None
     flag, length = _PREFIX.unpack_from(payload)

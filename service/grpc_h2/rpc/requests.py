@@ -1,4 +1,4 @@
-"""A request's header list: whether it is well formed, whether it is gRPC, and what the call's handler gets to see.
+"""Judges a request's header list: whether it is well formed, whether it is gRPC, and which metadata the handler gets.
 
 Theory of operation. A list is judged by three criteria. If it violates several, the first of them decides the answer,
 whatever the order of the fields:
@@ -28,27 +28,28 @@ from grpc_h2.wire.hpack import Field
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
-_UNREADABLE: Final = StatusCode.INTERNAL  # what C-core answers to metadata that it cannot read
+_UNREADABLE: Final = StatusCode.INTERNAL  # the answer of C-core to metadata that it cannot read
 
-# RFC 9113 section 8.2.1: no upper case, no control, no space, nothing beyond ASCII; a colon only in front, where
-# pseudo-headers have it. Narrower, as RFC 9110 section 5.1 has it: a token.
+# RFC 9113 section 8.2.1: no upper case, no control, no space, nothing beyond ASCII; a colon only at the beginning, in
+# pseudo-headers. This is narrower: a token, as RFC 9110 section 5.1 demands.
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 # "A field value MUST NOT contain the zero value (0x00), line feed (0x0a), or carriage return (0x0d) at any position",
 # nor "start or end with an ASCII whitespace character (0x20 or 0x09)".
-# By `bytes.translate` and `bytes.strip`: a regular expression takes 0.1 ms for 4 kB.
+# Checked by `bytes.translate` and `bytes.strip`, because a regular expression takes 0.1 ms for 4 kB.
 _NEVER_IN_A_VALUE: Final = b"\0\r\n"
 _NOT_AT_AN_END: Final = b" \t"
 _TIMEOUT: Final = re.compile(rb"[0-9]{1,8}[HMSmun]")
-# The media type, or it followed by a format ("+proto") or a parameter (";"); application/grpc-web is another protocol.
+# The media type, alone or followed by a format ("+proto") or a parameter (";"); application/grpc-web is another
+# protocol.
 _GRPC_CONTENT: Final = re.compile(rb"application/grpc(?:[+;].*)?", re.IGNORECASE | re.DOTALL)
 
 _MULTIPLES: Final = {ord("H"): 3600, ord("M"): 60, ord("S"): 1}
 _FRACTIONS: Final = {ord("m"): 1_000, ord("u"): 1_000_000, ord("n"): 1_000_000_000}
 
 _MOST_LENGTH_DIGITS: Final = 18  # of content-length; 10^18 octets are an exabyte, and int() of 16 KiB digits is slow
-_MOST_BINARY_VALUES: Final = 100  # in one -bin field, as many as fields in a list: commas must not multiply memory
+_MOST_BINARY_VALUES: Final = 100  # in one -bin field; as many as fields, so that commas do not multiply memory
 
-# What a field is. The pseudo-headers come first, so that one comparison distinguishes them from the rest.
+# The kinds of fields. The pseudo-headers come first, so that one comparison distinguishes them from the rest.
 _METHOD, _SCHEME, _PATH, _AUTHORITY = range(4)
 (
     _HIDDEN,  # well formed, and of no interest to a handler
@@ -73,7 +74,7 @@ _KINDS: Final[dict[bytes, int]] = {
     b"content-type": _CONTENT_TYPE,
     b"content-length": _CONTENT_LENGTH,
     b"host": _HOST,
-    # Fields that C-core removes from the metadata of a servicer (observed with grpcio 1.85). It passes other names that
+    # Fields that C-core removes from the metadata of a servicer (observed with grpcio 1.85). It leaves other names that
     # begin with "grpc-", and so do we, because grpc-previous-rpc-attempts is useful to a handler.
     b"te": _HIDDEN,
     b"grpc-internal-encoding-request": _HIDDEN,
@@ -99,15 +100,15 @@ class Request:
     """A call as its headers announce it."""
 
     path: str
-    """``/package.Service/Method``, exactly as it was sent: case-sensitive, nothing normalised or unescaped."""
+    """``/package.Service/Method``, exactly as it was sent: case-sensitive, neither normalised nor unescaped."""
     authority: str
     """``:authority``, else ``host``, else empty."""
     metadata: Metadata
-    """What a servicer sees, in the order received; the values of names that end in ``-bin`` are decoded."""
+    """The metadata for a servicer, in the order received; the values of names that end in ``-bin`` are decoded."""
     timeout: float | None
-    """Seconds from the arrival of the headers; 0.0 has already expired; None is for ever."""
+    """Seconds from the arrival of the headers; 0.0: it has expired already; None: there is no deadline."""
     encoding: str
-    """Compression of messages with the compressed flag; "identity" if the request names none."""
+    """How messages with the compressed flag are compressed; "identity" if the request names no encoding."""
     accepts: tuple[str, ...]
     """Encodings the client takes in answers."""
     content_length: int | None
@@ -128,8 +129,8 @@ class Request:
         )
 
 
-# The verdicts of `_read`, only on well-formed fields. When the memo is full it is emptied, which costs an attacker's
-# neighbours a few microseconds and needs no bookkeeping on a hit. Worst case 1024 x (512 octets, twice) = 1 MiB.
+# The verdicts of `_read`, only on well-formed fields. When the memo is full it is emptied. That needs no bookkeeping on
+# a hit; if an attacker causes it, other clients lose a few microseconds. Worst case 1024 x (512 octets, twice) = 1 MiB.
 _verdicts: dict[Field, tuple[int, Any]] = {}
 _MOST_VERDICTS: Final = 1024
 _LONGEST_REMEMBERED: Final = 512
@@ -141,10 +142,11 @@ def interpret(fields: tuple[Field, ...]) -> Request:
     """Judge the header list of a request.
 
     Raises `StreamFault` when it is malformed (RFC 9113 sections 8.1.1, 8.2 and 8.3); else `HttpFault` when it is not
-    gRPC; else `CallFault` when the call cannot be understood. The latter two carry ``content_length``, since the
-    length of the body is to be judged before they are answered.
+    gRPC; else `CallFault` when the call cannot be understood. The latter two carry ``content_length``, because the
+    length of the body is judged before the answer is sent.
     """
-    # One pass with local names: this is run for every call whose list is not remembered (see the module's head).
+    # One pass with local variables, because this runs for every call whose list is not remembered (see the module's
+    # docstring).
     pseudo: list[Any] = [None, None, None, None]
     metadata: list[tuple[str, str | bytes]] = []
     regular = False
@@ -164,7 +166,7 @@ def interpret(fields: tuple[Field, ...]) -> Request:
         if kind == _METADATA:
             metadata += meaning
         elif kind == _TIMEOUT_FIELD:
-            timeout = meaning  # the last one wins, as in C-core
+            timeout = meaning  # the last one counts, as in C-core
         elif kind == _CONTENT_TYPE:
             content_type, acceptable = meaning
             is_grpc = is_grpc and acceptable
@@ -191,7 +193,7 @@ def interpret(fields: tuple[Field, ...]) -> Request:
         raise HttpFault(405, f"gRPC is spoken with POST, not with {method[:32]!a}\n", length)
     if content_type is None or not is_grpc:
         raise HttpFault(415, "the content-type of gRPC is application/grpc\n", length)
-    # The first use of the path (CVE-2026-33186: "svc/Method" passed rules written for "/svc/Method").
+    # Checked before the path is used (CVE-2026-33186: "svc/Method" passed rules written for "/svc/Method").
     if path[:1] != "/":
         fault = (StatusCode.UNIMPLEMENTED, "a path is UTF-8 and begins with '/'")
     if fault is not None:
@@ -215,10 +217,11 @@ def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes |
     ``interpret(rest)`` with the timeout ``parse_timeout(value)``, or fails as ``interpret(rest)`` does. A timeout that
     could change the verdict on the other fields stays in the list, and ``value`` is None. Raises nothing.
     """
-    for index in range(len(fields) - 1, -1, -1):  # from the end: clients write it late, and the last one wins
+    for index in range(len(fields) - 1, -1, -1):  # from the end, because clients write it late, and the last one counts
         name, value = fields[index]
         if name == b"grpc-timeout":
-            # If a pseudo-header follows directly, only the timeout makes its position wrong: then it must stay.
+            # If a pseudo-header follows directly, only the timeout makes the list malformed, so the timeout must stay
+            # in it.
             late = index + 1 < len(fields) and fields[index + 1][0][:1] == b":"
             if late or _TIMEOUT.fullmatch(value) is None:
                 break
@@ -227,7 +230,7 @@ def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes |
 
 
 def parse_timeout(value: bytes) -> float:
-    """The seconds of a ``grpc-timeout``: up to eight digits and a unit; 0.0 has expired at once.
+    """The seconds of a ``grpc-timeout``: up to eight digits and a unit; 0.0 means that it has expired already.
 
     Raises `CallFault` for anything else.
     """
@@ -237,14 +240,14 @@ def parse_timeout(value: bytes) -> float:
 
 
 def timeout_seconds(value: bytes) -> float:
-    """As `parse_timeout`, of a ``value`` that is well formed, as `split_timeout` returns it."""
+    """As `parse_timeout`, for a ``value`` that is known to be well formed, as those of `split_timeout` are."""
     amount, unit = int(value[:-1]), value[-1]
-    # Dividing gives the nearest float, multiplying by 1e-3 does not.
+    # Division gives the nearest float; multiplication by 1e-3 does not.
     return float(amount * _MULTIPLES[unit]) if unit in _MULTIPLES else amount / _FRACTIONS[unit]
 
 
 def check_trailers(fields: tuple[Field, ...]) -> None:
-    """Judge the trailers of a request, of which nothing is used.
+    """Judge the trailers of a request. Their content is not used.
 
     Raises `StreamFault` when a name or a value is malformed, or a field is one that trailers may not have
     (RFC 9113 section 8.1: "Trailers MUST NOT include pseudo-header fields").
@@ -268,7 +271,8 @@ def _read(field: Field) -> tuple[int, Any]:
         verdict = _read_binary(name, value) if name.endswith(b"-bin") else _metadata_text(name, value)
     else:
         verdict = _read_known(kind, name, value)
-    # A timeout is new with every call of grpc-go or grpc-java: remembered, it would only push the others out.
+    # Calls of grpc-go and grpc-java have a new timeout every time. If timeouts were remembered, they would only
+    # displace other fields.
     if len(name) + len(value) <= _LONGEST_REMEMBERED and verdict[0] not in (_CALL_FAULT, _TIMEOUT_FIELD):
         if len(_verdicts) >= _MOST_VERDICTS:
             _verdicts.clear()
@@ -310,7 +314,7 @@ def _read_path(value: bytes) -> tuple[int, Any]:
     try:
         return _PATH, value.decode()
     except UnicodeDecodeError:
-        # No method has such a name, and a lenient decoding would give two different paths the same name.
+        # No method has such a name, and lenient decoding would map two different paths to the same name.
         return _PATH, ""
 
 
@@ -326,7 +330,8 @@ def _read_binary(name: bytes, value: bytes) -> tuple[int, Any]:
             decoded = a2b_base64(digits + b"=" * (-len(digits) % 4))
         except Base64Error:
             decoded = b""
-        # The decoder skips characters that are not base64; encoding again detects them, and bits beyond the last octet.
+        # The decoder skips characters that are not base64. Encoding the result again detects them, and bits beyond the
+        # last octet.
         if b2a_base64(decoded, newline=False).rstrip(b"=") != digits:
             return _CALL_FAULT, (_UNREADABLE, f"not base64: {key}")
         entries.append((key, decoded))
@@ -338,7 +343,7 @@ def _metadata_text(name: bytes, value: bytes) -> tuple[int, Any]:
 
 
 def _text(value: bytes) -> str:
-    """The text as grpcio shows it: UTF-8, or Latin-1 if it is not valid UTF-8, so decoding never fails."""
+    """The text as grpcio shows it: UTF-8, or Latin-1 if it is not valid UTF-8. Never fails."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -346,7 +351,7 @@ def _text(value: bytes) -> str:
 
 
 def _of_field(name: bytes) -> str:
-    """Which field a reason is about, for the log; its value may be a secret."""
+    """The name of the field that is at fault, for the log; without its value, which may be a secret."""
     return f": {name.decode()}" if len(name) <= _LONGEST_LOGGED and _NAME.fullmatch(name) is not None else ""
 
 

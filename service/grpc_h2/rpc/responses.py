@@ -1,7 +1,7 @@
-"""The header blocks that a server sends: initial metadata, trailers, and the answer to what is not gRPC.
+"""The header blocks that a server sends: initial metadata, trailers, and the answer to a request that is not gRPC.
 
-They use no dynamic table (see `hpack.encode_block`), so a block means the same on every connection, can be encoded
-ahead of time, and two blocks joined are a block.
+They use no dynamic table (see `hpack.encode_block`), so a block means the same on every connection and can be encoded
+ahead of time, and two blocks in sequence are one block.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from grpc_h2.wire.hpack import ENTRY_OVERHEAD, encode_block, encode_field, encod
 Entries: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 MAX_TRAILERS: Final = 8192
-"""Octets that trailers stay below, as RFC 9113 section 10.5.1 counts a list: grpc-java and C-core take no more."""
+"""Trailers stay below this number of octets, counted as in RFC 9113 section 10.5.1, because grpc-java and C-core accept
+no more."""
 
 _SURELY_FITS: Final = 500
-"""Characters of a message of which each may take twelve octets ("%F0%9F%A6%8A"), far below `MAX_TRAILERS`."""
+"""Characters of a message that surely fit. Each may take twelve octets ("%F0%9F%A6%8A"), which together is far below
+`MAX_TRAILERS`."""
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")  # PROTOCOL-HTTP2.md, Header-Name
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")  # ibid., ASCII-Value
-# Names that describe the exchange itself; a handler that set one would contradict us, or malform the response.
+# Names that describe the exchange itself. A handler that set one would contradict us, or make the response malformed.
 _OURS: Final = frozenset(
     {"content-length", "content-type", "grpc-accept-encoding", "grpc-encoding", "grpc-message", "grpc-status", "te"}
     | {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
@@ -63,14 +65,15 @@ def trailers_block(status: int, message: str, metadata: Entries = ()) -> bytes:
 
 
 def trailers_only_block(status: int, message: str, metadata: Entries = ()) -> bytes:
-    """A whole answer in one block: a call that failed before anything else was sent. Raises as `trailers_block`."""
+    """A whole answer in one block, for a call that failed before anything else was sent. Raises as `trailers_block`."""
     if len(message) <= _SURELY_FITS and not metadata and status != StatusCode.UNIMPLEMENTED:
         text = percent_encode(message)
         begin = _FAILED[status] if 0 <= status < len(_FAILED) else _failed(status)
         return begin + _MESSAGE_NAME + encode_integer(len(text), 0x7F, 0x00) + text if text else begin
     if status != StatusCode.UNIMPLEMENTED:
         return _HEAD + encode_block(_trailers(status, message, metadata, _HEAD_SIZE))
-    # compression.md: the answer to an unknown encoding names those that are known. It harms no other UNIMPLEMENTED.
+    # compression.md: the answer to an unknown encoding names the known ones. In other UNIMPLEMENTED answers it does no
+    # harm.
     fields = _trailers(status, message, metadata, _HEAD_SIZE + _size(*_ACCEPT))
     return _HEAD + encode_block((*fields, _ACCEPT))
 
@@ -90,8 +93,8 @@ def http_block(status: int, length: int) -> bytes:
 def percent_encode(message: str) -> bytes:
     """``message`` as the value of ``grpc-message``: UTF-8, with %XX for all but printable ASCII.
 
-    Spaces at the ends are escaped too: a field value with them is malformed (RFC 9113 section 8.2.1), and whoever reads
-    the message unescapes them. A lone surrogate, which has no UTF-8, becomes "?".
+    Spaces at the ends are escaped too: a field value with them is malformed (RFC 9113 section 8.2.1), and every reader
+    of the message unescapes them. A lone surrogate, which has no UTF-8, becomes "?".
     """
     octets = message.encode("utf-8", "replace")
     if _PLAIN.fullmatch(message) is None:
@@ -123,7 +126,8 @@ def _field(name: str, value: str | bytes) -> tuple[bytes, bytes]:
 
 
 def _trailers(status: int, message: str, metadata: Entries, taken: int) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields of trailers. Their size and ``taken``, that of other fields, add up to less than `MAX_TRAILERS`."""
+    """The fields of trailers. Their size and ``taken``, the size of other fields, add up to less than
+    `MAX_TRAILERS`."""
     first = (b"grpc-status", b"%d" % status)
     rest = metadata_fields(metadata)
     if not message:
@@ -134,7 +138,7 @@ def _trailers(status: int, message: str, metadata: Entries, taken: int) -> tuple
 
 
 def _fit(message: str, room: int) -> bytes:
-    """`percent_encode`, of as much of ``message`` as fits in ``room`` octets; whole characters only."""
+    """Apply `percent_encode` to as many whole characters of ``message`` as fit in ``room`` octets."""
     if room <= 0:
         return b""
     encoded = percent_encode(message[: room + 1])  # no character takes less than one octet
@@ -154,8 +158,9 @@ _ACCEPT: Final = (b"grpc-accept-encoding", ", ".join(ENCODINGS).encode())
 _HEAD_FIELDS: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _HEAD: Final = encode_block(_HEAD_FIELDS)
 _MESSAGE_NAME: Final = encode_field(b"grpc-message", b"")[:-1]
-"""The field without the length of its value."""
+"""The encoded field up to the length of its value."""
 _FAILED: Final = tuple([_failed(int(status)) for status in StatusCode])
-"""Status → the beginning of a Trailers-Only answer: a table, because an `IntEnum` takes long to hash."""
+"""The beginning of a Trailers-Only answer for each status. A tuple, because an `IntEnum` takes long to hash as a
+key."""
 _HEAD_SIZE: Final = sum(_size(name, value) for name, value in _HEAD_FIELDS)
 _OK: Final = encode_block(((b"grpc-status", b"0"),))

@@ -1,12 +1,12 @@
-"""Request → static answer: what a static method remembers, and how the memory is replaced when the data changes.
+"""The answers that a static method remembers, by request, and how they are replaced when the data changes.
 
-**Theory of operation.** A remembered answer is valid until the application says that its data changed. Then every
-answer would have to be looked up again by the calls that come next, all at once. So the application can *prepare*
-before it changes its data: `PreparedAnswers` looks up every remembered request in the new data, one request in each
-step, and `PreparedAnswers.install` replaces the remembered answers in a tenth of a millisecond. To free thousands of
-answers takes milliseconds too, so the replaced answers wait in `AnswerCache.replaced` and are released a few at a time.
+**Theory of operation.** A remembered answer is valid until the application says that its data changed. Then the next
+calls would have to look up every answer again, all at once. So the application can *prepare* before it changes its
+data: `PreparedAnswers` looks up every remembered request in the new data, one request in each step, and
+`PreparedAnswers.install` replaces the remembered answers in a tenth of a millisecond. To free thousands of answers
+takes milliseconds too, so the replaced answers wait in `AnswerCache.replaced` and are released a few at a time.
 
-Everything is bounded in number and in size, because the keys come from the peer.
+The number and the size of remembered answers are bounded, because the keys come from the peer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
 
     A payload that is not one plain message has the answer None: a `MessageReader` must take it apart. Replaced answers
     are released whenever a new request is looked up. That is fast enough, because every remembered answer was looked up
-    once. Only the answers that `take_over` replaces are not matched by look-ups: its caller calls `release_some`.
+    once. Only the answers that `take_over` replaces have no look-ups to match them, so its caller has to call
+    `release_some`.
     """
 
     __slots__ = ("_failures", "_lookup", "replaced")
@@ -43,7 +44,8 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         super().__init__(REMEMBERED_ANSWERS)
         self._lookup = lookup
         self._failures: dict[bytes, StaticAnswer] = {}
-        """Kept separately and few, so that a flood of undefined names displaces no answer that is in use."""
+        """Answers for undefined names. They are few and kept apart, so that a flood of undefined names displaces no
+        answer that is in use."""
         self.replaced: list[dict[bytes, StaticAnswer | None]] = []
         """Generations that wait to be released."""
 
@@ -75,10 +77,11 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         return [*self, *self._failures, *self._old]
 
     def take_over(self, other: AnswerCache) -> None:
-        """Remember what ``other`` does, and nothing else. In place: routes hold this object's ``__getitem__``.
+        """Replace the answers of this object by those of ``other``, in place, because routes hold this object's
+        ``__getitem__``.
 
-        ``other`` gives its answers away. If it kept them, those that this object replaces later would not be released
-        a few at a time, but all at once with ``other``.
+        ``other`` loses its answers. If it kept them, those that this object replaces later would not be released a few
+        at a time, but all at once with ``other``.
         """
         self.age()
         self.update(other)
@@ -107,7 +110,7 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
 
 
 class Preparation(Enum):
-    """How far a preparation is.
+    """The state of a preparation.
 
     ::
 
@@ -116,15 +119,16 @@ class Preparation(Enum):
     """
 
     PREPARING = auto()
-    """Answers are added, step by step. It may be installed at any time: what is missing is looked up on demand."""
+    """Answers are added step by step. The preparation may be installed at any time: missing answers are looked up on
+    demand."""
     INSTALLED = auto()
     """The answers are in use."""
     DISCARDED = auto()
-    """The data they were made from will not be served, or others were prepared since."""
+    """The data from which the answers were made will not be served, or a later preparation has replaced this one."""
 
 
 class PreparedAnswers:
-    """Answers of one static method from data to come: `StaticUnary.prepare`."""
+    """Answers of one static method that are made from data which is not served yet: see `StaticUnary.prepare`."""
 
     __slots__ = ("_coming", "_served", "state")
 
@@ -146,9 +150,9 @@ class PreparedAnswers:
             yield
 
     def install(self) -> None:
-        """The data has changed to what these answers were made from: they replace the remembered ones.
+        """The data from which these answers were made is served now: they replace the remembered answers.
 
-        Takes a tenth of a millisecond; `StaticUnary.release` frees what was replaced.
+        Takes a tenth of a millisecond; `StaticUnary.release` frees the replaced answers.
 
         Raises:
             RuntimeError: where the preparation was installed or discarded before.
@@ -159,6 +163,6 @@ class PreparedAnswers:
         self._served.take_over(self._coming)
 
     def discard(self) -> None:
-        """The data these answers were made from is not going to be served. No effect once they are installed."""
+        """The data from which these answers were made is not going to be served. No effect once they are installed."""
         if self.state is Preparation.PREPARING:
             self.state = Preparation.DISCARDED

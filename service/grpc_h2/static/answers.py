@@ -1,8 +1,8 @@
 """An answer whose octets exist before a client asks for it.
 
-A unary answer is three frames: HEADERS, DATA, HEADERS with the trailers. They depend on the request in nothing but the
-stream id, which stands in three places. So a `StaticAnswer` keeps the pieces between them, and
-``stream_id.join(pieces)`` is the whole encoding.
+A unary answer is three frames: HEADERS, DATA, HEADERS with the trailers. Only the stream id depends on the request; it
+stands in three places. So a `StaticAnswer` keeps the pieces between those places, and ``stream_id.join(pieces)`` is the
+whole encoding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from grpc_h2.wire.hpack import encode_block
 _OK_HEADERS: Final = initial_block((), None)
 _OK_TRAILERS: Final = trailers_block(StatusCode.OK, "", ())
 _SHORT_MESSAGE: Final = 400
-"""Characters of a status message, of at most 12 octets each, that leave 3 KiB of `MAX_TRAILERS` to metadata."""
+"""Characters of a status message. With at most 12 octets each, they leave 3 KiB of `MAX_TRAILERS` for metadata."""
 _MOST_METADATA: Final = 2048
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
@@ -27,7 +27,7 @@ Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 @lru_cache(maxsize=16)
 def _block(metadata: Metadata) -> bytes:
-    """A block of these fields alone. Thousands of answers have the same.
+    """A header block of these fields alone, cached because thousands of answers have the same fields.
 
     Raises:
         ValueError: for metadata that may not be sent, or above `_MOST_METADATA` octets.
@@ -45,8 +45,8 @@ class StaticAnswer:
     It is encoded once, as part of the answer.
 
     ``pieces`` are the frames without their stream ids, or None where the message does not fit one DATA frame that every
-    peer accepts; ``size`` is how many octets of the flow-control windows they use. ``answer_id`` is the application's
-    own number: the connection reports it once for each time that the answer is sent.
+    peer accepts; ``size`` is the number of octets of the flow-control windows that they use. ``answer_id`` is the
+    application's own number: the connection reports it each time the answer is sent.
     """
 
     __slots__ = ("answer_id", "block", "headers", "lasting", "message", "pieces", "size")
@@ -65,7 +65,7 @@ class StaticAnswer:
         self.pieces = pieces
         self.size = size
         self.message = message
-        """The message without its prefix; None: there is no message, only a status."""
+        """The message without its prefix; None where there is only a status."""
         self.block = block
         """The terminal header block."""
         self.headers = headers
@@ -76,7 +76,7 @@ class StaticAnswer:
 
     @classmethod
     def unary(cls, message: bytes | memoryview, answer_id: int = 0, metadata: Metadata = ()) -> StaticAnswer:
-        """Status OK and a serialized message. A large message is kept as it is, uncopied.
+        """Status OK and a serialized message. A large message is kept without a copy.
 
         Raises ValueError for metadata that may not be sent.
         """

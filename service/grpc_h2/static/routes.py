@@ -1,10 +1,11 @@
 """The way from a request's header fields to a static method, and the methods themselves.
 
 **Theory of operation.** A unary method whose answers are known octets needs no handler. Three memos lead from request
-to answer, each sound for a reason of its own:
+to answer, each valid for a reason of its own:
 
 - *block → route*, per connection (``connection/headers.py``): valid while the connection's HPACK table does not change.
-- *fields → route* (`Router`): interpreting fields is pure; only authorization may change, so key rotation drops it.
+- *fields → route* (`Router`): interpreting fields is a pure function; only authorizations may change, so key rotation
+  drops this memo.
 - *message → answer* (``answer_cache.py``): valid until the application says that its data changed.
 """
 
@@ -42,18 +43,19 @@ class StaticUnary:
         """Length-prefixed message → answer, or None where it is not one plain message."""
 
     def forget(self) -> None:
-        """The application's data changed: remembered answers are dropped, and a preparation that is under way."""
+        """The application's data changed: drop the remembered answers, and a preparation that is in progress."""
         self._answers.forget()
         self._discard_preparation()
 
     def prepare(self, lookup: Lookup) -> PreparedAnswers:
-        """Begin to prepare answers by ``lookup``, which answers from data to come. Discards an earlier preparation."""
+        """Begin to prepare answers by ``lookup``, which answers from data that is not served yet. Discards an earlier
+        preparation."""
         self._discard_preparation()
         self._preparation = PreparedAnswers(self._answers, lookup)
         return self._preparation
 
     def release(self) -> Iterator[None]:
-        """Release answers that were replaced, a few in each step. Calls that look something up do it too."""
+        """Release answers that were replaced, a few in each step. Calls that look up an answer release some, too."""
         while self._answers.replaced:
             self._answers.release_some()
             yield
@@ -65,7 +67,7 @@ class StaticUnary:
 
 
 class Route:
-    """Where a request goes, as far as its header fields alone decide that. Immutable and shared."""
+    """The destination of a request, as far as its header fields decide it. Immutable and shared."""
 
     __slots__ = (
         "answer_payload",
@@ -91,24 +93,26 @@ class Route:
     ) -> None:
         self.request = request
         self.method = method
-        """The static method; None if the call belongs to a handler or is a fault."""
+        """The static method; None if the call has a handler or is a fault."""
         self.refusal = refusal
-        """The answer that the headers alone decide: the call is not authorized."""
+        """The answer where the call is not authorized, which the headers alone decide."""
         self.max_request = max_request
         """Octets of a message of the request; None: `Limits.max_message`."""
         self.weight = weight
-        """Octets of the header list where that belongs to this call alone; 0 where the router remembers it."""
+        """Octets of the header list where it belongs to this call alone; 0 where the router remembers the route."""
         self.authorized = None if method is None else refusal is None
-        """Whether the static method has authorized the call; None where it is no call of a static method."""
+        """Whether the static method has authorized the call; None where the call is not for a static method."""
         self.lasting = refusal is None or refusal.lasting
         """Whether the route may be remembered."""
-        # Its traceback would hold the frames, and what is in them, for as long as the route is remembered.
+        # The traceback is removed, because it would hold the frames and their variables for as long as the route is
+        # remembered.
         self.fault = None if fault is None else fault.with_traceback(None)
         """The answer to the call, once the request has ended."""
         length = request.content_length if request is not None else fault.content_length if fault is not None else None
         self.content_length = UNKNOWN_LENGTH if length is None else length
         self.answer_payload: Callable[[bytes], StaticAnswer | None] | None = None
-        """Length-prefixed message → answer, for static methods. A refusal is the same for every message."""
+        """Length-prefixed message → answer, for static methods. A refused call gets the same answer for every
+        message."""
         if refusal is not None:
             self.answer_payload = lambda _: refusal
         elif method is not None:
@@ -116,7 +120,7 @@ class Route:
 
     @property
     def refused(self) -> bool:
-        """Whether the headers alone decide the answer, so that it need not wait for the request's body."""
+        """Whether the headers alone decide the answer, so that the answer need not wait for the request's body."""
         return self.fault is not None or self.refusal is not None
 
     def with_timeout(self, seconds: float) -> Route:
@@ -135,22 +139,22 @@ class Router:
         self._methods: dict[str, StaticUnary] = {}
         self._routes: dict[tuple[Field, ...], Route] = {}
         self.epoch = 0
-        """Grows whenever a remembered route may have become wrong."""
+        """Incremented whenever a remembered route may have become wrong."""
 
     def add_static_unary(self, path: str, lookup: Lookup, authorize: Authorize | None = None) -> StaticUnary:
-        """Answer calls of ``path`` with what ``lookup`` returns for their message, without any handler."""
+        """Answer calls of ``path`` with the result of ``lookup`` for their message, without a handler."""
         method = self._methods[path] = StaticUnary(path, lookup, authorize)
         self.forget_authorizations()
         return method
 
     def limit_requests(self, path: str, octets: int) -> None:
         """A message of a request of ``path`` has at most ``octets``, as it is sent and inflated, instead of
-        `Limits.max_message`. For static methods and handlers; for calls to come."""
+        `Limits.max_message`. Applies to static methods and handlers, and to later calls only."""
         self._request_limits[path] = octets
         self.forget_authorizations()
 
     def forget_authorizations(self) -> None:
-        """Call ``authorize`` again from now on, for open connections too: keys were rotated."""
+        """Keys were rotated: call ``authorize`` anew from now on, for open connections too."""
         self._routes.clear()
         self.epoch += 1
 
@@ -170,8 +174,8 @@ class Router:
         return route
 
     def judge_anew(self, route: Route) -> Route:
-        """The route of the same call under the present authorizations: the right to an answer is judged when the answer
-        is given, which may be long after the headers came."""
+        """The route of the same call under the present authorizations. The right to an answer is judged when the answer
+        is given, which may be long after the headers have arrived."""
         if route.method is None or route.method.authorize is None or route.request is None:
             return route
         return self._judge(route.request, route.method, route.weight)

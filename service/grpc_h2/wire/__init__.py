@@ -1,1 +1,1 @@
-"""Octets: frames, header compression, and the errors that both have."""
+"""Octets: frames, header compression, and the errors of both."""

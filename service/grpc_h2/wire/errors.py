@@ -1,4 +1,4 @@
-"""The peer's faults, each with the error code that it gets on the wire.
+"""The peer's faults, each with the error code that is sent for it.
 
 `Http2Error` is the root of every exception of this package. A fault is the *peer's* and carries the code that GOAWAY or
 RST_STREAM will name (``rpc/faults.py`` has those that are answered by a status). Any other exception that leaves this
@@ -43,7 +43,7 @@ class ConnectionFault(Http2Error):
 
 
 class HpackError(ConnectionFault):
-    """A header block that cannot be decoded (RFC 9113 section 4.3): the tables of both ends may differ from here on."""
+    """A header block that cannot be decoded (RFC 9113 section 4.3): from now on, the tables of both ends may differ."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(ErrorCode.COMPRESSION_ERROR, reason)

@@ -1,4 +1,4 @@
-"""Taking frames apart: lengths, padding, priority fields. Pure functions of a frame's header and payload."""
+"""Parses frames: lengths, padding, priority fields. Pure functions of a frame's header and payload."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 
 LONGEST_SHORT_BLOCK = 384
-"""Header blocks up to this length may use the fast path and be remembered: enough for a call whose fields are all
-literals. Longer blocks are decoded a piece at a time; 128 fields of three octets in a short one take 80 µs."""
+"""Header blocks up to this length may use the fast path and be remembered. It is enough for a call whose fields are all
+literals. Longer blocks are decoded a piece at a time; a short block of 128 fields of three octets takes 80 µs."""
 _LONGEST_SHORT_DATA = 512
 
 
@@ -25,8 +25,8 @@ SHAPES = {
     frames.head(frames.HEADERS, frames.END_HEADERS, length): _shape(length)
     for length in range(1, LONGEST_SHORT_BLOCK + 1)
 }
-"""First five octets of a HEADERS frame without padding or priority → how to take it and the header of the frame behind
-it apart in one call, and how long both are."""
+"""First five octets of a HEADERS frame without padding or priority → a function that unpacks the frame together with
+the header of the next frame, and the length of both."""
 
 LAST_DATA = {
     frames.head(frames.DATA, frames.END_STREAM, length): length for length in range(5, _LONGEST_SHORT_DATA + 1)
@@ -103,5 +103,5 @@ def without_priority(flags: int, stream_id: int, fragment: bytes) -> tuple[bytes
 
 
 def depends_on_itself(stream_id: int, priority: bytes) -> bool:
-    """Whether priority fields name their own stream."""
+    """Whether the priority fields make the stream depend on itself."""
     return bool(frames.LONG.unpack_from(priority)[0] & frames.LARGEST_STREAM_ID == stream_id)

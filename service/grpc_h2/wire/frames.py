@@ -1,4 +1,4 @@
-"""Frames of HTTP/2 (RFC 9113 sections 4.1 and 6) as octets: types, flags, and what a server writes."""
+"""Frames of HTTP/2 (RFC 9113 sections 4.1 and 6) as octets: types, flags, and the frames that a server writes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def head(kind: int, flags: int, length: int) -> bytes:
 
 
 def headers(stream_id: int, block: bytes, *, end_stream: bool, max_frame: int) -> bytes:
-    """HEADERS, and CONTINUATIONs where ``block`` is longer than the peer takes in one frame."""
+    """HEADERS, and CONTINUATIONs where ``block`` is longer than the peer accepts in one frame."""
     flags = END_STREAM if end_stream else 0
     length = len(block)
     if length <= max_frame:

@@ -1,11 +1,11 @@
-"""A bounded mapping that keeps what is used often: two generations.
+"""A bounded mapping that keeps the entries that are used often, in two generations.
 
 New entries go into the young generation. When that is full it becomes the old one, and the previous old one is
 dropped. An entry of the old generation that is asked for again moves into the young one. So an entry survives as long
 as it is used at least once in each generation, and a hit costs no bookkeeping: the young generation is the dict itself,
 and ``__missing__`` runs only where it has no entry.
 
-A subclass defines ``__missing__``; `recall` and `remember` are what it is made of.
+A subclass defines ``__missing__`` by means of `recall` and `remember`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Value = TypeVar("Value")
 
 
 class TwoGenerations(dict[Key, Value]):
-    """The young generation, with the old one behind it. ``generation``: the most entries of one generation."""
+    """The dict is the young generation; the old one is an attribute. ``generation``: the most entries of one
+    generation."""
 
     __slots__ = ("_generation", "_old")
 
@@ -33,11 +34,11 @@ class TwoGenerations(dict[Key, Value]):
 
     @property
     def held(self) -> int:
-        """Entries of both generations."""
+        """The number of entries of both generations."""
         return len(self) + len(self._old)
 
     def recall(self, key: Key) -> Value | None:
-        """The entry of the old generation, if it has one. `remember` moves it into the young one."""
+        """The entry of the old generation, if there is one. `remember` moves it into the young one."""
         return self._old.get(key)
 
     def remember(self, key: Key, value: Value) -> None:

@@ -1,27 +1,28 @@
 """HPACK (RFC 7541): a complete decoder, and an encoder that keeps no state.
 
-**Decoder.** Static and dynamic table are one list, indexed as on the wire: 0 is no field, 1 to 61 are the static ones,
-62 is the newest dynamic one. A connection whose peer has inserted nothing shares the static list with all others: ten
-thousand idle connections hold no table at all. An entry carries its size (name + value + 32, section 4.1), so neither
-eviction nor the limit on the list has to add up lengths again. Fields are immutable tuples, shared by the table, by all
-lists they are in and by the memory of decoded blocks.
+**Decoder.** The static and the dynamic table are one list, indexed as on the wire: 0 is no field, 1 to 61 are the
+static fields, 62 is the newest dynamic field. A connection whose peer has inserted nothing shares the static list with
+all others: ten thousand idle connections hold no table at all. An entry carries its size (name + value + 32, section
+4.1), so neither eviction nor the limit on the list has to add up lengths again. Fields are immutable tuples, shared by
+the table, by all lists that contain them and by the memo of decoded blocks.
 
 *Both tables must stay equal.* Every block is decoded to its end; of a list that is too long only the
 beginning is kept. The only exceptions are `HpackError` and a list beyond a hard limit, after which the connection must
-end (RFC 9113 section 4.3). Every change of the table,
-also one that leaves the same entries, moves `Decoder.epoch`: a remembered block is valid for the epoch it was decoded
-in, and only if decoding it did not move the epoch.
+end (RFC 9113 section 4.3). Every change of the table, even one that leaves the same entries, increments
+`Decoder.epoch`: a remembered block is valid for the epoch in which it was decoded, and only if decoding it did not
+change the epoch.
 
 **Pieces.** `Decoder.decode_some` returns after a bounded amount of work: a number of fields, of octets, or a piece of
-a long Huffman-coded string. Such a string is decoded before its field is: the field waits meanwhile, and has had no
-effect.
+a long Huffman-coded string. Such a string is decoded before its field; until then the field waits and has no effect.
 
-**Huffman memo.** The meaning of a Huffman-coded string depends only on its octets, so the last one or two thousand are
-remembered for all connections: names, and time-outs that recur within milliseconds. Two generations bound it to about
-half a megabyte. A field marked "never indexed" (section 7.1.3: its sender protects its secrecy) is left out.
+**Huffman memo.** The meaning of a Huffman-coded string depends only on its octets, so the last one or two thousand
+strings are remembered for all connections: names, and time-outs that recur within milliseconds. Two generations bound
+it to about half a megabyte. A field marked "never indexed" (section 7.1.3: its sender protects its secrecy) is left
+out.
 
-**Encoder.** Static indices and literals without indexing, so the bytes of a field do not depend on what was sent before
-and answers can be encoded beforehand. Not Huffman-coded: the octets saved cost more than they bring.
+**Encoder.** Static indices and literals without indexing, so the bytes of a field do not depend on earlier fields, and
+answers can be encoded beforehand. Fields are not Huffman-coded, because coding would cost more time than the saved
+octets are worth.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ DEFAULT_TABLE_SIZE = 4096
 """SETTINGS_HEADER_TABLE_SIZE before any SETTINGS (RFC 9113 section 6.5.2)."""
 
 MAX_CONTINUATION_OCTETS = 5
-"""Octets of an integer after its prefix: five hold 35 bits. CVE-2023-33953 was an endless one."""
+"""Octets of an integer after its prefix: five hold 35 bits. CVE-2023-33953 was an integer of unlimited length."""
 
 MAX_INTEGER = 2**32
 
@@ -64,9 +65,10 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
         The value, and the position after it.
 
     Raises:
-        HpackError: the block ends first, more than five octets, or more than 2^32.
+        HpackError: where the block ends before the integer does, or the integer has more than five octets or is above
+            2^32.
     """
-    if position < len(block) and block[position] < 0x80:  # two octets in all, as most are
+    if position < len(block) and block[position] < 0x80:  # two octets in all, as in most cases
         return prefix + block[position], position + 1
     value = prefix
     shift = 0
@@ -83,7 +85,8 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
 
 _REMEMBERED_STRINGS = 1024
 _LONGEST_REMEMBERED_STRING = 64
-"""Octets of a coded string. Longer ones are rarely seen twice outside blocks that are remembered whole."""
+"""Octets of a coded string that is remembered. Longer ones rarely occur twice, except in blocks that are remembered
+whole."""
 
 
 class _HuffmanMemo(TwoGenerations[bytes, bytes]):
@@ -105,10 +108,10 @@ _remembered = _HuffmanMemo(_REMEMBERED_STRINGS).__getitem__
 
 
 _OCTETS_AT_ONCE = huffman.OCTETS_AT_ONCE
-"""Octets of a block that one call of `Decoder.decode_some` with a limit of fields decodes, and those of the field in
-which they end."""
+"""Octets of a block after which a call of `Decoder.decode_some` with a limit of fields stops, at the end of a field."""
 _LONGEST_WHOLE_STRING = 384
-"""Coded octets of a string that is decoded in one piece: as long as a block that is."""
+"""The most coded octets of a string that is decoded in one piece. A block that is decoded in one piece may be as
+long."""
 
 
 class _LongString(Exception):
@@ -132,7 +135,7 @@ def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     except IndexError:
         raise HpackError("block ends where a string should be") from None
     position += 1
-    if octet < 0x7F:  # short and plain, as most are
+    if octet < 0x7F:  # short and plain, as most strings are
         end = position + octet
         if end > len(block):
             raise HpackError("string longer than its block")
@@ -141,7 +144,7 @@ def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     if length == 0x7F:
         length, position = decode_integer(block, position, 0x7F)
     end = position + length
-    # Judged before anything is copied: the length may be four gigabytes.
+    # Checked before anything is copied, because the length may be four gigabytes.
     if end > len(block):
         raise HpackError("string longer than its block")
     if octet < 0x80:
@@ -161,7 +164,7 @@ class _LongStrings:
     __slots__ = ("_keep", "_run", "_texts", "left_out")
 
     def __init__(self, keep: int) -> None:
-        """``keep``: octets of a text that are kept."""
+        """``keep``: how many octets of a text are kept."""
         self._keep = keep
         self._run: tuple[int, huffman.Run] | None = None
         self._texts: dict[int, bytes] = {}
@@ -169,7 +172,7 @@ class _LongStrings:
         """Octets that were not kept."""
 
     def begin(self, block: bytes, string: _LongString) -> None:
-        """Another one of ``block`` is to be decoded."""
+        """Add another string of ``block`` that is to be decoded."""
         self._run = string.position, huffman.Run(block, string.position, string.end, self._keep)
 
     def advance(self) -> bool:
@@ -185,7 +188,7 @@ class _LongStrings:
         return True
 
     def string(self, block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
-        """As `_string`, which raises no `_LongString` for one that has been decoded."""
+        """As `_string`, but returns long strings that have been decoded instead of raising `_LongString`."""
         try:
             return _string(block, position, secret)
         except _LongString as long:
@@ -253,7 +256,7 @@ class Decoder:
         self.overflow = False
         """Whether the last block's list was over a limit, and therefore cut."""
         self.list_size = 0
-        """Octets of the whole list that the last block encodes, including the fields that were cut off. Beyond a hard
+        """Octets of the whole list that the last block encodes, including the fields that were left out. Beyond a hard
         limit: octets of the fields that were decoded."""
         self.beyond_hard_limit = False
         """Whether the last block was not decoded to its end; then this decoder must not be used again."""
@@ -289,11 +292,11 @@ class Decoder:
         of one call is bounded in octets, too.
 
         Flat, and longer than functions should be: it decodes each block that is not remembered, such as that of a call
-        with a fresh deadline, and a function call for each field would make every one of them slower.
+        with a fresh deadline, and a function call for each field would make every such call slower.
 
         Raises:
-            HpackError: the block is not HPACK, or refers to entries that do not exist. The table may then differ from
-                the peer's, so this decoder must not be used again.
+            HpackError: where the block is not HPACK, or refers to entries that do not exist. The table may then differ
+                from the peer's, so this decoder must not be used again.
         """
         if self._suspended is None:
             self.changed = False
@@ -348,7 +351,8 @@ class Decoder:
                     self._insert(field, size)
                     table = self._table
             total += size
-            # Each field counts at least 32 octets, so this limit bounds memory; the number is judged at the end.
+            # Each field counts at least 32 octets, so this limit bounds memory; the number of fields is checked at the
+            # end.
             if total <= limit:
                 fields.append(field)
             elif total > self._hard_list_size:
@@ -369,7 +373,7 @@ class Decoder:
     def _literal(
         self, block: bytes, position: int, octet: int, string: _StringReader = _string
     ) -> tuple[Field, int, int]:
-        """A literal (section 6.2) that began with ``octet``; its size, and the position after it."""
+        """A literal (section 6.2) that began with ``octet``, its size, and the position after it."""
         prefix = 0x3F if octet >= 0x40 else 0x0F
         secret = octet & 0xF0 == 0x10
         index = octet & prefix
@@ -380,7 +384,7 @@ class Decoder:
                 name = self._table[index][0][0]
             except IndexError:
                 raise HpackError("index beyond the table") from None
-        elif octet == 0x80:  # an indexed field with index 0 comes by here too
+        elif octet == 0x80:  # reached by an indexed field with index 0, too
             raise HpackError("index 0")
         else:
             name, position = string(block, position, secret)
@@ -388,9 +392,10 @@ class Decoder:
         return (name, value), len(name) + len(value) + ENTRY_OVERHEAD, position
 
     def _long_literal(self, block: bytes, position: int, octet: int, *, whole: bool) -> tuple[Field, int, int] | None:
-        """As `_literal`, of a field with long strings. None: one of them is being decoded; ``whole``: never."""
+        """As `_literal`, for a field with long strings. Returns None while one of them is being decoded, but never with
+        ``whole``."""
         if self._long_strings is None:
-            # The part of a text that is left out would fit into no list and into no table.
+            # The part of a text that is left out does not fit into any list or table.
             self._long_strings = _LongStrings(max(self._max_list_size, self._capacity, self._allowed))
         strings = self._long_strings
         while True:
@@ -408,7 +413,7 @@ class Decoder:
                 return field, size + strings.left_out, position
 
     def _resize(self, block: bytes, position: int, size: int) -> int:
-        """Applies a size update whose prefix is ``size``; the position after it."""
+        """Applies a size update whose prefix is ``size``. Returns the position after it."""
         if size == 0x1F:
             size, position = decode_integer(block, position, 0x1F)
         if size > self._allowed:
@@ -420,7 +425,7 @@ class Decoder:
         return position
 
     def _insert(self, field: Field, size: int) -> None:
-        """Adds an entry, for which the oldest make room (section 4.4)."""
+        """Adds an entry, and evicts the oldest ones to make room (section 4.4)."""
         self.epoch += 1
         self.changed = True
         if size > self._capacity:
@@ -481,5 +486,5 @@ def encode_field(name: bytes, value: bytes) -> bytes:
 
 
 def encode_block(fields: Iterable[Field]) -> bytes:
-    """A header block, the same for every connection and at any time: see `encode_field`."""
+    """A header block of these fields. It does not depend on the connection or on earlier blocks: see `encode_field`."""
     return b"".join([encode_field(name, value) for name, value in fields])

@@ -1,13 +1,14 @@
-"""The Huffman code of HPACK (RFC 7541 section 5.2 and appendix B), decoding only: what we send is not Huffman-coded.
+"""The Huffman code of HPACK (RFC 7541 section 5.2 and appendix B), decoding only, because our own fields are not
+Huffman-coded.
 
-The code is a tree of 256 inner nodes. A decoder that reads octets stands, after each, at some inner node; where it goes
-from there, and which symbols it passes, depends on node and octet alone. Each node therefore keeps a row
-octet -> (next node, symbols passed), filled in at the first use of a step: real traffic needs a few thousand of the
-65,536 steps. An attacker can cause all of them, which take 8 MiB once per process.
+The code is a tree of 256 inner nodes. After each octet that it reads, a decoder is at some inner node. The next node,
+and the symbols that are passed on the way, depend only on the node and the octet. Each node therefore keeps a row octet
+-> (next node, symbols passed), and each step is added at its first use: real traffic needs a few thousand of the 65,536
+steps. An attacker can cause all of them; they take 8 MiB, once per process.
 
-A string may be as long as a header block, and a step takes 60 ns, or 2 µs where it is the first of its kind. So a long
-string is decoded a piece at a time (`Run`), and a piece ends early where many of its steps are new. Of a text that is
-longer than any that is used, only the beginning is kept: to put 100 kB together costs more than all other pieces.
+A string may be as long as a header block, and a step takes 60 ns, or 2 µs at its first use. So a long string is decoded
+a piece at a time (`Run`), and a piece ends early where many of its steps are new. Of a text that is longer than any use
+allows, only the beginning is kept, because joining 100 kB takes longer than any piece.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OCTETS_AT_ONCE = 128
 """Coded octets of one piece: some 10 µs."""
 _STEPS_AT_ONCE = 16
 _NEW_STEPS_AT_ONCE = 8
-"""Steps of a piece that may be new before it ends: some 30 µs, and as much in the last `_STEPS_AT_ONCE`."""
+"""New steps after which a piece ends: some 30 µs, and as much again for the last `_STEPS_AT_ONCE`."""
 
 # fmt: off
 CODE_LENGTHS = (
@@ -60,7 +61,7 @@ class _Node(dict[int, tuple["_Node", bytes]]):
     def __init__(self) -> None:
         super().__init__()
         self.branches: list[_Node | int] = []
-        """Where the bits 0 and 1 lead: to an inner node, or to a symbol."""
+        """The targets of the bits 0 and 1: each an inner node, or a symbol."""
         self.may_end = False
         """Whether a string may end here: the bits since the last symbol are at most seven, all ones (section 5.2)."""
 
@@ -112,7 +113,8 @@ class Run:
     __slots__ = ("_data", "_end", "_keep", "_node", "_pieces", "_position", "length")
 
     def __init__(self, data: bytes, begin: int, end: int, keep: int) -> None:
-        """The string is ``data[begin:end]``. Of its text, ``keep`` octets are kept, and the rest of their piece."""
+        """The string is ``data[begin:end]``. Of its text, ``keep`` octets are kept, and the rest of the piece in which
+        they end."""
         self._data = data
         self._end = end
         self._keep = keep
@@ -120,11 +122,11 @@ class Run:
         self._pieces: list[bytes] = []
         self._position = begin
         self.length = 0
-        """Octets of the text, as far as it is decoded."""
+        """Octets of the text that are decoded so far."""
 
     def step(self) -> bytes | None:
-        """Decode the next piece. Returns the text, or the beginning that is kept of it, with the last one; until then
-        None.
+        """Decode the next piece. With the last piece, returns the text, or its beginning as far as it is kept; before
+        that, None.
 
         Raises:
             HpackError: as `decode`.
@@ -150,10 +152,10 @@ class Run:
 
 
 def decode(data: bytes) -> bytes:
-    """The octets that ``data`` stands for.
+    """The octets that ``data`` encodes.
 
     Raises:
-        HpackError: EOS inside, or padding other than at most seven bits of ones (RFC 7541 section 5.2).
+        HpackError: where it contains EOS, or its padding is not at most seven bits of ones (RFC 7541 section 5.2).
     """
     node = _ROOT
     passed = []

@@ -160,7 +160,7 @@ def reads_by_page() -> None:
 
 
 def serves_what_policies_leave() -> None:
-    """Reads the rows that row-level security shows, and takes them for all of them."""
+    """Reads the rows that row-level security shows, and treats them as the whole table."""
     postgres.SETTINGS_SQL = postgres.SETTINGS_SQL.replace("'row_security', 'off'", "'row_security', 'on'")  # type: ignore[misc]
 
 
@@ -177,7 +177,7 @@ def sees_rows_alone() -> None:
 
 
 def times_the_check_that_finds_a_change() -> None:
-    """Measures a change from the check that found it, and not from the last one that did not have it."""
+    """Measures a change from the check that found it, and not from the last one that did not find it."""
     change_read = propagation.Propagation.change_read
 
     def from_this_check(self: propagation.Propagation) -> None:

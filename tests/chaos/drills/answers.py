@@ -32,7 +32,7 @@ def check_catalogue(answer: avap_pb2.CatalogResponse) -> None:
     if answer.total_count != len(found):
         raise WrongAnswer(f"total_count is {answer.total_count}, there are {len(found)} definitions")
     if found != sorted(set(found)):
-        raise WrongAnswer("the definitions are not sorted by name, or a name comes twice")
+        raise WrongAnswer("the definitions are not sorted by name, or a name occurs twice")
     for command in answer.commands:
         check_definition(command)
     if answer.version_hash != rows.version_hash([(c.name, c.hash) for c in answer.commands]):

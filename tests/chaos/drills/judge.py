@@ -81,9 +81,9 @@ def _under_way(call: Failure, wounds: list[tuple[float, float]], failures: list[
 def _broken_by(call: Failure, since: float, until: float, failures: list[Failure]) -> bool:
     """Whether the call was in flight during the wound, or sent before the client noticed that its connection was lost.
 
-    The server cannot prevent the latter. The client has noticed it when a call on the connection has failed, at the
-    latest. And a connection on which a call was answered that was sent after the wound is another one, or one that was
-    not broken: its calls may not fail.
+    The server cannot prevent the latter. The client has noticed the loss at the latest when a call on the connection
+    has failed. If a call that was sent after the wound was answered, its connection is a new one, or was not broken:
+    calls on it may not fail.
     """
     if call.ended < since:
         return False

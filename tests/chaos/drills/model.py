@@ -71,8 +71,8 @@ class Fault:
     harms: bool = True
     """Whether it may affect other users of the same server or database: on a target it needs a confirmation."""
     first_time_mib: int | None = None
-    """Its first time makes the workers larger: by this much at the most, all together. A drill then makes it once
-    before the time that is judged by memory (`run.play`). State the reason.
+    """The most by which all workers together may grow when the fault is made for the first time. A drill then makes the
+    fault once before it begins to judge memory (`run.play`). State the reason. None: the fault is made once.
     """
     felt: Callable[[Stage], object] | None = None
     """True once the fault has had an effect; polled while the fault lasts. If it never is, the drill is invalid."""
@@ -89,7 +89,7 @@ class Failure:
     sent: float
     ended: float
     answered: float
-    """When the newest call was sent that the connection had answered by ``sent``; 0: it had answered none."""
+    """Of the calls that were answered on this connection by ``sent``: when the newest was sent; 0: there was none."""
 
     def __str__(self) -> str:
         return f"{self.method} on connection {self.channel}: {self.code} ({self.details}) after {self.seconds:.3f} s"
@@ -167,7 +167,7 @@ class LoadReport:
 
     @property
     def worst_ms(self) -> float:
-        """That of the slower set."""
+        """The slowest answer of both sets."""
         return max(self.plain.worst_ms, self.retrying.worst_ms)
 
 

@@ -23,7 +23,7 @@ DESCRIPTORS, THREADS = 4, 2
 """Allowed excess over the figures before the fault: allocators keep a little, connections change."""
 
 PATIENCE = 1.5
-"""Fresh rows are waited for this many times the limit."""
+"""How many times the limit the drill waits for fresh rows."""
 
 PLAYED: list[Outcome] = []
 """Outcomes of this process, for the table at the end."""
@@ -31,13 +31,13 @@ RED: list[Outcome] = []
 """Outcomes on servers with a deliberate defect, for a separate table."""
 _OURS = Path(__file__).parents[1]
 _UNFIT = re.compile(r"(unexpected )?(AttributeError|ImportError|NameError|TypeError)\b")
-"""Errors that no defect is meant to have."""
+"""Errors that show a deliberate defect that no longer fits the server's code."""
 
 
 def play(fault: Fault, stage: Stage, load_seconds: float = 2.0) -> Outcome:
     """Offer steady load, make ``fault``, and record the outcome in `PLAYED`; `judge.verdict` judges it.
 
-    Args: fault: what to inject. stage: a server that serves; sound again afterwards, unless the outcome tells of
+    Args: fault: what to inject. stage: a server that serves; sound again afterwards, unless the outcome reports
     trouble. load_seconds: how long the fault lasts after its first effect.
 
     Returns: The outcome. An error in the drill itself is its ``trouble``, not an exception.

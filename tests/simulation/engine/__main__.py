@@ -14,9 +14,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.engine", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the first seed (default: %(default)s)")
-    parser.add_argument("--network", choices=NETWORKS, default="random", help="how octets are cut (%(default)s)")
+    parser.add_argument("--network", choices=NETWORKS, default="random", help="how octets are divided (%(default)s)")
     parser.add_argument("--trace", action="store_true", help="print every event")
-    parser.add_argument("--keep-going", action="store_true", help="run on after a failure, and count them")
+    parser.add_argument("--keep-going", action="store_true", help="continue after a failure, and count failures")
     options = parser.parse_args()
     begun, worked, events, failures = perf_counter(), process_time(), 0, 0
     for seed in range(options.start, options.start + options.seeds):

@@ -31,15 +31,15 @@ class Call:
     sent: int = 0
     half_closed: bool = False
     cancelled: bool = False
-    """The client has reset it."""
+    """Whether the client has reset the call."""
     granted: int = 0
     """Octets of the answer that WINDOW_UPDATE frames have allowed."""
     begun_at: float = 0.0
     """The instant at which the client has sent HEADERS."""
     over_at: float | None = None
-    """The instant at which its end has arrived."""
+    """The instant at which the end of the call has arrived."""
     refusable: bool = False
-    """Whether so many calls were open when it began that the server may refuse it."""
+    """Whether the server may refuse the call, because too many calls were open when it began."""
 
 
 class Client:
@@ -53,7 +53,8 @@ class Client:
         clock: Callable[[], float],
         at_work: Callable[[Call], bool],
     ) -> None:
-        """``at_work``: whether the handler of a call that is over for the client is at work, or may begin yet."""
+        """``at_work``: whether the handler of a call that is over for the client is still at work, or may still
+        begin."""
         self.plan = plan
         self.limits = limits
         self.draw = draw
@@ -78,19 +79,19 @@ class Client:
         self.settings_sent = 0
         self.pings: list[bytes] = []
         self.last_id = LARGEST_WINDOW
-        """The largest stream that the server serves, by its GOAWAY."""
+        """The largest stream id that the server serves, according to its GOAWAY."""
         self.broken = False
-        """Its transport is broken."""
+        """Whether the client's transport is broken."""
         self.closed = False
-        """The server has closed the connection, and all that it sent has arrived."""
+        """Whether the server has closed the connection, and everything that it sent has arrived."""
         self.drained_at: float | None = None
         """The instant at which the server has begun to drain the connection."""
         self.cut = False
-        """The server may have ended the connection while calls were open, since its time was over."""
+        """Whether the server may have ended the connection while calls were open, because its time was over."""
         self.rests = list(plan.rests)
         self.resting_until = 0.0
 
-    # -- what has come of a call --------------------------------------------------------------------------------------
+    # -- the state of a call ------------------------------------------------------------------------------------------
 
     def result(self, call: Call) -> Result:
         return self.replies.stream(call.stream)
@@ -127,14 +128,14 @@ class Client:
             and (self.last_id < LARGEST_WINDOW or self.replies.settings_acks == self.settings_sent)
         )
 
-    # -- what it sends ------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------------------
 
     def _send(self, octets: bytes) -> None:
         self.replies.note_sent(octets)
         self.outbox += octets
 
     def step(self, *, hurry: bool) -> bool:
-        """Do one of the actions that are possible now; with ``hurry`` also those that bring the run to its end.
+        """Do one of the actions that are possible now; with ``hurry`` also one of those that bring the run to its end.
 
         Returns whether there was one.
         """
@@ -308,7 +309,7 @@ class Client:
             self.granted += increment
             self._send(wire.window_update(0, increment))
 
-    # -- what comes back ----------------------------------------------------------------------------------------------
+    # -- receiving ----------------------------------------------------------------------------------------------------
 
     def data_received(self, octets: bytes) -> None:
         """Process octets of the server. Fails on everything that the server may not send."""
@@ -383,8 +384,8 @@ class Client:
             )
 
     def _judge_timeout(self, call: Call) -> None:
-        """The request was not whole in time: that time must have been over, and the request must be one of a unary
-        method."""
+        """Judge a call that ended because its request was not whole in time: that time must be over, and the method
+        must be unary."""
         plan, limits = call.plan, self.limits
         assert not plan.handled, f"call {plan.number}: its handler has no time limit"
         assert call.over_at is not None

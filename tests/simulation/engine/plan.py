@@ -14,7 +14,7 @@ from grpc_h2 import Limits
 
 PREFIX = 5
 UNREAD_OVERHEAD = 512
-"""Octets of accounting for each unread message, at the most: twice what the engine adds."""
+"""The most octets of accounting for each unread message: twice the number that the engine adds."""
 MAX_MESSAGE = 20_000
 FRAME = 16_384
 
@@ -27,7 +27,7 @@ Step = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """One call and its outcome. ``status`` is None where no gRPC status comes: then ``http`` or ``reset`` is set."""
+    """One call and its outcome. ``status`` is None where there is no gRPC status; then ``http`` or ``reset`` is set."""
 
     number: int
     path: bytes
@@ -46,7 +46,7 @@ class CallPlan:
     cancel_after: int | None = None
     """The client resets the call after so many octets of the body; a call that ends before is not reset."""
     withheld_after: int | None = None
-    """The client sends so many octets of the body and waits then, for ever: it must be answered without the rest."""
+    """The client sends only so many octets of the body, and must be answered without the rest."""
     trailers: bool = False
     """The request ends with trailers instead of END_STREAM on DATA."""
     ping_pong: bool = False
@@ -60,7 +60,7 @@ class CallPlan:
 
     @property
     def reads_all(self) -> bool:
-        """Whether the handler takes every message and sees the half-close."""
+        """Whether the handler takes every message and the half-close."""
         return any(name in ("read to the end", "echo") for name, _ in self.handler)
 
 
@@ -75,9 +75,9 @@ class ClientPlan:
     """Calls that the client has open at once, at the most."""
     settings: tuple[tuple[int, int], ...]
     changes: tuple[tuple[tuple[int, int], ...], ...]
-    """SETTINGS frames that it sends later."""
+    """SETTINGS frames that the client sends later."""
     impatient: bool
-    """Whether it sends before the server's SETTINGS have arrived."""
+    """Whether the client sends before the server's SETTINGS have arrived."""
     pings: int
     indexing: bool
     """Whether its header blocks use the dynamic table."""
@@ -86,9 +86,9 @@ class ClientPlan:
     drained_after: int | None
     """The server drains the connection after so many of the client's steps."""
     jitter: float = 0.0
-    """By which the connection's age varies: see `Connection`."""
+    """The jitter of the connection's age: see `Connection`."""
     rests: tuple[float, ...] = ()
-    """Seconds for which the client has no call open, now and then."""
+    """Seconds for which the client sometimes has no call open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,14 @@ class Plan:
     low_water: int
     fast_path: bool
     timed: bool = False
-    """Whether the connection's age, its idleness and the time for a request's body are limited: then the outcome of a
-    call depends on when its octets arrive."""
+    """Whether the connection's age, its idleness and the time for a request's body are limited. If they are, the
+    outcome of a call depends on when its octets arrive."""
     crowded: bool = False
     """Whether clients exceed the number of streams, so that some are refused."""
 
 
 def draw_plan(seed: int) -> Plan:
-    """The plan of a seed; always the same one."""
+    """The plan of a seed, which is always the same."""
     return _Drawing(seed).plan()
 
 
@@ -119,7 +119,7 @@ class _Drawing:
     seed: int
     draw: random.Random = field(init=False)
     more: random.Random = field(init=False)
-    """For what has come to the plan later, so that the rest of a seed's plan stays as it was."""
+    """A second random generator for later additions to the plan, so that the rest of a seed's plan does not change."""
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ class _Drawing:
         return plan
 
     def _crowded(self, plan: Plan) -> Plan:
-        """The plan with few streams, and with handlers that work on after their calls have ended."""
+        """The plan with few streams, and with handlers that continue to work after their calls have ended."""
         more = self.more
         clients = tuple(
             replace(
@@ -159,7 +159,7 @@ class _Drawing:
         return replace(plan, limits=limits, clients=clients, crowded=True)
 
     def _timed(self, plan: Plan) -> Plan:
-        """The plan with limits of time, calls whose bodies never come, and clients that rest."""
+        """The plan with time limits, calls whose bodies never arrive, and clients that pause."""
         more = self.more
         body_timeout = more.choice((0.06, 0.3))
         limits = replace(
@@ -182,7 +182,7 @@ class _Drawing:
         return replace(plan, limits=limits, clients=clients, timed=True)
 
     def _stalled(self, call: CallPlan) -> CallPlan:
-        """Some calls of static methods: the same, whose client never sends all of the body."""
+        """Replace some calls of static methods by the same calls of a client that never sends the whole body."""
         more = self.more
         if call.path != STATIC or call.status not in (OK, INTERNAL) or call.cancel_after is not None:
             return call
@@ -277,7 +277,8 @@ class _Drawing:
         return self._withheld(plan) if kind in _REFUSED_BY_HEADERS else plan
 
     def _withheld(self, plan: CallPlan) -> CallPlan:
-        """Some calls that the headers alone decide: the same, whose client waits for the answer before it sends."""
+        """Replace some calls that the headers alone decide by the same calls of a client that waits for the answer
+        before it sends."""
         return replace(plan, withheld_after=0) if self.more.random() < 0.5 else plan
 
     def _static(self, kind: str) -> CallPlan:
@@ -314,7 +315,7 @@ class _Drawing:
     def _handled(self) -> CallPlan:
         draw = self.draw
         messages = tuple(self._message() for _ in range(draw.choice((0, 1, 1, 2, 5))))
-        if draw.random() < 0.05:  # more than a stream's window
+        if draw.random() < 0.05:  # larger than a stream's window
             messages = (bytes(MAX_MESSAGE),) * 6
         zipped = draw.random() < 0.2
         steps: list[Step] = []
@@ -373,7 +374,7 @@ class _Drawing:
         )
 
     def _flood(self, limits: Limits) -> CallPlan:
-        """Messages that no handler takes, more than the connection may hold."""
+        """More messages that no handler takes than the connection may hold."""
         self.number += 1
         message = bytes(15_000)
         messages = (message,) * (limits.max_unread // len(message) + 2)
@@ -396,7 +397,7 @@ _STATIC = (
 
 
 _REFUSED_BY_HEADERS = ("stranger", "not gRPC")
-"""Calls that are answered as soon as their headers have come."""
+"""Calls that are answered as soon as their headers have arrived."""
 
 
 def sent(number: int, index: int, size: int) -> bytes:

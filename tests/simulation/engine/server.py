@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 SLACK = 70_000
-"""Octets beyond its budget that one write may have: a frame of data, its neighbours, and control frames."""
+"""Octets by which one write may exceed its budget: a frame of data, its neighbours, and control frames."""
 LARGEST_SENT = 40_000
 """Octets of a message that a handler sends, at the most."""
 
@@ -46,9 +46,9 @@ class Handler:
         self.half_closed = False
         self.cancelled = False
         self.ended = False
-        """The handler has ended its call."""
+        """Whether the handler has ended its call."""
         self.finished = False
-        """Its work is over."""
+        """Whether the handler's work is over."""
         self.waiting = False
         self.go_on()
 
@@ -168,9 +168,9 @@ class SimulatedProtocol:
         self.drained_at: float | None = None
         """The instant at which the connection began to drain."""
         self.cut = False
-        """The connection was ended while calls were open, because its time was over."""
+        """Whether the connection was ended while calls were open, because its time was over."""
         self.reasons: set[str] = set()
-        """Why it has ended or drained."""
+        """Why the connection has ended or drained."""
         self.handlers: dict[int, Handler] = {}
         self.buffer = bytearray()
         """Octets that the transport has not yet sent."""
@@ -238,7 +238,7 @@ class SimulatedProtocol:
             self.settle()
         assert now < self.age_at or self.drained_at is not None, "older than its age, and not drained"
         if self.drained_at is not None and self.reasons == {"age"} and not self.connection.terminated:
-            assert now < self.drained_at + self.world.plan.limits.age_grace, "calls have had their time"
+            assert now < self.drained_at + self.world.plan.limits.age_grace, "the time for calls is over"
 
     def judge_idleness(self, since: float) -> None:
         """The connection has certainly had no call since the instant ``since``."""
@@ -247,7 +247,7 @@ class SimulatedProtocol:
             assert waited < self.world.plan.limits.max_connection_idle, "idle for too long, and not drained"
 
     def _judge_state(self) -> None:
-        """Where the connection has begun to drain or has ended, there must be a reason."""
+        """Assert that a connection that has begun to drain or has ended had a reason."""
         now, limits = self.world.now, self.world.plan.limits
         if any(not (handler.ended or handler.cancelled) for handler in self.handlers.values() if not handler.finished):
             self.busy_at = now
@@ -277,7 +277,7 @@ class SimulatedProtocol:
         self.world.budget.check_invariants()
 
     def _write(self, octets: bytes) -> None:
-        assert not self.writing_paused, "written to a transport that takes no more"
+        assert not self.writing_paused, "written to a transport that accepts no more"
         assert len(octets) <= self.world.plan.limits.octets_per_turn + SLACK, "written beyond the budget"
         self.buffer += octets
         if not self.writing_paused and len(self.buffer) > self.world.plan.high_water:
@@ -325,7 +325,7 @@ class SimulatedProtocol:
         pieces = connection.data_to_send()
         if pieces:
             octets = b"".join(pieces)
-            assert octets, "nothing to send is an empty list"
+            assert octets, "if there is nothing to send, the list is empty"
             self._write(octets)
             if len(octets) >= connection.limits.octets_per_turn:
                 self._go_on_later()
@@ -368,7 +368,7 @@ class SimulatedProtocol:
                 case CallCancelled():
                     handler.call_cancelled()
                 case Writable():
-                    assert stream.writable, "Writable of a stream that is not"
+                    assert stream.writable, "Writable for a stream that is not writable"
                     handler.wake()
 
     def _plan_of(self, stream: Stream) -> CallPlan:

@@ -29,7 +29,7 @@ def test_every_seed_has_the_planned_outcomes(piece: int) -> None:
 
 @pytest.mark.requirement("A7", "A40")
 @pytest.mark.parametrize("seed", range(1000, 1004))
-def test_the_outcomes_do_not_depend_on_how_octets_are_cut(seed: int) -> None:
+def test_the_outcomes_do_not_depend_on_how_octets_are_divided(seed: int) -> None:
     expected = run_seed(seed, "whole").outcomes()
     assert run_seed(seed, "random").outcomes() == expected
     assert run_seed(seed, "octets").outcomes() == expected
@@ -87,10 +87,10 @@ def test_a_hundred_seeds_reach_every_limit_of_time_and_number() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A bug: a line of the package, in any module, and the line that replaces it."""
+    """A bug: a line of the package, in any module, and its replacement."""
 
     within: int
-    """Seeds among which the bug must show."""
+    """Number of seeds, one of which must show the bug."""
     line: str
     """A regular expression for the line without its indentation. Its groups count from 2."""
     instead: str

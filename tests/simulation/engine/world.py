@@ -20,7 +20,7 @@ from grpc_h2.aio.scheduler import FairScheduler
 LONGEST = 30.0
 """Virtual seconds after which a run that has not ended has stalled."""
 HURRY = 2.0
-"""Virtual seconds after which clients, handlers and network make no more delays, so that the run comes to its end."""
+"""Virtual seconds after which clients, handlers and network have no more delays, so that the run comes to its end."""
 MOST_EVENTS = 200_000
 CHECK_EVERY = 16
 """Events between two checks of a connection's own invariants, which walk all its streams."""
@@ -46,7 +46,7 @@ class Loop:
         self._world = world
 
     def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call in the next iteration: at the same instant, behind what is due already."""
+        """Call in the next iteration: at the same instant, behind callbacks that are due already."""
         self._world.later(0.0, lambda: callback(*arguments))
 
     def time(self) -> float:
@@ -62,14 +62,14 @@ class Link:
         self.protocol = SimulatedProtocol(world, plan)
         self.client = Client(plan, world.plan.limits, world.dice, lambda: world.now, self._at_work)
         self.quiet: tuple[int, float] | None = None
-        """Calls that the client has begun, and the instant since when no call is open or under way."""
+        """The number of calls that the client has begun, and the instant since which no call is open or in transit."""
         self.steps = 0
         self.uplink_busy = False
         self.downlink_busy = False
 
     @property
     def done(self) -> bool:
-        """Whether nothing is under way in either direction and every handler has finished."""
+        """Whether nothing is in transit in either direction and every handler has finished."""
         return (
             self.client.done
             and (self.protocol.lost or not self.protocol.buffer)
@@ -77,7 +77,7 @@ class Link:
         )
 
     def step(self) -> None:
-        """An action of the client, now and then a fault."""
+        """An action of the client, and sometimes a fault."""
         client, protocol, world = self.client, self.protocol, self.world
         if self.done:
             return
@@ -135,14 +135,14 @@ class Link:
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """Once the connection has ended and all its output has arrived, the client sees the end of the transport."""
+        """Once the connection has ended and all its output has arrived, end the client's side of the transport."""
         client, protocol = self.client, self.protocol
         client.drained_at, client.cut = protocol.drained_at, protocol.cut
         if protocol.connection.terminated and not protocol.buffer and not protocol.writing_paused and not protocol.lost:
             client.closed = True
 
     def _note_quiet(self) -> None:
-        """See how long no call has been open or under way, and whether the connection has noticed."""
+        """Check how long no call has been open or in transit, and whether the connection has noticed that."""
         client, protocol = self.client, self.protocol
         busy = client.open_calls or client.outbox or protocol.buffer or protocol.running or protocol.connection.backlog
         if busy or protocol.lost:
@@ -153,7 +153,7 @@ class Link:
             protocol.judge_idleness(self.quiet[1])
 
     def _at_work(self, call: Call) -> bool:
-        """Whether the handler of a call is at work, or may begin yet."""
+        """Whether the handler of a call is at work, or may still begin."""
         if not call.plan.handled or self.client.result(call).reset == REFUSED_STREAM:
             return False
         handler = self.protocol.handlers.get(call.stream)
@@ -169,7 +169,7 @@ class World:
         self.trace = trace
         self.now = 1000.0
         self.budget = Budget(2**30)
-        """More than all connections of a run may hold."""
+        """A budget that is larger than all connections of a run may hold."""
         self.events = 0
         self.dice = self._draw = random.Random(f"network {network} {plan.seed}")
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
@@ -186,22 +186,22 @@ class World:
     # -- time and dice ------------------------------------------------------------------------------------------------
 
     def later(self, delay: float, action: Callable[[], object]) -> None:
-        """Have ``action`` called after ``delay`` virtual seconds."""
+        """Call ``action`` after ``delay`` virtual seconds."""
         self._order += 1
         heapq.heappush(self._queue, (self.now + delay, self._order, action))
 
     @property
     def hurry(self) -> bool:
-        """Whether the run must come to its end."""
+        """Whether the run must come to its end now."""
         return self.now - 1000.0 > HURRY
 
     def clock(self) -> float:
-        """The time that the scheduler reads for its work; at random, a time slice ends."""
+        """The clock that the scheduler reads. Time slices end at random."""
         self._spent = getattr(self, "_spent", 0.0) + self._draw.choice((0.0, 1e-6, 5e-5))
         return self.now + self._spent
 
     def keys_change(self) -> bool:
-        """Whether the server reads its keys again, the same ones: no answer changes."""
+        """Whether the server reads its keys again. They are the same, so no answer changes."""
         return self._draw.random() < 0.02
 
     def client_delay(self) -> float:
@@ -213,11 +213,11 @@ class World:
         return 0.0 if self.hurry else self._draw.choice((0.0, 0.0, 0.0005, 0.02))
 
     def network_delay(self) -> float:
-        """Seconds that a piece is under way."""
+        """Seconds that a piece is in transit."""
         return 0.0 if self.hurry else self._draw.choice((0.0, 0.0001, 0.003))
 
     def chunk(self, waiting: int, *, whole: float = 0.3) -> int:
-        """How many of the octets that wait arrive together; ``whole`` is the share of times that all of them do."""
+        """How many of the waiting octets arrive together; ``whole`` is the probability that all of them do."""
         if self.network == "whole" or self.hurry:
             return waiting
         if self.network == "octets":
@@ -227,15 +227,15 @@ class World:
             return waiting
         return min(waiting, draw.choice((1, 5, 9, 10, 17, 64, 300, 1400, 16_393)))
 
-    # -- what protocols say
-    # ----------------------------------------------------------------------------------------------
+    # -- called by protocols
+    # ---------------------------------------------------------------------------------------------
 
     def output_waits(self, protocol: SimulatedProtocol) -> None:
-        """There is something in the protocol's buffer."""
+        """The protocol's buffer holds octets."""
         self._links[protocol].receive()
 
     def input_wanted(self, protocol: SimulatedProtocol) -> None:
-        """The protocol reads again."""
+        """The protocol has resumed reading."""
         self.later(0.0, self._links[protocol].send)
 
     # -- the run ------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class World:
     def _judge(self) -> None:
         """Check the final state."""
         for link in self.links:
-            assert link.done, f"over, but not done: {self._unfinished()}"
+            assert link.done, f"the run is over, but not everything is done: {self._unfinished()}"
             link.client.judge()
             protocol = link.protocol
             protocol.check_invariants()
@@ -305,7 +305,7 @@ class World:
                 continue
             # All received octets have been given back, except a remainder that is too small for a WINDOW_UPDATE.
             assert 2 * link.client.window >= self.plan.limits.connection_window, (
-                f"{self.plan.limits.connection_window - link.client.window} octets of the window did not come back"
+                f"{self.plan.limits.connection_window - link.client.window} octets of the window were not given back"
             )
 
     def _state(self) -> str:
@@ -329,7 +329,7 @@ class World:
         return "; ".join(lines)
 
     def outcomes(self) -> dict[int, object]:
-        """Number of a call → what came back, for calls with one right outcome: neither cancelled nor lost."""
+        """Number of a call → its answer, for calls with one right outcome: neither cancelled nor lost."""
         found: dict[int, object] = {}
         if self.plan.timed or self.plan.crowded:
             return found

@@ -15,7 +15,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the first seed (default: %(default)s)")
     parser.add_argument("--trace", action="store_true", help="print every event")
-    parser.add_argument("--keep-going", action="store_true", help="run on after a failure, and count them")
+    parser.add_argument("--keep-going", action="store_true", help="continue after a failure, and count failures")
     options = parser.parse_args()
     begun, failures = process_time(), 0
     hours = cycles = publications = checks = lives = 0.0

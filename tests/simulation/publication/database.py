@@ -1,4 +1,4 @@
-"""The simulated table: its states, who changes it, and a source that reads it and fails."""
+"""The simulated table: its states, its changes, and a source that reads it and may fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from definition_server.catalog.definition import Row
 from definition_server.control_plane.source import Ranges, SourceError
 
 BAD = b"x = = "
-"""The beginning of code that does not compile; the simulated checker knows no other."""
+"""The beginning of code that does not compile. The simulated checker detects no other bad code."""
 GOOD = b"x = "
 CLOCK = b"clock"
 """A row whose code is the number of the table's state, so that each catalogue shows which state it comes from."""
@@ -26,13 +26,13 @@ State = dict[bytes, bytes]
 
 
 class Table:
-    """The rows, and all states that they had."""
+    """The rows, and all their states so far."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
         self._number = 0
         self.states: list[State] = []
-        """By commit. The last one is the present state."""
+        """The states by commit; the last one is the present state."""
         self.last_commit_of: dict[bytes, int] = {}
         """The code of `CLOCK` (empty: no row) → the last commit after which the table was in that state."""
         rows: State = {b"command%02d" % number: self._code() for number in range(random.randrange(12, 40))}
@@ -59,7 +59,7 @@ class Table:
         self.last_commit_of[rows.get(CLOCK, b"")] = len(self.states) - 1
 
     def change(self) -> str:
-        """Change the table in some way. Returns what was done."""
+        """Change the table in some way. Returns a description of the change."""
         random, rows = self._random, dict(self.rows)
         names = [name for name in rows if name != CLOCK]
         kind = random.choices(
@@ -99,7 +99,7 @@ class Faults:
     refuses: bool = False
     hangs: bool = False
     breaks: bool = False
-    """Readings end in the midst of the rows."""
+    """Whether readings end in the middle of the rows."""
     slow: bool = False
 
 
@@ -108,7 +108,7 @@ def _range(name: bytes) -> int:
 
 
 class SimulatedReading:
-    """One view of the table."""
+    """A reading of the table as of one moment."""
 
     def __init__(self, rows: State, number: int, faults: Faults, random: Random) -> None:
         self.fingerprint = str(number)
@@ -158,4 +158,4 @@ class SimulatedSource:
         yield SimulatedReading(self._table.rows, len(self._table.states), self._faults, self._random)
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """No reading is open."""

@@ -1,4 +1,4 @@
-"""What operators do in a run, and what they may expect of it: a pin, its end, and an accepted catalogue reach every
+"""The actions of operators in a run, and checks of their effects: a pin, its end, and an accepted catalogue reach every
 worker within `SOON`."""
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from tests.simulation.publication.promises import Broken, Promises
 from definition_server.control_plane.publications import PublicationError
 
 SOON = 1.0
-"""Seconds in which a pin, its end and an accepted catalogue reach every worker."""
+"""Seconds within which a pin, its end and an accepted catalogue reach every worker."""
 _STEPS = 10
-"""Of heavy work that a cycle with a changed table has, about."""
+"""The approximate number of steps of heavy work in a cycle with a changed table."""
 
 
 class Operators:
-    """Those of one run, whatever master lives in it."""
+    """The operators of one run, whichever master lives in it."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class Operators:
     ) -> None:
         """
         Args:
-            random: Decides.
-            promises: Hears of what is accepted and pinned.
+            random: Decides the actions.
+            promises: Gets the versions that are accepted or pinned.
             master: The `world.Master` that lives now.
             clock: Seconds since the epoch.
             note: Writes a line of the trace.
@@ -42,7 +42,7 @@ class Operators:
         self._watches: list[asyncio.Task[None]] = []
 
     def check(self) -> None:
-        """Raise what those who watch have found."""
+        """Raise the failure of a check that has ended."""
         for watch in [watch for watch in self._watches if watch.done()]:
             self._watches.remove(watch)
             if not watch.cancelled():
@@ -52,7 +52,7 @@ class Operators:
         self._watches.append(asyncio.create_task(task))
 
     async def accept(self) -> None:
-        """Accept what is held."""
+        """Accept the held catalogue."""
         held = self._master().synchronizer.state.held
         if held is None:
             return
@@ -62,7 +62,7 @@ class Operators:
             await self._master().publications.accept(held.version_hash)
 
     async def pin(self) -> None:
-        """Pin a version of the history, for a while or for good."""
+        """Pin a version of the history, for a while or without an end."""
         entries = await self._master().publications.history()
         if not entries:
             return
@@ -73,8 +73,8 @@ class Operators:
             await self._master().publications.pin(version, until)
         except PublicationError:
             return
-        # Where the pinned catalogue was served already, nothing is published; and the table may return to its state
-        # while it is pinned.
+        # If the pinned catalogue was served already, nothing is published. And the table may return to that state
+        # during the pin.
         self._promises.served_last = None
         if until is not None:
             self._watch(self._expect_end(version, until))
@@ -88,10 +88,10 @@ class Operators:
             self._note("unpin")
 
     async def act_beside_a_cycle(self) -> None:
-        """Have a pin, then a cycle in which something is to be published, and in the midst of its heavy work an
-        operator who ends the pin, accepts what is held, or pins another version.
+        """Pin a version, and begin a cycle that has something to publish. In the middle of its heavy work an operator
+        ends the pin, accepts the held catalogue, or pins another version.
 
-        Only so do two publications meet, which must not take the same generation.
+        Only this makes two publications coincide, which must not get the same generation.
         """
         await self.pin()
         master = self._master()
@@ -105,7 +105,7 @@ class Operators:
         master.loop.sync_soon()
 
     async def _expect_end(self, version: str, until: float) -> None:
-        """A second after the pin has expired, it counts no more and no worker serves ``version`` because of it."""
+        """A second after the pin has expired, it no longer counts, and no worker serves ``version`` because of it."""
         await asyncio.sleep(until - self._clock() + SOON)
         catalogue = self._master().synchronizer.catalogue
         newest = catalogue.newest

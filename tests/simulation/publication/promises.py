@@ -1,8 +1,8 @@
-"""The promises that must hold after every step, whatever fails. Judged by a model that knows nothing of the server's
-code.
+"""The promises that must hold after every step, whatever fails. They are judged by a model that does not use the
+server's code.
 
 1. *Whole*: a worker serves exactly one catalogue that passed, with the content that it had when it passed.
-2. *Good*: no catalogue that passes has code that clients refuse, unless nobody could judge it.
+2. *Good*: no catalogue that passes has code that clients refuse, unless no checker could judge it.
 3. *Forward*: without a pin, no state of the table is served after a later one.
 4. *Held*: a catalogue that loses or gains too much at once does not pass before an operator accepts it, unless it
    passed before.
@@ -27,7 +27,7 @@ SMALL_GROWTH = 4096
 """Octets by which a catalogue may always grow, in the simulation: its rows are small."""
 
 _ROW_OCTETS = 88
-"""What a simulated command takes in a catalogue beside its name and its code: interface, hashes and lengths."""
+"""Octets of a simulated command in a catalogue, in addition to its name and its code: interface, hashes and lengths."""
 
 
 class Broken(AssertionError):
@@ -35,7 +35,7 @@ class Broken(AssertionError):
 
 
 def content_of(snapshot: Snapshot) -> State:
-    """Name → unsigned code. Read from the octets; those that were read before are remembered."""
+    """Name → unsigned code, read from the octets of a snapshot. The results for the same octets are remembered."""
     return _read(bytes(snapshot.buffer[: len(snapshot.body)]), snapshot.footer.key_id != UNSIGNED)
 
 
@@ -50,23 +50,25 @@ def _read(body: bytes, signed: bool) -> State:
 
 
 class Promises:
-    """Knows what passed, and judges what is served. ``now`` is the virtual time, for messages."""
+    """The model: it knows the catalogues that passed, and judges those that are served. ``now`` returns the virtual
+    time, for messages."""
 
     def __init__(self, table: Table, now: Callable[[], float]) -> None:
         self._table, self._now = table, now
         self.passed: dict[str, State] = {}
-        """Version → content, of all catalogues that passed the guard, in this life of the master or an earlier one."""
+        """Version → content, for all catalogues that passed the guard, in this life of the master or an earlier one."""
         self.accepted: set[str] = set()
         self.comparable: State | None = None
         """The newest catalogue that passed, as far as this master can know it."""
         self.served_last: State | None = None
         self.unjudged = False
-        """Whether rows may be served that nobody could judge."""
+        """Whether rows that no checker could judge may be served."""
         self.tolerated: set[bytes] = set()
-        """Bad code that the first review of a master let pass, because there was much of it."""
+        """Bad code that the first review of a master let pass because there was much of it."""
         self.checks = 0
         self.first_broken: Broken | None = None
-        """The server may catch the exception, as it does with those of its own parts, and break more promises later."""
+        """The first broken promise. It is kept because the server may catch the exception, as it does with those of its
+        own parts, and break more promises later."""
 
     def _expect(self, condition: bool, text: str) -> None:
         self.checks += 1
@@ -97,7 +99,7 @@ class Promises:
             lost <= 5 or lost <= 0.2 * len(before), f"{version[:8]} passed without {lost} of {len(before)} commands"
         )
         sizes = [sum(len(name) + len(code) + _ROW_OCTETS for name, code in each.items()) for each in (before, content)]
-        # The model counts the octets of a row within a few.
+        # The model's count of octets differs by a few for each row.
         self._expect(
             sizes[1] - sizes[0] <= 1.1 * SMALL_GROWTH or sizes[1] <= 2.1 * sizes[0],
             f"{version[:8]} passed with {sizes[1]} octets after {sizes[0]}",
@@ -127,10 +129,10 @@ class Promises:
         self._expect(snapshot.generation > generation_before, "a worker's generation goes back")
 
     def expect_fresh(self, served: Snapshot, ever_good: dict[bytes, set[bytes]]) -> None:
-        """``served`` agrees with the table, as far as its rows are good.
+        """Check that ``served`` agrees with the table, as far as its rows are good.
 
         Args:
-            served: What a worker serves.
+            served: The catalogue that a worker serves.
             ever_good: Name → the good codes that its row ever had.
         """
         content, rows = content_of(served), self._table.rows

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class InlineBackground:
-    """`Background` without a thread: work is done at once, or after a while."""
+    """A `Background` without a thread: work is done at once, or after a while."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -44,8 +44,8 @@ class InlineBackground:
         return work(*arguments, **options)
 
     def interrupt(self, steps: int, action: Callable[[], None]) -> None:
-        """After this many steps of work, each of which takes a while, call ``action`` and have it run beside the next
-        one.
+        """After this many steps of work, each of which takes a while, call ``action``, so that it runs beside the next
+        step.
         """
         self._steps, self._action = steps, action
 
@@ -70,7 +70,7 @@ class DiskFaults:
 
 
 class SimulatedDisk:
-    """`OnDisk` that works at once, late, with an error, or never."""
+    """An `OnDisk` that works at once, late, with an error, or never."""
 
     def __init__(self, directory: Path, faults: DiskFaults, random: Random) -> None:
         self._directory, self._faults, self._random = directory, faults, random
@@ -112,14 +112,14 @@ class SimulatedDisk:
             future.set_exception(error)
 
     def lose(self) -> None:
-        """The process was killed: what is under way is never done."""
+        """The process was killed: work in progress is never done."""
         under_way, self._under_way = self._under_way, {}
         for work in under_way.values():
             self._fail(work)
 
     def _fail(self, work: Callable[[], object]) -> None:
-        """Make ``work`` fail, so that it only closes its descriptors: a file takes the place of the directory
-        meanwhile."""
+        """Make ``work`` fail, so that it only closes its descriptors: meanwhile a file takes the place of the
+        directory."""
         elsewhere = self._directory.with_suffix(".away")
         self._directory.rename(elsewhere)
         self._directory.touch()
@@ -129,23 +129,23 @@ class SimulatedDisk:
         elsewhere.rename(self._directory)
 
     def recover(self) -> None:
-        """What hung goes on."""
+        """Continue work that hung."""
         hanging, self._hanging = self._hanging, []
         for do in hanging:
             do()
 
 
 class SimulatedChecker:
-    """`RowChecker` that knows bad code by its beginning."""
+    """A `RowChecker` that recognises bad code by its beginning."""
 
     def __init__(self, random: Random, make_judgement: Callable[[bool], Any], cannot: Callable[[], Exception]) -> None:
         self._random, self._make, self._cannot = random, make_judgement, cannot
         self.unavailable = False
         self.failed = False
-        """Whether rows were not judged since the last time that it was set to False."""
+        """Whether rows were left unjudged since this was last set to False."""
 
     async def check(self, contents: Sequence[Any]) -> list[Any]:
-        """The judgement of each."""
+        """The judgement of each row."""
         if self.unavailable:
             self.failed = True
             raise self._cannot()
@@ -163,10 +163,10 @@ class SimulatedChecker:
 
 
 class SimulatedWorker:
-    """`WorkerProcess`: takes keys and publications a little later than they are sent, and may crash or hang."""
+    """A `WorkerProcess` that takes keys and publications a little later than they are sent, and may crash or hang."""
 
     fleet: Fleet
-    """Set by `World`: holds the random numbers, and judges each snapshot that a worker begins to serve."""
+    """Set by `World`. It has the random numbers, and judges each snapshot that a worker begins to serve."""
 
     def __init__(self, number: int) -> None:
         fleet = self.fleet
@@ -206,12 +206,12 @@ class SimulatedWorker:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return not self._exited.done()
 
     @property
     def answers(self) -> bool:
-        """Whether it answers calls now."""
+        """Whether the worker answers calls now."""
         return self.alive and not self.hung and self.snapshot is not None
 
     def exit(self, code: int = 1) -> None:
@@ -229,11 +229,11 @@ class SimulatedWorker:
         asyncio.get_running_loop().call_later(0.1, self.exit, 0)
 
     def problem(self, _: float) -> str | None:
-        """It keeps to the protocol."""
+        """No effect, because the worker keeps to the protocol."""
         return None
 
     def reconcile(self, *levels: object) -> None:
-        """Send what was not sent yet: the publication is among ``levels``."""
+        """Send those of ``levels`` that were not sent yet; the publication is one of them."""
         publication = next((level for level in levels if isinstance(level, Publication)), None)
         if publication is None or publication.snapshot.generation == self._sent or not self.alive:
             return
@@ -253,7 +253,7 @@ class SimulatedWorker:
         finally:
             os.close(descriptor)
         if self.snapshot is not None and generation <= self.snapshot.generation:
-            return  # two messages crossed: a worker keeps to the newer one
+            return  # two messages arrived in the wrong order: a worker keeps the newer one
         self.fleet.served(self, snapshot, version)
         self.snapshot = snapshot
         self.generation = generation
@@ -271,12 +271,12 @@ class Fleet:
         self._pid = 1000
 
     def next_pid(self) -> int:
-        """Another process id."""
+        """The next process id."""
         self._pid += 1
         return self._pid
 
     @property
     def living(self) -> list[SimulatedWorker]:
-        """Those that have not ended; the others are forgotten."""
+        """The processes that have not ended; the others are forgotten."""
         self.workers = [worker for worker in self.workers if worker.alive]
         return self.workers

@@ -80,7 +80,7 @@ def test_some_days_have_every_kind_of_event() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A bug: a line of a module, and the line that replaces it."""
+    """A bug: a line of a module, and its replacement."""
 
     module: str
     line: str
@@ -104,7 +104,7 @@ MUTANTS = {
         "return None",
         "code that clients refuse",
     ),
-    "what is served changes without a lock": Mutant(
+    "the served catalogue changes without a lock": Mutant(
         PLANE + "served_catalogue.py", r"async with self\._lock:", "if True:", "no new one|without a pin|passed without"
     ),
     "the guard is not asked": Mutant(
@@ -156,8 +156,7 @@ def mutated_package(folder: Path, mutant: Mutant) -> int:
 def test_an_injected_bug_breaks_its_promise(tmp_path: Path, name: str) -> None:
     mutant = MUTANTS[name]
     assert mutated_package(tmp_path, mutant), "the line is no longer there: write the bug into the code as it is now"
-    # Days that reach each of these states by construction are among any that follow each other. What is broken may
-    # show in another way first.
+    # Any successive days include some that reach these states by construction. Another promise may break first.
     command = [sys.executable, "-m", "tests.simulation.publication", "--seeds", "20", "--keep-going"]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)

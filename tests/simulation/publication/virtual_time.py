@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: where nothing is ready, it is the time of the next timer at once."""
+"""An event loop whose clock jumps: if no callback is ready, it advances at once to the time of the next timer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class Stuck(AssertionError):
-    """Nothing is ready and nothing will be: every task waits for something that never comes."""
+    """No callback is ready and no timer is set: every task waits for an event that never comes."""
 
 
 class _NoWaiting(selectors.BaseSelector):
-    """A selector that never waits, and finds nothing: there is no real descriptor to wait for."""
+    """A selector that never waits and finds nothing, because there is no real descriptor to wait for."""
 
     def __init__(self) -> None:
         self.passed = 0.0

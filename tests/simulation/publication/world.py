@@ -1,4 +1,4 @@
-"""One run of the simulation: what happens in it, and the master that lives in it. A seed decides everything."""
+"""One run of the simulation: its events, and the master that lives in it. A seed decides everything."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ _WORKERS = 2
 _SIGNED = 0.5
 """The share of runs with a signing key."""
 _RESTORED_SECONDS = 30.0
-"""After a start without a database: the stored catalogue is served by then, if it is sound."""
+"""Seconds after a start without a database until which a sound stored catalogue must be served."""
 _SETTLED_SECONDS = 600.0
-"""After the faults have ended: what hung has failed, workers are replaced, and back-off delays have passed."""
+"""Seconds after the end of the faults. By then work that hung has failed, workers are replaced, and back-off delays
+have passed."""
 
 
 class Failure(AssertionError):
@@ -69,7 +70,7 @@ class Failure(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a run consisted of."""
+    """The events of a run, counted by kind."""
 
     hours: float
     cycles: int
@@ -79,7 +80,8 @@ class Ran:
 
 
 def signer_of(seed: int) -> Signer | None:
-    """The signing key of a run. Of another sequence than all else, so that it does not change what happens in it."""
+    """The signing key of a run. Its random numbers are of another sequence, so that it does not change the other
+    events."""
     return Signer("simulated") if Random(f"signer {seed}").random() < _SIGNED else None
 
 
@@ -111,7 +113,7 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> Ran:
 
 
 def _end_tasks(loop: VirtualLoop) -> None:
-    """End what a failed run has left."""
+    """End the tasks that a failed run has left."""
     for _ in range(3):
         left = asyncio.all_tasks(loop)
         for task in left:
@@ -122,13 +124,13 @@ def _end_tasks(loop: VirtualLoop) -> None:
 
 @contextmanager
 def _surroundings() -> Iterator[None]:
-    """What the master does not take as an argument: the class of its workers, and sizes and periods."""
+    """Replace what the master does not take as an argument: the class of its workers, and sizes and periods."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervisor, "WorkerProcess", SimulatedWorker)
         patch.setattr(supervisor, "TICK_SECONDS", _TICK_SECONDS)
         patch.setattr(guard, "SMALL_GROWTH", SMALL_GROWTH)
         patch.setattr(delayed_release, "gc", _NoCollector)
-        patch.setattr(SimulatedWorker, "fleet", None, raising=False)  # set by each master; taken away at the end
+        patch.setattr(SimulatedWorker, "fleet", None, raising=False)  # set by each master; removed at the end
         for name, module in list(sys.modules.items()):
             if name.startswith("definition_server.") and hasattr(module, "log"):
                 patch.setattr(module, "log", _Silence())
@@ -138,11 +140,11 @@ def _surroundings() -> Iterator[None]:
 class _NoCollector:
     @staticmethod
     def collect() -> None:
-        """It would take most of the time of a run."""
+        """A real one would take most of the time of a run."""
 
 
 class _Silence:
-    """A log that nobody reads, except for bugs: `exception` is one."""
+    """A log whose lines are discarded, except those of bugs: each call of `exception` is one."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return self._fail if name == "exception" else _ignore
@@ -218,11 +220,11 @@ class Master:
         return None
 
     async def crash(self) -> None:
-        """End at whatever await it is."""
+        """End the master at the await that it has reached."""
         for worker in self.fleet.living:
             worker.exit(0)
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        # In the order in which they began: that of a set is another in each process.
+        # In the order in which they began, because the order of a set differs from process to process.
         tasks = sorted(others, key=lambda task: int(task.get_name().removeprefix("Task-")))
         for task in tasks:
             task.cancel()
@@ -267,7 +269,7 @@ class World:
         return Ran(hours, self._cycles, self._publications, self.promises.checks, self._lives)
 
     async def run(self) -> None:
-        """Live for `HOURS`, then let the faults end and expect everything to be fresh."""
+        """Run for `HOURS`, then end the faults and expect everything to be fresh."""
         self._note_good_rows()
         self._begin()
         while self._loop.time() < HOURS * 3600:
@@ -279,7 +281,7 @@ class World:
         await self.master.crash()
 
     def _on_unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An exception in a callback, or one that nobody has asked for."""
+        """An exception in a callback, or one of a task that was not awaited."""
         self._unhandled.append(context.get("exception") or Broken(context["message"]))
 
     async def _pass(self, seconds: float) -> None:
@@ -315,8 +317,8 @@ class World:
             add(publication, *arguments)
 
         async def judge(candidate: Snapshot, before: Snapshot | None, **options: Any) -> Any:
-            # The guard compares with a catalogue that this master knows of; a disk that hung may have kept a newer one
-            # back.
+            # The guard compares with a catalogue that this master knows. A disk that hung may have held back a newer
+            # one.
             self.promises.comparable = None if before is None else self.promises.passed.get(before.version_hash)
             self._note_excuses(candidate)
             return await guard_judge(candidate, before, **options)
@@ -330,7 +332,7 @@ class World:
         self.promises.on_passed(snapshot)
 
     def _note_excuses(self, snapshot: Snapshot) -> None:
-        """Code that nobody could judge, or that the first review let pass because there was much of it."""
+        """Code that no checker could judge, or that the first review let pass because there was much of it."""
         gate = self.master.gate
         self.promises.unjudged |= self.master.checker.failed or gate.pending > 0
         for name in gate._gate.tolerated:
@@ -340,11 +342,11 @@ class World:
 
     def _on_publish(self, publication: Publication) -> None:
         snapshot = publication.snapshot
-        # The pin that counted when this catalogue was chosen; it may have expired since.
+        # the pin that counted when this catalogue was chosen; it may have expired since
         pinned = self.master.synchronizer.state.pin is not None
         self.note(f"published {snapshot.version_hash[:8]} as {snapshot.generation}{' pinned' if pinned else ''}")
         self._publications += 1
-        # A catalogue is published before it is stored: it passes now.
+        # A catalogue is published before it is stored, so it passes now.
         if snapshot.version_hash not in self.promises.passed:
             self._note_passed(snapshot)
         self.promises.on_published(snapshot, self._generation, pinned=pinned)
@@ -367,7 +369,8 @@ class World:
         await self.master.crash()
 
     async def _start_without_database(self) -> None:
-        """A start that has nothing to serve but what is stored, and that is damaged where only its digest shows it."""
+        """A start that has nothing to serve but the stored catalogue, which is damaged in a way that only its digest
+        shows."""
         await self._end()
         first = SnapshotStore(self._directory).path
         for path in sorted(self._directory.rglob("*.avapsnap")):
@@ -393,7 +396,7 @@ class World:
         files = [path for path in self._directory.rglob("*") if path.is_file()]
         if not files:
             return
-        first = SnapshotStore(self._directory).path  # the one that a start reads first, in half of the cases
+        first = SnapshotStore(self._directory).path  # in half of the cases, the file that a start reads first
         path = first if first in files and self.random.random() < 0.5 else self.random.choice(sorted(files))
         octets = bytearray(path.read_bytes())
         kind = self.random.choice(["flip", "flip", "cut", "remove", "empty"])
@@ -409,7 +412,7 @@ class World:
             octets.clear()
         path.write_bytes(bytes(octets))
 
-    # -- what happens ----------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
     async def _happen(self) -> None:
         events: dict[Callable[[], Any], float] = {
@@ -476,7 +479,7 @@ class World:
     # -- the end of the faults -------------------------------------------------------------------------------------
 
     async def _recover(self) -> None:
-        """All faults end. Within one cycle everything is fresh."""
+        """End all faults. Within one cycle everything must be fresh."""
         self.note("all faults end")
         for name in ("refuses", "hangs", "breaks", "slow"):
             setattr(self.faults, name, False)

@@ -1,4 +1,4 @@
-"""Code of a test inside a real, confined worker: what an attacker could run who has taken it over.
+"""Code of a test inside a real, confined worker, as an attacker could run it after taking over the worker.
 
 Only tests put this directory on ``PYTHONPATH``. On `TRY` a worker tries everything in `_attempts`, and writes a log
 line ``Attempts`` with the outcome of each: ``done``, or the name of the errno. When it is confined it writes a log line
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 TRY = signal.SIGRTMIN + 1
-"""A signal of tests; workers ignore all that a terminal or a service manager sends."""
+"""A signal that tests use; workers ignore all signals that a terminal or a service manager sends."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NUMBERS = {"x86_64": 0, "aarch64": 1}
@@ -57,7 +57,7 @@ def _tried(attempt: Callable[[], object]) -> str:
 
 def _call(number: int) -> Callable[[], object]:
     def attempt() -> None:
-        # All arguments -1: without a filter each fails with another errno, and none does harm.
+        # All arguments are -1, so that without a filter each call fails with another errno, and none does harm.
         if _libc.syscall(ctypes.c_long(number), *[ctypes.c_long(-1)] * 6) < 0:
             raise OSError(ctypes.get_errno(), "")
 
@@ -139,7 +139,7 @@ def _connect_by_sending() -> None:
 
 
 def _report(number: int, frame: object) -> None:
-    # A process that is not confined would do all of it.
+    # A process that is not confined would do all of this.
     outcomes = {name: _tried(attempt) for name, attempt in _ATTEMPTS.items()} if _CONFINED else {}
     try:
         raise RuntimeError("an exception with a traceback")
@@ -147,7 +147,7 @@ def _report(number: int, frame: object) -> None:
         sys.modules["definition_server.observability.logs"].get_logger(__name__).error("Logged", exc_info=error)
     _write({"msg": "Attempts", "pid": os.getpid(), "outcomes": outcomes})
     with contextlib.suppress(ImportError):
-        importlib.import_module("colorsys")  # shows that imports are noticed
+        importlib.import_module("colorsys")  # this shows that imports are noticed
 
 
 def _write(line: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def _write(line: dict[str, Any]) -> None:
 
 def _watch_imports() -> None:
     class Watcher:
-        """Asked first for each module that is not loaded. It finds none."""
+        """The first finder that is called for each module that is not loaded. It finds none."""
 
         @staticmethod
         def find_spec(name: str, path: object, target: object = None) -> None:

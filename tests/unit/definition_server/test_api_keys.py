@@ -1,4 +1,4 @@
-"""``API_KEYS``: which texts hold keys, and that a refusal names the line and never quotes it."""
+"""``API_KEYS``: which texts hold keys. A refusal names the line and never quotes it."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def test_a_refusal_names_the_line_and_not_the_key(text: str, reason: str) -> Non
 
 
 def test_the_longest_key_fits_into_the_header_fields_of_both_transports() -> None:
-    """grpcio's own limit is 8 KiB (``grpc.max_metadata_size``). Half is left for everything else of a request."""
+    """grpcio's own limit is 8 KiB (``grpc.max_metadata_size``). Half of it is left for the rest of a request."""
     assert key_fault("k" * LONGEST_KEY) is None
     assert min(Limits().max_header_list, 8192) // 2 >= LONGEST_KEY

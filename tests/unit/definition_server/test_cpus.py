@@ -1,5 +1,5 @@
-"""The number of granted CPUs is what the kernel allows: the minimum of the affinity mask and of the cgroup quotas of
-all ancestors, of either version. A fraction is rounded down, to one CPU at least.
+"""The number of granted CPUs is the minimum of the affinity mask and of the cgroup quotas of all ancestors, of either
+version. A fraction is rounded down, but to one CPU at least.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_the_quota_of_a_unified_cgroup_is_rounded_down_but_never_to_nothing(
     assert granted_cpus(v2(tmp_path, {OWN: text})) == expected
 
 
-def test_the_affinity_mask_limits_what_the_quota_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_affinity_mask_limits_the_cpus_of_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = v2(tmp_path, {OWN: "400000 100000\n"})
     for allowed, expected in ((1, 1), (3, 3), (4, 4), (5, 4)):
         allow(monkeypatch, allowed)

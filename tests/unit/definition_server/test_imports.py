@@ -1,5 +1,5 @@
-"""The modules that a process has imported when it serves: each module costs every start CPU time, and the process
-memory."""
+"""The modules that a process has imported when it serves. Each module adds CPU time to every start, and memory to the
+process."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ NOT_IN_A_CHECKER = (
     "grpc_h2",
 )
 UNSAFE_READERS = ("marshal", "pickle", "shelve", "dbm", "_pickle")
-"""Modules whose functions run, or allocate without a bound, as the octets that they read tell them."""
+"""Modules by which octets that are read can run code, or allocate memory without a bound."""
 
 
 def loaded_by(program: str) -> set[str]:
@@ -76,12 +76,12 @@ def loaded_by(program: str) -> set[str]:
 
 
 def found(forbidden: tuple[str, ...], loaded: set[str]) -> list[str]:
-    """Those of ``loaded`` that are one of ``forbidden``, or in its package."""
+    """Those of ``loaded`` that are in ``forbidden``, or in a package of it."""
     return sorted(name for name in loaded if any(name == each or name.startswith(f"{each}.") for each in forbidden))
 
 
 def worker(**changes: object) -> str:
-    """A program that imports what a worker with this configuration imports until it is confined."""
+    """A program with the imports of a worker with this configuration until it is confined."""
     config = {
         "host": "",
         "port": 0,
@@ -102,7 +102,7 @@ def worker(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(("transport", "forbidden"), [("native", NOT_IN_A_NATIVE_WORKER), ("grpcio", NOT_IN_A_WORKER)])
-def test_a_worker_imports_only_what_it_uses(transport: str, forbidden: tuple[str, ...]) -> None:
+def test_a_worker_imports_only_modules_that_it_uses(transport: str, forbidden: tuple[str, ...]) -> None:
     assert found(forbidden, loaded_by(worker(transport=transport))) == []
 
 
@@ -111,7 +111,7 @@ def test_a_worker_with_reflection_has_imported_its_libraries_before_it_is_confin
     assert {"grpc._utilities", "grpc_reflection.v1alpha.reflection_pb2", "google.protobuf.descriptor_pool"} <= loaded
 
 
-def test_a_master_that_starts_imports_only_what_it_uses() -> None:
+def test_a_starting_master_imports_only_modules_that_it_uses() -> None:
     program = "import definition_server.cli.main, definition_server.control_plane.master"
     assert found(NOT_IN_A_MASTER, loaded_by(program)) == []
 
@@ -142,8 +142,8 @@ run()
 """
 
 
-def test_what_a_master_imports_is_not_examined_by_the_garbage_collector() -> None:
-    """Neither while it is imported nor later. What comes after it is."""
+def test_modules_of_a_master_are_not_examined_by_the_garbage_collector() -> None:
+    """They are examined neither while they are imported nor later. Later objects are."""
     command = [sys.executable, "-P", "-c", MASTER_STARTS]
     run = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, env=inherited_environment() | REQUIRED, check=True, timeout=60
@@ -151,8 +151,8 @@ def test_what_a_master_imports_is_not_examined_by_the_garbage_collector() -> Non
     assert run.stdout.splitlines() == ["commands False", "serves {False} True True"]
 
 
-def test_a_checker_imports_only_what_it_uses() -> None:
-    """It starts within a cycle, and at every start of a server."""
+def test_a_checker_imports_only_modules_that_it_uses() -> None:
+    """A checker starts within a cycle, and at every start of a server."""
 
     def loaded(program: str) -> set[str]:
         program = f"import sys; sys.path.append(sys.argv[1])\n{program}\nprint(*sys.modules)"
@@ -165,7 +165,7 @@ def test_a_checker_imports_only_what_it_uses() -> None:
 
 
 def test_no_module_of_ours_can_read_marshalled_or_pickled_octets() -> None:
-    """Bytecode from the table, and what is on disk, is served and checked as octets, and never loaded."""
+    """Bytecode from the table and files on disk are served and checked as octets, and never loaded."""
     for path in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_bytes())):
             names = [each.name for each in node.names] if isinstance(node, ast.Import) else []

@@ -1,4 +1,4 @@
-"""The Python that starts workers and checkers: that of the server, whatever the parent has called it."""
+"""The Python that starts workers and checkers is that of the server, whatever name the parent process has given it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_where_argv_0_misleads_the_environments_python_is_started(
 
 
 @pytest.mark.parametrize("executable", ["another python", "/nonexistent/python"])
-def test_where_the_environments_python_is_another_one_the_file_that_runs_is_started(
+def test_where_the_environments_python_is_another_one_the_running_interpreter_file_is_started(
     executable: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment.python.unlink()
@@ -65,7 +65,7 @@ def test_where_the_environments_python_is_another_one_the_file_that_runs_is_star
 
 @pytest.mark.parametrize("executable", ["its python", "another program", "/nonexistent/python"])
 @pytest.mark.parametrize("missing", ["no /proc", "replaced by an upgrade"])
-def test_where_the_file_that_runs_is_not_known_the_name_decides(
+def test_where_the_running_interpreter_file_is_not_known_its_name_decides(
     executable: str, missing: str, environment: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     running = tmp_path / "exe"
@@ -85,7 +85,7 @@ def test_a_process_that_is_named_like_another_program_of_path_starts_a_python_wi
     command = ["definition-server", "-c", program]
     ended = subprocess.run(command, executable=REAL, env=where, capture_output=True, text=True, check=True)
     started, misled = ended.stdout.split()
-    assert misled == str(environment.program), "this is what misleads"
+    assert misled == str(environment.program), "this name misleads"
     assert started == str(environment.python)
     prefix = subprocess.run(
         [started, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True

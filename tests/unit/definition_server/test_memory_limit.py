@@ -1,5 +1,5 @@
-"""The memory that is granted is what the kernel allows: the minimum of the machine's and of the limits of cgroups, of
-either version. The largest catalogue is a quarter of it.
+"""The granted memory is the minimum of the machine's memory and of the limits of cgroups, of either version. The
+largest catalogue may take a quarter of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_the_smallest_limit_counts(tmp_path: Path, files: dict[str, str], grante
 
 
 @pytest.mark.parametrize("folder", ["memory/docker/c1", "memory"])
-def test_limits_of_version_1_count_in_and_outside_a_container(tmp_path: Path, folder: str) -> None:
+def test_limits_of_cgroups_version_1_count_inside_and_outside_a_container(tmp_path: Path, folder: str) -> None:
     root = machine(tmp_path, "12:memory:/docker/c1\n4:cpu,cpuacct:/docker/c1\n")
     path = root / "sys/fs/cgroup" / folder / "memory.limit_in_bytes"
     path.parent.mkdir(parents=True)
@@ -52,7 +52,7 @@ def test_limits_of_version_1_count_in_and_outside_a_container(tmp_path: Path, fo
     assert granted_memory(root) == GIB
 
 
-def test_a_machine_that_tells_nothing_grants_what_is_not_known(tmp_path: Path) -> None:
+def test_a_machine_without_these_files_has_an_unknown_memory_limit(tmp_path: Path) -> None:
     assert granted_memory(tmp_path) is None
     assert default_catalogue_bytes(tmp_path) == 2**31 - 1
 

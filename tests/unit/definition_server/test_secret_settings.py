@@ -1,4 +1,5 @@
-"""Secrets come from variables or from files and are cleaned alike; an unusable one is one problem; none is shown."""
+"""Secrets come from variables or from files and are cleaned alike. An unusable secret is one problem, and no secret is
+shown."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ SECRETS = (
     "OTEL_EXPORTER_OTLP_HEADERS",
 )
 SINGLE = ("DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY")
-"""Those that hold one value, and no list."""
+"""The secrets that hold one value and not a list."""
 
 
 # -- secrets from files ------------------------------------------------------------------------------------------------
@@ -70,7 +71,8 @@ def test_white_space_within_a_secret_file_is_kept(tmp_path: Path) -> None:
 def test_secrets_from_variables_and_files_are_cleaned_alike(
     name: str, around: str, kept: bool, source: str, tmp_path: Path
 ) -> None:
-    """Line ends and a byte order mark are dropped. Other white space at the ends might be meant: it is refused."""
+    """Line ends and a byte order mark are dropped. Other white space at the ends might be intended, so it is
+    refused."""
     text = around.format(f"postgresql://h/{MARK}")
     given = {name: text} if source == "variable" else {name: "", f"{name}_FILE": secret_file(tmp_path, text.encode())}
     if kept:
@@ -126,7 +128,7 @@ def test_a_secret_given_twice_is_refused(variable: str, tmp_path: Path) -> None:
     (problem,) = failure(**{variable: "postgresql://from-variable", f"{variable}_FILE": path}).problems
     assert problem.variable == f"{variable}_FILE"
     assert problem.remedy.startswith(f"Set only one of {variable} and {variable}_FILE")
-    assert f"override it with {variable}_FILE=" in problem.remedy  # the remedy if a base image or manifest sets it
+    assert f"override it with {variable}_FILE=" in problem.remedy  # if a base image or manifest sets the other one
 
 
 def test_a_file_that_a_base_names_is_overridden_by_an_empty_variable() -> None:
@@ -188,7 +190,7 @@ def test_a_scheme_in_capitals_is_refused_with_the_reason(url: str) -> None:
     assert "percent-encode" in problem.remedy
 
 
-def test_a_judge_from_outside_sees_a_sound_value_and_its_reason_is_reported() -> None:
+def test_a_check_from_outside_gets_a_valid_value_and_its_reason_is_reported() -> None:
     seen: list[str] = []
 
     def refuse(value: str) -> str:

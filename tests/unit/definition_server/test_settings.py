@@ -78,7 +78,7 @@ def test_all_problems_are_reported_at_once_with_variable_value_and_remedy() -> N
         "API_KEY": None,
         "PORT": "x",
         "WORKERS": "0",
-        "NODE_ENV": "staging",  # by the name that was set
+        "NODE_ENV": "staging",  # under the name that was set
     }
     by_name = {variables(field)[0]: remedy(field) for field in Settings.model_fields.values()}
     for name, problem in told.items():
@@ -135,7 +135,7 @@ def test_seconds_may_be_fractions(variable: str, name: str) -> None:
     [
         {"DRAIN_WAIT_SECONDS": "10", "DRAIN_TIMEOUT_SECONDS": "10"},
         {"DRAIN_WAIT_SECONDS": "10", "DRAIN_TIMEOUT_SECONDS": "9.9"},
-        {"DRAIN_WAIT_SECONDS": "25"},  # against the default of the other
+        {"DRAIN_WAIT_SECONDS": "25"},  # the other one has its default
         {"DRAIN_TIMEOUT_SECONDS": "5"},
     ],
 )
@@ -243,7 +243,7 @@ def test_ordinary_variables_are_not_noticed(name: str) -> None:
         ("NODE_OPTIONS", "docs/runtime-flags.md"),
     ],
 )
-def test_a_variable_of_another_server_is_noticed_once_with_what_serves_its_purpose(name: str, said: str) -> None:
+def test_a_variable_of_another_server_is_noticed_once_with_its_counterpart_here(name: str, said: str) -> None:
     with environment(**REQUIRED, **{name: MARK}):
         (notice,) = [each for each in notices(Settings) if each.variable == name]
         assert load_settings(Settings).workers, "it does not prevent a start"
@@ -340,7 +340,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert [problem.value for problem in failure(DATABASE_URL="", API_KEY="").problems] == [None, None]
 
 
-def test_variables_in_other_letters_and_unknown_variables_are_ignored() -> None:
+def test_variables_in_another_case_and_unknown_variables_are_ignored() -> None:
     assert load(port="1", database_url="x", DATABASE_URI="y") == load()
 
 
@@ -410,11 +410,11 @@ def test_no_variable_sets_two_fields() -> None:
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
-def test_help_and_reference_page_name_every_variable_and_what_it_does(
+def test_help_and_reference_page_name_every_variable_with_its_description(
     cls: type[Settings] | type[ClientSettings], name: str
 ) -> None:
     field = cls.model_fields[name]
-    page, epilog = settings_page(), " ".join(settings_epilog(cls).split())  # it is wrapped
+    page, epilog = settings_page(), " ".join(settings_epilog(cls).split())  # the help text is wrapped
     for variable in variables(field):
         assert f"`{variable}`" in page
         assert variable in epilog
@@ -485,10 +485,8 @@ TLS_FILES = {
 
 @pytest.mark.parametrize("kind", TLS_FILES)
 @pytest.mark.parametrize("variable", ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"])
-def test_a_tls_file_that_is_none_is_refused_at_once_with_a_reason_about_it(
-    variable: str, kind: str, tmp_path: Path
-) -> None:
-    """A pipe would hold up the start until somebody writes to it."""
+def test_an_unusable_tls_file_is_refused_at_once_with_a_reason(variable: str, kind: str, tmp_path: Path) -> None:
+    """A pipe would delay the start until a process writes to it."""
     authority = Authority(tmp_path)
     made = authority.sign("server")
     values = {
@@ -512,12 +510,12 @@ def test_a_tls_file_that_is_none_is_refused_at_once_with_a_reason_about_it(
     (problem,) = failure(**values | {variable: str(odd)}).problems
     assert TLS_FILES[kind] in problem.reason
     assert "_ssl.c" not in problem.reason
-    # Whether a certificate that is cut fits its key shows only with both.
+    # Whether a truncated certificate fits its key is known only where both are given.
     assert problem.variable == ("TLS_KEY_FILE" if (variable, kind) == ("TLS_CERT_FILE", "cut") else variable)
 
 
 @pytest.mark.parametrize("change", [b"\xef\xbb\xbf", b"# a comment\r\n"], ids=["byte order mark", "comment"])
-def test_tls_files_with_a_mark_comments_and_carriage_returns_are_taken(change: bytes, tmp_path: Path) -> None:
+def test_tls_files_with_a_mark_comments_and_carriage_returns_are_accepted(change: bytes, tmp_path: Path) -> None:
     made = Authority(tmp_path).sign("server")
     for path in (made.cert, made.key):
         path.write_bytes(change + path.read_bytes().replace(b"\n", b"\r\n"))

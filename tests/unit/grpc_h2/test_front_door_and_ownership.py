@@ -1,6 +1,6 @@
-"""The engine's front door, and who may change the state of a connection: read from the sources.
+"""The engine's public interface, and the rule about changes of a connection's state. Both are checked in the sources.
 
-In ``connection`` an object changes its own attributes only. So no attribute is written from two modules. The layers are
+In ``connection`` an object changes only its own attributes, so no attribute is written from two modules. The layers are
 in ``tests/unit/test_layers.py``.
 """
 
@@ -24,7 +24,7 @@ MUTATORS = {
 
 
 def sources(*below: str) -> dict[str, ast.Module]:
-    """Module name → its tree, of every module of the package or of some of its layers."""
+    """Module name → syntax tree, for every module of the package or of some of its layers."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         relative = path.relative_to(ROOT).with_suffix("")
@@ -101,7 +101,7 @@ def foreign_changes(tree: ast.AST) -> list[str]:
 def test_an_object_of_the_connection_changes_its_own_attributes_only() -> None:
     checked = 0
     for name, tree in sources("connection").items():
-        if name == "grpc_h2.connection.state":  # an enum's members get their `following` once it is complete
+        if name == "grpc_h2.connection.state":  # the members of an enum get their `following` when the enum is complete
             continue
         assert foreign_changes(tree) == [], name
         checked += 1
@@ -117,7 +117,7 @@ def test_a_part_of_the_connection_inherits_from_no_other() -> None:
 
 
 def test_aliases_of_other_parts_containers_are_only_read() -> None:
-    """A local name for ``other.attribute`` would hide a change from the rule above."""
+    """The rule above does not find changes by a local name for ``other.attribute``."""
     for name, tree in sources("connection").items():
         for function in ast.walk(tree):
             if not isinstance(function, ast.FunctionDef):

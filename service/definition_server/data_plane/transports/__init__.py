@@ -21,7 +21,7 @@ class Transport(Protocol):
     """A gRPC server around an `Endpoint`."""
 
     async def start(self, tls: TlsFiles | None = None) -> int:
-        """Open the port and serve: with ``tls``, which the caller closes afterwards, over TLS.
+        """Open the port and serve; over TLS if ``tls`` is given, which the caller closes afterwards.
 
         Returns:
             The port that is served.
@@ -31,28 +31,28 @@ class Transport(Protocol):
         """
 
     def begin_swap(self, snapshot: Snapshot) -> Swap:
-        """The three steps that replace what is served by ``snapshot``. One swap at a time."""
+        """Begin a `Swap`, whose three steps replace the served snapshot by ``snapshot``. One swap at a time."""
 
     async def set_serving(self, serving: bool) -> None:
-        """Set what health checks answer from now on."""
+        """Set the state that health checks report from now on."""
 
     async def set_fresh(self, fresh: bool) -> None:
-        """Set what health checks answer about freshness from now on."""
+        """Set the state of freshness that health checks report from now on."""
 
     async def replace_certificate(self, tls: TlsFiles) -> None:
         """Use ``tls``, which the caller closes afterwards, for new connections.
 
-        Where it is not usable, that is logged, and the old certificate stays.
+        If it is not usable, this is logged, and the old certificate stays.
         """
 
     async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
         """Make one call of each kind to this transport, for `warmup`; the answers do not matter.
 
-        ``client`` is a connection to it, for a transport that adopts the socket it listens on.
+        ``client`` is a connection to it, for a transport that was given its listening socket.
         """
 
     async def stop(self, grace_seconds: float) -> None:
-        """Accept no more, finish calls in flight, and cut those that are left after ``grace_seconds``."""
+        """Accept no more connections, finish calls in flight, and cut those that remain after ``grace_seconds``."""
 
 
 def create_transport(
@@ -60,7 +60,7 @@ def create_transport(
 ) -> Transport:
     """The transport that ``config.transport`` names. Only that one is imported.
 
-    ``listener`` and ``balancer`` are for the transport that can adopt a listening socket, the native one.
+    ``listener`` and ``balancer`` are for the native transport, which can use an inherited listening socket.
     """
     if config.transport == "native":
         from definition_server.data_plane.transports.native import NativeTransport

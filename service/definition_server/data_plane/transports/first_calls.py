@@ -1,6 +1,6 @@
 """The first calls to a native transport, which its own worker makes on the loopback before it is READY (see `warmup`).
 
-They are written as octets on a TCP connection, so that gRPC's C-core need not be started in the worker. A host may have
+They are written as octets to a TCP connection, so that gRPC's C-core need not be started in the worker. A host may have
 no IPv4 loopback (IPv6 alone, an interface that is down, address families that are refused): a Unix connection then
 takes its place.
 """
@@ -25,14 +25,14 @@ _FIRST_CALLS = (
     (f"/{SERVICE}/SyncCatalog", b"", True),
     ("/grpc.health.v1.Health/Check", b"", True),
 )
-"""Path, request, whether with the right key: found, missing, refused, catalogue, health."""
+"""Path, request, and whether the call has the right key. In this order: found, missing, refused, catalogue, health."""
 _FIRST_CALLS_SECONDS = 10.0
 
 
 def listener_and_client() -> tuple[socket.socket, socket.socket]:
     """A socket that listens on the loopback, and a connection to it, which waits to be accepted.
 
-    Made before the worker is confined: then it can make no socket.
+    Must be called before the worker is confined, because afterwards it cannot make a socket.
 
     Raises:
         OSError: where there is no descriptor.
@@ -48,7 +48,7 @@ def listener_and_client() -> tuple[socket.socket, socket.socket]:
 
 
 def _connected(listening: socket.socket) -> socket.socket:
-    """A connection to ``listening``, which is closed where there can be none."""
+    """A connection to ``listening``. If there can be none, ``listening`` is closed."""
     client = socket.socket(listening.family, socket.SOCK_STREAM)
     try:
         client.connect(listening.getsockname())
@@ -60,7 +60,7 @@ def _connected(listening: socket.socket) -> socket.socket:
 
 
 async def make_first_calls(client: socket.socket, key: str) -> None:
-    """Make one call of each kind, all in one write; returns when every call has ended, or logs why one has not.
+    """Make one call of each kind, all in one write. Returns when every call has ended, or logs why one has not.
 
     Args:
         client: Connected to the transport.

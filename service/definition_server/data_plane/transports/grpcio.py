@@ -1,13 +1,13 @@
 """The reference transport: ``grpc.aio.server`` on gRPC's C-core.
 
-C-core cannot adopt a listening socket, so every worker binds the port itself with ``SO_REUSEPORT``, and the kernel
-distributes connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
+C-core cannot use an inherited listening socket, so every worker binds the port itself with ``SO_REUSEPORT``, and the
+kernel distributes connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
 Messages pass as octets: there is no serializer, so no message object is built for a request.
 
-C-core decides alone about its connections. So what the native transport does against strangers is missing here: the
+C-core manages its connections itself. So it lacks the measures of the native transport against untrusted clients: the
 limit for each address, eviction and the reserve for probes, the time limit until the first authorized call, the share
 of accepting in each iteration of the loop, and log lines about TLS handshakes and other protocols. Connections above
-``MAX_CONNECTIONS`` are closed. About clients only wrong keys are logged.
+``MAX_CONNECTIONS`` are closed. Wrong keys are the only client errors that are logged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ABORT_CODES = {status: _CODES[status.value] for status in Status}
 
 _PING_TOLERANCE = 0.8
-"""Share of `Configure.keepalive_min_time_seconds` that C-core enforces: it counts a PING that comes a moment early."""
+"""Share of `Configure.keepalive_min_time_seconds` that C-core enforces: it counts a PING that arrives slightly early as
+a strike.
+"""
 
 ABSTRACT = "unix-abstract:"
 """The prefix of a host that names a Unix socket without a file, for the warm-up: a confined worker makes no TCP
@@ -71,11 +73,11 @@ class GrpcioTransport:
             for name, handler in endpoint.handlers.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-        health: Any = self._health.handlers()  # they have the attributes of gRPC's own
+        health: Any = self._health.handlers()  # they have the same attributes as gRPC's own classes
         self._server.add_registered_method_handlers(HEALTH_SERVICE, health)
         self._reflection: Reflection | None = None
         if config.reflection:
-            from definition_server.data_plane.reflection import add_reflection  # needs protobuf's library
+            from definition_server.data_plane.reflection import add_reflection  # needs the protobuf library
 
             self._reflection = add_reflection((SERVICE, HEALTH_SERVICE), self._server)
 
@@ -94,7 +96,7 @@ class GrpcioTransport:
         return int(port)
 
     def begin_swap(self, snapshot: Snapshot) -> Swap:
-        """See `Transport.begin_swap`. Nothing is remembered here: every answer is a slice of the snapshot."""
+        """See `Transport.begin_swap`. This transport remembers no answers: every answer is a slice of the snapshot."""
         return Swap(self._engine, snapshot)
 
     async def set_serving(self, serving: bool) -> None:
@@ -149,9 +151,9 @@ class GrpcioTransport:
                     path = f"/{SERVICE}/{name}"
                     self._client_log.log(now, logging.INFO, "A call was not authorized", context.peer, error=path)
                 await context.abort(_ABORT_CODES[failure.status], failure.message, version)
-            # The event loop has not turned since the answer was made: both are of one snapshot.
+            # The answer was made in the same iteration of the event loop, so both are of one snapshot.
             version = self._engine.version
-            if version:  # C-core sends it as a batch of its own: a quarter more CPU time a call
+            if version:  # C-core sends it as a separate batch, which costs a quarter more CPU time per call
                 await context.send_initial_metadata(version)
             return answer
 
@@ -159,7 +161,7 @@ class GrpcioTransport:
 
     def _credentials(self, tls: TlsFiles) -> grpc.ServerCredentials:
         certificate = self._certificate = _certificate(tls)
-        # The C-core asks for the certificate at every handshake.
+        # C-core requests the certificate at every handshake.
         return grpc.dynamic_ssl_server_credentials(
             certificate,
             lambda: self._certificate or certificate,
@@ -168,7 +170,7 @@ class GrpcioTransport:
 
 
 def _is_no_departure(record: logging.LogRecord) -> bool:
-    """Whether ``record`` is anything else than grpcio's traceback for a client that left before its answer."""
+    """False if ``record`` is grpcio's traceback for a client that disconnected before its answer, otherwise True."""
     kind = record.exc_info[0] if record.exc_info else None
     return kind is None or kind.__name__ != "ExecuteBatchError"
 

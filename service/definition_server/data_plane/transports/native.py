@@ -1,10 +1,10 @@
 """The native transport: our own engine (`grpc_h2`), which encodes nothing while a request waits.
 
 The two methods of `DefinitionEngine` are *static methods*: the engine remembers, for the octets of a request, the
-frames of its answer. This module adds three things to that. A `Swap` replaces the remembered answers when another
-snapshot is served: the new answers are made beforehand, so that no call waits for them. Other keys make the engine
-authorize every open connection anew. And answers are counted: each carries an *answer id* that stands for its method
-and status, the engine hands back the ids of a whole batch, and they are added to the stats page at once.
+frames of its answer. This module adds three things. First, a `Swap` replaces the remembered answers when another
+snapshot is served; the new answers are made beforehand, so that no call waits for them. Second, when the keys change,
+the engine authorizes every open connection anew. Third, answers are counted: each carries an *answer id* that stands
+for its method and status; the engine returns the ids of a whole batch, and they are added to the stats page at once.
 
 Connections come from the listening socket that the master bound and all workers share; `balance` decides which worker
 accepts one. Health and reflection are the same as for grpcio, registered as on a ``grpc.aio.Server``.
@@ -54,11 +54,13 @@ log = get_logger(__name__)
 _MOST_UNFINISHED = 512 * 1024
 """Octets of unfinished requests of one connection: a quarter of what its 256 streams could hold."""
 _MOST_UNREAD = 1024 * 1024
-"""Octets of whole requests of one connection that no handler has taken yet: one for each of its 256 streams."""
+"""Octets of complete requests of one connection that no handler has taken yet: enough for one on each of its 256
+streams.
+"""
 _FIRST_CALL_SECONDS = 30.0
-"""A connection on which no authorized call and no health check was begun by then is drained. An honest client that
-connects ahead of time (Envoy, HAProxy and nginx may, and every ``wait_for_ready``) connects again with its next call.
-nginx gives a client 60 s for its first request, HAProxy and Envoy 10 s and more."""
+"""A connection is drained if no authorized call and no health check has begun on it within so many seconds. An honest
+client that connects in advance (as Envoy, HAProxy and nginx may, and every ``wait_for_ready``) connects again for its
+next call. nginx allows a client 60 s until its first request, HAProxy and Envoy 10 s and more."""
 _HEALTH_PREFIX = f"/{HEALTH_SERVICE}/"
 
 _StaticMethods = Sequence[tuple[Method, StaticUnary]]
@@ -175,7 +177,7 @@ class NativeSwap(Swap):
         self._prepared: list[PreparedAnswers] = []
 
     async def prepare(self) -> None:
-        """See `Swap.prepare`. Ends after `PREPARATION_SECONDS`; the answers that are missing then are made later."""
+        """See `Swap.prepare`. Ends after `PREPARATION_SECONDS`; missing answers are then made on request."""
         await super().prepare()
         coming = DefinitionEngine(names_version=self._engine.names_version)
         coming.snapshot = self.snapshot
@@ -208,13 +210,13 @@ class NativeSwap(Swap):
 
 
 def _trust(path: str) -> Trust:
-    """The trust that a handler's call proves: a health check is a probe's; reflection needs no key, so it proves
+    """The trust that a handler's call proves: a health check shows a probe; reflection needs no key, so it proves
     nothing."""
     return Trust.PROBE if path.startswith(_HEALTH_PREFIX) else Trust.STRANGER
 
 
 def _lookup(method: Method, engine: DefinitionEngine) -> Lookup:
-    """Message → ready answer, from what ``engine`` serves."""
+    """Message → ready answer, from the snapshot that ``engine`` serves."""
     answer, found = method.answer, _answer_id(method, Status.OK)
 
     def lookup(request: bytes) -> StaticAnswer:
@@ -240,7 +242,7 @@ def _authorize(method: Method) -> Authorize:
 
 
 def _refusal(method: Method, failure: CallFailed, version: Version = ()) -> StaticAnswer:
-    # INTERNAL stands for a bug of ours, which may not show at the next call, so that answer is not remembered.
+    # INTERNAL means a bug of ours, which may not occur at the next call, so that answer is not remembered.
     lasting = failure.status is not Status.INTERNAL
     answer_id = _answer_id(method, failure.status)
     return StaticAnswer.failure(failure.status, failure.message, answer_id, version, lasting=lasting)
@@ -252,12 +254,14 @@ def _answer_id(method: Method, status: Status) -> int:
 
 
 def _observer(slot: CallCounter) -> Callable[[list[int], float], None]:
-    """Adds a batch to the counters. Each call took as long as its batch: they were read and answered together."""
+    """Adds a batch to the counters. Each call counts with the time of its batch, because they were read and answered
+    together.
+    """
     kinds = len(STATUSES)
 
     def observe(answer_ids: list[int], seconds: float) -> None:
         elapsed = int(seconds * 1e9)
-        if len(answer_ids) == 1:  # one call at a time, as from a script that waits for each answer
+        if len(answer_ids) == 1:  # a single call, as from a script that waits for each answer
             slot.count_many(answer_ids[0] // kinds, answer_ids[0] % kinds, 1, elapsed)
             return
         for answer_id in set(answer_ids):

@@ -1,7 +1,7 @@
-"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf itself writes it, except for
-the place of a hash, which is the last field of its command: sorted, complete, one definition per name, with defaults.
-Its hashes depend on the content of the rows alone, and stay the same in every release. Rows that cannot be
-served are left out and counted.
+"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf writes it, except that a
+hash is the last field of its command. It is sorted and complete, with one definition per name and with defaults. Its
+hashes depend only on the content of the rows, and stay the same in every release. Rows that cannot be served are left
+out and counted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def catalogue(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.Cat
 
 
 def as_served(catalogue: avap_pb2.CatalogResponse) -> bytes:
-    """``catalogue`` as it is served: protobuf's own octets, the hash of each command behind its other fields."""
+    """``catalogue`` as it is served: protobuf's own octets, but with the hash of each command behind its other
+    fields."""
     octets = b""
     for command in catalogue.commands:
         rest = avap_pb2.CommandResponse()
@@ -60,7 +61,7 @@ def as_served(catalogue: avap_pb2.CatalogResponse) -> bytes:
 
 
 def model(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """The same by the text of the contract, without our code except for the signature."""
+    """The hash according to the text of the contract, without our code except for the signature."""
     served = {row.name: row for row in sorted(rows, key=lambda row: row.id or 0) if row.name and row.code is not None}
     answer, version = avap_pb2.CatalogResponse(total_count=len(served)), hashlib.sha256()
     for name, row in sorted(served.items()):
@@ -106,7 +107,7 @@ LONG = Row(1, b"n" * 130, b"t" * 200, b"[%b]" % (b" " * 20_000), b"c" * 3_000_00
 @given(rows(TEXT | st.none()), SIGNERS)
 @example([LONG, LONG._replace(id=2, name=b"n")], None)  # lengths whose varints take two, three and four octets
 @example([LONG], SIGNER)
-def test_the_body_is_what_protobuf_would_write(table: list[Row], signer: Signer | None) -> None:
+def test_the_body_equals_the_octets_that_protobuf_writes(table: list[Row], signer: Signer | None) -> None:
     encoded = body(build(table, signer))
     assert encoded == as_served(model(table, signer))
     assert avap_pb2.CatalogResponse.FromString(encoded) == model(table, signer)
@@ -131,7 +132,7 @@ def test_the_highest_id_wins_in_any_order_and_any_batches(
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_the_loser_of_two_rows_is_reported_by_its_id(first: int) -> None:
+def test_of_two_rows_with_one_name_the_unserved_one_is_reported_by_its_id(first: int) -> None:
     builder = SnapshotBuilder()
     for number in (first, 3 - first):
         builder.add([Row(number, b"if", None, None, b"code %d" % number)])
@@ -140,7 +141,7 @@ def test_the_loser_of_two_rows_is_reported_by_its_id(first: int) -> None:
 
 
 def test_commands_are_sorted_by_the_utf_8_bytes_of_their_names() -> None:
-    names = ["Z", "a", "ab", "é", "\uffff", "\U00010000"]  # the last two are the other way round in UTF-16
+    names = ["Z", "a", "ab", "é", "\uffff", "\U00010000"]  # the last two have the opposite order in UTF-16
     table = [Row(n, name.encode(), None, None, b"") for n, name in enumerate(reversed(names))]
     assert [command.name for command in catalogue(table).commands] == names
 
@@ -222,7 +223,7 @@ def test_a_plain_definition_is_not_suspect() -> None:
 def test_an_answer_that_stock_clients_refuse_is_served_and_counted(
     signer: Signer | None, excess: int, expected: dict[Suspect, int]
 ) -> None:
-    """The limit applies to the whole answer, all fields of it."""
+    """The limit applies to the whole answer with all of its fields."""
     around = len(model([Row(1, b"if", None, None, b"x" * LARGE_DEFINITION)]).commands[0].SerializeToString())
     around += 0 if signer is None else OVERHEAD
     row = Row(1, b"if", None, None, b"x" * (2 * LARGE_DEFINITION - around + excess))
@@ -266,7 +267,7 @@ TABLE = [
 
 @pytest.mark.parametrize("signer", [None, SIGNER])
 def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> None:
-    """Clients compare hashes across releases. A failure here is a change of contract."""
+    """Clients compare hashes across releases. If this fails, the contract has changed."""
     answer = catalogue(TABLE, signer)
     assert {command.name: command.hash for command in answer.commands} == {
         "año": "958e828e85de123d89d28d7e7276aa1f52570982cf5aa565baaa7dae72f71b98",
@@ -277,7 +278,7 @@ def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> 
 
 
 def test_the_hashes_of_a_known_body_never_change() -> None:
-    """Neither does any octet of the answer. (Rows without an id: the first contract had no field for it.)"""
+    """No octet of the answer changes either. The rows have no id, because the first contract had no field for it."""
     table = [row._replace(id=None) for row in TABLE if row.id != 2]
     assert (
         hashlib.sha256(body(build(table))).hexdigest()
@@ -296,7 +297,7 @@ def test_the_hashes_of_a_known_body_never_change() -> None:
         TABLE[0]._replace(type=b"functio"),
         TABLE[0]._replace(interface=b"[]"),
         TABLE[0]._replace(code=b"task = None"),
-        TABLE[0]._replace(name=b"iff", type=b"unction"),  # the same letters, cut elsewhere
+        TABLE[0]._replace(name=b"iff", type=b"unction"),  # the same letters, divided at another place
         TABLE[0]._replace(code=b""),
     ],
 )
@@ -361,14 +362,14 @@ def test_a_version_without_bytecode_is_not_served() -> None:
     assert body(build([TABLE[0]._replace(avbc_version=7)])) == body(build([TABLE[0]]))
 
 
-# -- what a check of the rows changes ----------------------------------------------------------------------------------
+# -- changes by a check of the rows ------------------------------------------------------------------------------------
 
 
 def served(builder: SnapshotBuilder) -> Snapshot:
     return Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())
 
 
-def test_digests_are_the_hashes_of_what_would_be_served() -> None:
+def test_digests_are_the_hashes_of_the_definitions_that_would_be_served() -> None:
     builder = SnapshotBuilder(SIGNER)
     builder.add(TABLE)
     assert {name.decode(): digest.decode() for name, digest in builder.digests().items()} == {
@@ -376,7 +377,7 @@ def test_digests_are_the_hashes_of_what_would_be_served() -> None:
     }
 
 
-def test_rows_that_differ_are_the_same_whether_they_are_compared_when_added_or_afterwards() -> None:
+def test_comparing_rows_when_they_are_added_or_afterwards_finds_the_same_differences() -> None:
     old = SnapshotBuilder()
     old.add([Row(number, name, None, b"[]", b"pass") for number, name in enumerate((b"a", b"b", b"c", b"d", b"gone"))])
     known = old.digests()
@@ -439,7 +440,7 @@ def test_a_command_that_is_left_out_is_counted_under_its_reason_alone() -> None:
     assert not builder.findings.suspect
 
 
-def test_ids_generation_time_and_signature_change_no_hash() -> None:
+def test_ids_generation_time_and_signature_do_not_change_the_hashes() -> None:
     plain = build(TABLE).footer
     moved = build(
         [row._replace(id=(row.id or 0) + 100) for row in TABLE], SIGNER, generation=8, created_at_ns=12
@@ -477,7 +478,7 @@ def test_a_catalogue_above_the_limit_of_protobuf_is_refused(monkeypatch: pytest.
 
 
 def test_a_build_copies_no_code() -> None:
-    """The pieces are passed on one by one, so a catalogue takes its size in memory once, not twice."""
+    """The pieces are passed on one by one, so a catalogue is in memory only once."""
     builder = SnapshotBuilder()
     builder.add(Row(n, b"%d" % n, None, None, b"x" * 100_000) for n in range(50))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What is hashed and written at once is bounded, whatever the pieces of a snapshot are."""
+"""The octets that are hashed and written at once are bounded, whatever the pieces of a snapshot are."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ def test_chunks_have_a_mebibyte_or_so_and_all_octets_in_order(size: int) -> None
     made = list(chunks(pieces))
     assert b"".join(made) == whole
     assert max(map(len, made)) < MEBIBYTE + LONG
-    assert not pieces, "each was taken out, to be freed"
+    assert not pieces, "each piece was removed from the list, so that it can be freed"

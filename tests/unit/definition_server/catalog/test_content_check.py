@@ -1,4 +1,5 @@
-"""A row's content is judged as a client would: by ``compile`` and ``json.loads``, and an interface is an array."""
+"""A row's content is judged as a client would judge it: code by ``compile``, and an interface by ``json.loads``, as an
+array."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def code_flaws(code: bytes, checks: int = MODULE, name: bytes = b"name") -> Flaw
 
 
 @given(JSON)
-def test_exactly_arrays_are_interfaces(value: object) -> None:
+def test_only_arrays_are_interfaces(value: object) -> None:
     flaws = flaws_of(INTERFACE, b"name", json.dumps(value).encode(), b"not looked at: (")
     assert bool(flaws & Flaw.INTERFACE) is not isinstance(value, list)
 
@@ -87,7 +88,7 @@ def test_code_that_compiles_passes(code: bytes, checks: int) -> None:
 @pytest.mark.parametrize("checks", [MODULE, FUNCTION])
 def test_code_that_does_not_compile_is_refused(code: bytes, checks: int) -> None:
     if code.startswith(b"yield") and checks == FUNCTION:
-        return  # a module that may return: what else a function may do is not promised
+        return  # a module that may return; no other statement of functions is allowed
     assert code_flaws(code, checks) & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING) == Flaw.CODE
 
 
@@ -100,22 +101,22 @@ def test_a_coding_that_this_process_does_not_have_is_noted() -> None:
 @pytest.mark.parametrize(
     "code", [b"return", b"return 1", b"if x:\n  return '''\na\n'''\n", b"def f():\n  return 1\nreturn f"]
 )
-def test_a_return_at_the_top_is_for_functions_alone(code: bytes) -> None:
+def test_a_return_at_the_top_compiles_only_as_a_function(code: bytes) -> None:
     assert code_flaws(code, MODULE) == Flaw.CODE
     assert code_flaws(code, FUNCTION) == Flaw.NONE
 
 
 @pytest.mark.parametrize("code", [b"return\nbreak", b"class C:\n  return 1", b"return\nif", b"return\nawait x"])
-def test_a_return_at_the_top_excuses_nothing_else(code: bytes) -> None:
+def test_a_return_at_the_top_does_not_excuse_other_flaws(code: bytes) -> None:
     assert code_flaws(code, FUNCTION) == Flaw.CODE
 
 
-def test_what_is_not_to_be_checked_is_not_looked_at() -> None:
+def test_parts_of_a_row_that_are_not_to_be_checked_are_skipped() -> None:
     assert flaws_of(0, b"name", b"{", b"if") == Flaw.NONE
     assert flaws_of(MODULE, b"name", b"{", b"if") == Flaw.CODE
     assert flaws_of(INTERFACE, b"name", b"{", b"if") == Flaw.INTERFACE
     assert flaws_of(MODULE | INTERFACE, b"name", b"{", b"if") == Flaw.CODE | Flaw.INTERFACE
 
 
-def test_a_name_that_no_client_can_compile_under_is_refused() -> None:
+def test_code_whose_name_cannot_be_a_file_name_for_compile_is_refused() -> None:
     assert code_flaws(b"pass", name=b"a\0b") == Flaw.CODE

@@ -1,6 +1,6 @@
 """The gate: bad rows are held at the last good version of their command or left out, and everything else is served.
 
-`review` judges in this process; how the server does it is the matter of `test_row_gate` and `test_checker`.
+`review` judges in this process; `test_row_gate` and `test_checker` test how the server does it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Bench:
         self.now = 100.0
 
     def read(self, *rows: Row, judging: bool = True) -> Change:
-        """Let a reading pass the gate. Without ``judging`` no checker can be started."""
+        """Pass a reading through the gate. Without ``judging`` no checker can be started."""
         builder = SnapshotBuilder(self.signer, self.gate.served)
         builder.add(rows)
         review = Review(self.gate, builder, self.last)
@@ -137,7 +137,7 @@ def test_a_row_that_vanished_is_not_held() -> None:
     ],
 )
 @pytest.mark.parametrize("checks", ["module", "off"])
-def test_a_row_that_cannot_be_carried_is_held_too(bad: Row, reason: Unserved, checks: str) -> None:
+def test_a_row_that_the_wire_format_cannot_carry_is_held_too(bad: Row, reason: Unserved, checks: str) -> None:
     bench = Bench(checks, "on" if checks == "module" else "off")
     bench.read(row("a"), row("b"))
     bench.read(bad, row("b", "new = 1"))
@@ -168,7 +168,7 @@ def test_only_changed_rows_are_judged_and_the_same_content_once() -> None:
 
 
 def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
-    """Judged by CPU time in one run: of 20,000 rows in another order than before, none of which has changed."""
+    """By CPU time in one run: 20,000 rows in another order than before, none of which has changed."""
     rows = [row(f"command{n}", f"x = {n}\n" * 40) for n in range(20_000)]
     gate, encoding, reviewing, kept = Gate(), [], [], []
     for seed in range(4):
@@ -177,7 +177,7 @@ def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
         started = thread_time()
         builder.add(rows)
         encoded = thread_time()
-        kept.append(gate.served)  # so that the time of releasing it does not count
+        kept.append(gate.served)  # so that the time to release it does not count
         review = Review(gate, builder, None)
         review.find_changed()
         for name, _, _ in review.unjudged():
@@ -206,7 +206,7 @@ def test_verdicts_are_not_shared_between_modes_and_are_bounded() -> None:
 
 
 def restarted(bench: Bench, signer: Signer | None = None) -> Bench:
-    """Another gate, to which the same stored catalogue is the last good one."""
+    """Another gate, which takes the same stored catalogue as the last good one."""
     after = Bench(signer=signer)
     after.last = bench.last
     return after
@@ -232,7 +232,7 @@ def test_rows_that_equal_the_stored_catalogue_are_judged_afterwards() -> None:
     assert after.findings.unchecked == len(after.gate.pending) == 1
 
 
-def test_a_row_that_waits_to_be_judged_waits_no_more_once_it_is_gone() -> None:
+def test_a_row_that_vanishes_before_it_is_judged_no_longer_counts_as_unchecked() -> None:
     bench = Bench()
     bench.read(row("a"), row("b"), row("c"))
     after = restarted(bench)
@@ -244,7 +244,7 @@ def test_a_row_that_waits_to_be_judged_waits_no_more_once_it_is_gone() -> None:
     assert after.findings.unchecked == 2
 
 
-def test_a_stored_version_that_is_bad_is_not_a_good_one() -> None:
+def test_a_bad_stored_version_does_not_count_as_a_good_version() -> None:
     """A release without the gate may have stored it."""
     old = Bench("off", "off")
     old.read(row("a", "if"), row("b", "else"), row("c"))
@@ -257,7 +257,7 @@ def test_a_stored_version_that_is_bad_is_not_a_good_one() -> None:
     assert after.codes.keys() == {"c"}
 
 
-def test_a_held_command_is_signed_with_the_key_of_today() -> None:
+def test_a_held_command_is_signed_with_the_present_key() -> None:
     bench = Bench(signer=Signer("yesterday"))
     bench.read(row("a", "good = 1"))
     bench.signer = SIGNER
@@ -272,7 +272,7 @@ def test_a_held_command_is_signed_with_the_key_of_today() -> None:
     assert again.last.answer(b"a") == bench.last.answer(b"a")
 
 
-# -- rows that nobody judged -------------------------------------------------------------------------------------------
+# -- rows that were not judged -----------------------------------------------------------------------------------------
 
 
 def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> None:
@@ -290,20 +290,21 @@ def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> N
     assert bench.codes == {"b": "new = 1"}
 
 
-def test_a_version_that_nobody_has_judged_stays_pending_where_it_is_served_in_place_of_a_bad_row() -> None:
-    """A version that is served in place of a row without code is not judged good by that: it may be bad itself."""
+def test_an_unjudged_version_stays_pending_while_it_is_served_in_place_of_a_bad_row() -> None:
+    """A version does not count as good only because it is served in place of a row without code: it may be bad
+    itself."""
     bench = Bench()
     bench.read(row("a", "if"), row("b"), judging=False)
     bench.read(row("a", None), row("b"), judging=False)
     assert bench.last is not None
     served = bench.last.get("a")
     assert served is not None
-    assert served.code == b"if", "nobody could judge it"
+    assert served.code == b"if", "no checker could judge it"
     assert bench.gate.held[b"a"].reason is Unserved.NULL_CODE
     assert bench.gate.pending.keys() == {b"a", b"b"}
     assert bench.findings.unchecked == 2
     bench.read(row("a", None), row("b"))
-    assert bench.codes == {"b": "pass"}, "judged, it is no good version"
+    assert bench.codes == {"b": "pass"}, "once judged, it does not count as a good version"
     assert not bench.gate.held
 
 
@@ -351,7 +352,7 @@ def test_after_the_first_start_much_refused_code_is_held() -> None:
 
 
 def test_a_restart_does_not_serve_new_rows_that_were_left_out_before_it() -> None:
-    """Otherwise ten bad rows in the table stop every strict client at the next deployment."""
+    """Otherwise ten bad rows in the table would stop every strict client at the next deployment."""
     rows = [row(f"g{n}") for n in range(100)]
     bad = [row(f"b{n}", f"if {n}") for n in range(10)]
     bench = Bench()
@@ -425,7 +426,7 @@ def test_a_strict_client_can_refresh_whatever_the_table_holds(tables: list[list[
 
 
 @given(st.lists(ROWS, max_size=8))
-def test_what_is_held_has_a_reason_and_the_hash_that_is_served(table: list[Row]) -> None:
+def test_a_held_command_has_a_reason_and_the_hash_that_is_served(table: list[Row]) -> None:
     bench = Bench()
     bench.read(*(row(name) for name in ("a", "b", "c", "año")))
     bench.read(*table)

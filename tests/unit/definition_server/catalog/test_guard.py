@@ -1,4 +1,5 @@
-"""The guard holds what looks like an accident, and lets a change of a few rows pass whatever its share."""
+"""The guard holds a catalogue that looks like an accident. A change of a few rows passes, whatever their share of the
+table is."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def concern(judgement: Judgement | None) -> Concern | None:
         (189, 152, False),  # 37 of 189: 19.6 %
         (189, 151, True),  # 38: 20.1 %
         (189, 1, True),
-        (10, 5, False),  # half of them, and only five
+        (10, 5, False),  # half of the commands, but only five
         (6, 1, False),
         (7, 1, True),
         (30, 24, False),  # 6 of 30: exactly 20 %
@@ -74,7 +75,7 @@ def test_a_rename_of_everything_is_held_because_the_old_names_vanish() -> None:
         (8 << 20, 1000, False),
     ],
 )
-def test_octets_may_double_and_always_grow_by_a_mebibyte(before: int, after: int, held: bool) -> None:
+def test_octets_may_double_and_may_always_grow_by_a_mebibyte(before: int, after: int, held: bool) -> None:
     judgement = judge(contents(10, after, version="b"), contents(10, before, version="a"))
     assert concern(judgement) == (Concern.GROWN if held else None)
 
@@ -90,7 +91,7 @@ def test_rows_that_were_held_before_do_not_hold_the_next_change(rows_held: int, 
     assert concern(judgement) == (Concern.ROWS_HELD if held else None)
 
 
-def test_few_held_rows_of_a_small_table_are_no_concern() -> None:
+def test_few_held_rows_of_a_small_table_do_not_hold_the_catalogue() -> None:
     small = contents(6, version="b")
     assert judge(small, contents(6, version="a"), held=names(*range(FEW_COMMANDS))) is None
 
@@ -125,7 +126,7 @@ def test_thresholds_are_settings_and_100_percent_never_holds_a_loss() -> None:
     assert concern(judge(contents(88), contents(100), limits=Thresholds(removed_percent=10))) is Concern.SHRUNK
 
 
-def test_signatures_are_no_content() -> None:
+def test_signatures_do_not_count_as_content() -> None:
     rows = [row(f"c{number}", "x") for number in range(20)]
     plain, signed = opened(*rows), published(*rows, signer=Signer("key"))
     os.close(signed.descriptor)
@@ -150,7 +151,7 @@ def test_commands_whose_code_becomes_blank_count_as_vanished(
         assert f"({emptied} of them by blank code)" in judgement.text
     assert judge(before, after) is None
     more = _contents_of(*(row(f"c{n:03}", blank) for n in range(emptied)), *rows[emptied:-1], signer=signer)
-    assert judge(more, after) is None, "what was blank before does not count"
+    assert judge(more, after) is None, "commands that were blank before do not count"
 
 
 @pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
@@ -165,7 +166,7 @@ def _contents_of(*rows: Row, signer: Signer | None) -> Contents:
     return Contents.of(publication.snapshot)
 
 
-# -- changes of what the names stand for -------------------------------------------------------------------------------
+# -- changes of the contents under the same names ----------------------------------------------------------------------
 
 RELEASES = {
     "another type": lambda rows: [each._replace(type=b"class") for each in rows],

@@ -1,6 +1,6 @@
-"""A build that begins with what the one before has is the same, octet for octet, as one of all rows, and so is all that
-the gate and the findings see of it: whatever rows come, go, move, lose their name to another or have faults, and
-whatever the gate holds and leaves out.
+"""A build on the previous build equals a build of all rows, octet for octet, and the gate and the findings get the same
+from both: whichever rows are added, removed or moved, lose their name to another row or have faults, and whichever
+commands the gate holds or leaves out.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CHANGES = st.one_of(
 
 @dataclass
 class Table:
-    """Rows at places. Nothing says that an id, or a name, is unique."""
+    """Rows at places. Ids and names need not be unique."""
 
     rows: dict[int, Row] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)
@@ -90,7 +90,7 @@ class Table:
 
 
 def judge(builder: SnapshotBuilder, last: Snapshot | None) -> None:
-    """As the gate does: hold what is bad at its last good version, or leave it out."""
+    """As the gate does: hold bad commands at their last good version, or leave them out."""
     faulty = dict(builder.faults())
     bad = [name for name in builder.digests() if builder.row_facts(name).code == BAD]
     for name in sorted({*faulty, *bad}):
@@ -102,11 +102,11 @@ def judge(builder: SnapshotBuilder, last: Snapshot | None) -> None:
 
 
 def seen(builder: SnapshotBuilder, known: Mapping[bytes, bytes]) -> object:
-    """What gate and findings see."""
+    """The data that gate and findings get from a build."""
     digests, findings = builder.digests(), builder.findings
     facts = {name: (builder.row_facts(name), builder.id_of(name)) for name in digests}
     examples = None
-    if sum(findings.unserved.values()) <= 10:  # of more, any ten are shown
+    if sum(findings.unserved.values()) <= 10:  # of more than ten, any ten are shown
         examples = {reason: sorted(found) for reason, found in findings.examples.items()}
     counts = findings.source_rows, dict(findings.unserved), dict(findings.suspect), examples
     differing = sorted(builder.differing(known))
@@ -129,7 +129,7 @@ def built(
     st.randoms(use_true_random=False),
 )
 @example(
-    # The winner of a name goes, and the loser, whose range did not change, is served.
+    # The row that was served under a name is removed, and the other one, whose range did not change, is served.
     [
         [("put", 0, Row(None, b"a", None, None, b"old"), 1), ("put", 9, Row(None, b"a", None, None, b"new"), 2)],
         [("put", 14, Row(None, b"b", None, None, b"other"), 3)],
@@ -139,7 +139,7 @@ def built(
     Random(1),
 )
 @example(
-    # A range with a fault beside a sound row, which nothing touches afterwards.
+    # A range with a faulty row beside a sound one; neither changes afterwards.
     [
         [("put", 0, Row(None, b"a", None, None, None), 1), ("put", 1, Row(None, b"b", None, None, b"sound"), 2)],
         [("put", 14, Row(None, b"z", None, None, b"other"), 3)],
@@ -148,22 +148,22 @@ def built(
     Signer("key"),
     Random(1),
 )
-def test_a_build_on_the_previous_one_is_that_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
+def test_a_build_on_the_previous_one_equals_a_build_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
     small = mock.patch.multiple(assembly, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30)
     with small, mock.patch.object(layout, "_HASHED_TOGETHER", 2):
         compare(steps, signer, random)
 
 
 @pytest.mark.parametrize("changed", range(12))
-def test_the_version_hash_goes_on_from_what_did_not_change(changed: int) -> None:
-    """Twelve names, each in a range of its own, of which one gets another code."""
+def test_the_version_hash_is_continued_behind_the_unchanged_definitions(changed: int) -> None:
+    """Twelve names, each in a range of its own. One of them gets another code."""
     first = [("put", OF_A_RANGE * place, Row(None, b"%02d" % place, None, None, b"old"), place) for place in range(12)]
     another = Row(None, b"%02d" % changed, None, None, b"new")
     with mock.patch.object(assembly, "_HASHED_TOGETHER", 2):
         compare([first, [("put", OF_A_RANGE * changed, another, changed)]], None, Random(1))
 
 
-def test_names_of_a_range_that_is_read_again_are_not_known_any_more_once_their_rows_are_gone() -> None:
+def test_names_of_a_range_are_forgotten_when_it_is_read_again_without_their_rows() -> None:
     rows = [("put", place, Row(None, b"twice", None, None, b"%d" % place), place) for place in (0, OF_A_RANGE)]
     other = ("put", 2 * OF_A_RANGE, Row(None, b"other", None, None, b"1"), 3)
     gone = [("delete", 0), ("delete", OF_A_RANGE)]
@@ -171,7 +171,7 @@ def test_names_of_a_range_that_is_read_again_are_not_known_any_more_once_their_r
 
 
 def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
-    """Build after each of ``steps`` on the build before, and of all rows."""
+    """After each of ``steps``, build on the previous build, and build from all rows."""
     table, previous, last = Table(), None, None
     known: dict[bytes, bytes] = {b"gone": b""}
     for step in steps:
@@ -194,7 +194,7 @@ def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
         changed = builder.changed_since(before)
         assert (changed is None) == (previous is None)
         if before is not None and changed is not None:
-            # The names that are known to have changed are those that a comparison of all finds.
+            # The names that are known to have changed are those that a comparison of all names finds.
             assert diff(before, last, changed) == diff(before, last)
             for counted in (False, True):
                 known_before = Contents.of(before, with_hashes=counted)
@@ -202,7 +202,7 @@ def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
         previous = builder.as_previous(last)
         assert previous is not None
         table.changed.clear()
-        # All names but one, as where one row still waits for its judgement.
+        # All names but one, as when one row still waits to be judged.
         known = dict(list(builder.digests().items())[1:])
 
 
@@ -247,13 +247,13 @@ def test_unchanged_rows_are_slices_of_the_previous_snapshot() -> None:
 )
 def test_a_range_with_a_row_that_is_not_simply_served_is_read_again(row: Row) -> None:
     previous, _ = previous_of([*some(100), row])
-    # Of two rows with one name the ranges of both are read again: the one that loses is not asked for its range.
+    # Of two rows with one name, the ranges of both are read again, because the range of the unserved one is not known.
     read_again = {0, 70} if row.name == b"name0007" else {row.range}
     assert previous.ranges.keys() == set(range(10)) - read_again
 
 
 @pytest.mark.parametrize("code", [b"other", None], ids=["both can be served", "neither can be served"])
-def test_of_two_rows_with_one_name_and_one_id_the_same_is_served_in_any_order(code: bytes | None) -> None:
+def test_of_two_rows_with_one_name_and_one_id_the_same_row_is_served_in_any_order(code: bytes | None) -> None:
     rows = [Row(7, b"name", None, None, code), Row(7, b"name", None, b"[]", code and b"code", fault=None)]
     rows[1] = rows[1] if code else rows[1]._replace(fault=Unserved.TOO_LARGE)
     made = set()
@@ -270,7 +270,7 @@ def test_rows_without_ranges_are_not_taken_over() -> None:
     assert builder.as_previous(Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())) is None
 
 
-def test_what_changed_since_another_snapshot_is_not_known() -> None:
+def test_changes_since_another_snapshot_than_the_previous_one_are_not_known() -> None:
     previous, snapshot = previous_of(some(10))
     _, other = previous_of(some(11))
     builder = SnapshotBuilder()
@@ -313,7 +313,7 @@ def test_a_suspicion_of_a_row_is_found_again_in_each_build() -> None:
 def test_the_tables_of_a_build_are_handed_on_once() -> None:
     previous, _ = previous_of(some(10))
     SnapshotBuilder().take_over(previous, previous.ranges)
-    with pytest.raises(AssertionError, match="one build goes on"):
+    with pytest.raises(AssertionError, match="only one build takes over"):
         SnapshotBuilder().take_over(previous, previous.ranges)
 
 

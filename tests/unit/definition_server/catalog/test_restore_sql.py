@@ -1,4 +1,5 @@
-"""The rows of a catalogue, and the text that PostgreSQL reads them from. (tests/integration/test_export.py runs it.)"""
+"""The rows of a catalogue, and the script by which PostgreSQL restores them. (tests/integration/test_export.py runs
+it.)"""
 
 from __future__ import annotations
 
@@ -23,21 +24,21 @@ def rows_of(*rows: Row, signer: Signer | None = None) -> list[TableRow]:
 
 
 @pytest.mark.parametrize("signer", [None, Signer("key"), Signer("key", 2)], ids=["unsigned", "version 1", "version 2"])
-def test_a_row_comes_back_as_it_was_signed_or_not(signer: Signer | None) -> None:
+def test_a_row_is_restored_unchanged_whether_it_was_signed_or_not(signer: Signer | None) -> None:
     code = "print('é')\r\n\\".encode()
     [row] = rows_of(Row(7, b"if", b"control", b'[{"item":  1.50}]', code), signer=signer)
     assert row == TableRow(7, "if", "control", '[{"item":  1.50}]', code.decode())
 
 
 @pytest.mark.parametrize(("given", "known"), [(1, 1), (2**31 - 1, 2**31 - 1), (-5, -5), (2**40, None), (0, None)])
-def test_an_id_that_the_contract_carries_comes_back(given: int, known: int | None) -> None:
+def test_an_id_that_the_contract_carries_is_restored(given: int, known: int | None) -> None:
     [row] = rows_of(Row(given, b"if", b"t", b"[]", b"pass"))
     assert row.id == known
 
 
 @pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
 @pytest.mark.parametrize(("version", "known"), [(3, 3), (-3, -3), (None, 0), (2**31 - 1, 2**31 - 1)])
-def test_bytecode_and_its_version_come_back(version: int | None, known: int, signer: Signer | None) -> None:
+def test_bytecode_and_its_version_are_restored(version: int | None, known: int, signer: Signer | None) -> None:
     [row] = rows_of(Row(1, b"if", b"t", b"[]", b"pass", b"\0\xffbytecode", version), signer=signer)
     assert (row.bytecode, row.bytecode_version) == (b"\0\xffbytecode", known)
 
@@ -75,7 +76,7 @@ def test_a_text_with_a_backslash_or_a_control_character_becomes_an_escape_string
 
 
 @pytest.mark.parametrize("code", [b"\xff", b"a\0b"])
-def test_what_no_text_column_holds_is_refused_by_name(code: bytes) -> None:
+def test_a_text_that_no_column_can_hold_is_refused_and_its_command_named(code: bytes) -> None:
     message = wire.field(1, b"if") + wire.field(4, code)
     with pytest.raises(RestoreError, match="'if'"):
         row_of(memoryview(message))
@@ -92,7 +93,7 @@ def test_the_script_is_one_transaction_in_pieces_of_bounded_size() -> None:
     assert "-- 500 rows." in text
 
 
-def test_a_version_hash_from_a_server_is_no_sql() -> None:
+def test_a_version_hash_from_a_server_cannot_inject_sql() -> None:
     text = "".join(script([], version_hash="ab\n; DROP TABLE x; --"))
     assert "DROP TABLE" not in text
 

@@ -86,7 +86,7 @@ def test_source_code_is_not_mistaken_for_a_package() -> None:
 
 
 @given(KEYS, KEYS)
-def test_key_ids_differ_between_keys_and_from_that_of_no_key(key: str, other: str) -> None:
+def test_key_ids_differ_between_keys_and_from_the_id_without_a_key(key: str, other: str) -> None:
     assert Signer(key).key_id == Signer(key).key_id
     assert (Signer(key).key_id == Signer(other).key_id) == (key.rstrip("\0") == other.rstrip("\0"))
     assert len(Signer(key).key_id) == len(UNSIGNED) == 8

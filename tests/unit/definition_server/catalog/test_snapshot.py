@@ -1,6 +1,6 @@
 """A snapshot is read without a copy: every name finds its answer, and no other name finds one, whatever the collisions.
-Opening reads no entry, a lookup allocates only its answer, and a snapshot with any damage, of one bit or one octet more
-or less, is never served.
+Opening reads no entry, and a look-up allocates only its answer. A snapshot with any damage, such as a flipped bit or an
+octet more or less, is never served.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 CHECKS = re.compile(r"(truncated|magic|format|footer checksum|size|index|body|content checksum): ")
-"""How the message of a refusal begins: with the name of the check that failed."""
+"""The beginning of the message of a refusal: the name of the check that failed."""
 
 
 def octets(names: list[bytes], signer: Signer | None = None, *, code: bytes = b"pass") -> bytes:
@@ -60,7 +60,7 @@ def catalogue(snapshot: Snapshot) -> avap_pb2.CatalogResponse:
 
 
 def check(buffer: bytes) -> Snapshot:
-    """Open and verify, as is required for a file before anything in it is served."""
+    """Open and verify, as is required before anything in a file is served."""
     snapshot = Snapshot(buffer)
     snapshot.verify()
     return snapshot
@@ -75,7 +75,7 @@ ODD_NAMES = [
 
 
 def as_served(command: avap_pb2.CommandResponse) -> bytes:
-    """``command`` as it is served: its hash behind its other fields."""
+    """``command`` as it is served, with its hash behind its other fields."""
     digest = command.hash
     command.ClearField("hash")
     octets: bytes = command.SerializeToString() + b"\x2a\x40" + digest.encode()
@@ -134,7 +134,7 @@ def test_every_name_is_found_in_catalogues_of_any_size(size: int, salt: int) -> 
 
 @pytest.mark.parametrize("constant", [0, 7, 2**63, 2**64 - 1])
 def test_names_with_the_same_hash_are_distinguished(constant: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All names then share one probe run, which wraps around the end of the index."""
+    """Then all names share one sequence of slots, which wraps around the end of the index."""
     monkeypatch.setattr(arranging_module, "name_hashes", lambda names: array("Q", [constant] * len(names)))
     monkeypatch.setattr(snapshot_module, "name_hash", lambda name: constant)
     names = [b"a", b"ab", b"abc", b"b", b"ba", b"x" * 200, b"x" * 201]
@@ -209,11 +209,11 @@ def test_opening_reads_no_entry_and_a_miss_reads_no_body() -> None:
     snapshot = Snapshot(mapping)
     assert snapshot.answer(b"nothing") is None
     assert snapshot.size > size
-    # The footer's page, the index's, and what a kernel with huge pages brings along.
+    # The pages of the footer and of the index, and those that a kernel with huge pages loads with them.
     assert resident_octets("sparse") <= 4 * 1024 * 1024
     before = resident_octets("sparse")
     assert snapshot.body[0] == 0
-    assert resident_octets("sparse") >= before + PAGESIZE, "the measure sees a touched page"
+    assert resident_octets("sparse") >= before + PAGESIZE, "the measurement detects a touched page"
 
 
 def test_a_snapshot_keeps_its_memory_for_as_long_as_it_lives() -> None:
@@ -229,7 +229,7 @@ def test_a_snapshot_keeps_its_memory_for_as_long_as_it_lives() -> None:
 def test_a_lookup_leaves_no_allocation_but_its_answer() -> None:
     snapshot = Snapshot(octets([b"if", b"else", b"x" * 300], code=b"c" * 200_000))
     for name in (b"if", b"x" * 300):
-        assert snapshot.answer(name) is not None  # whatever is made once, is made now
+        assert snapshot.answer(name) is not None  # objects that are made only once are made now
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()
@@ -255,7 +255,7 @@ def snapshot_of(signer: Signer | None = None, **codes: str) -> Snapshot:
     return Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())
 
 
-def test_a_difference_names_what_was_added_removed_and_changed_in_name_order() -> None:
+def test_a_difference_names_added_removed_and_changed_definitions_in_name_order() -> None:
     old = snapshot_of(same="1", gone="1", b="1", a="1", left="1")
     new = snapshot_of(same="1", b="2", a="2", new="1", fresh="1")
     assert diff(old, new) == Difference(added=("fresh", "new"), removed=("gone", "left"), changed=("a", "b"))
@@ -371,7 +371,7 @@ def flipped(position: int) -> bytes:
     return SMALL[:position] + bytes([SMALL[position] ^ 1]) + SMALL[position + 1 :]
 
 
-# -- snapshots that another program made: every checksum is right, and the content is not -----------------------------
+# -- snapshots that another program made: every checksum is right, but the content is not -----------------------------
 
 
 def resealed(body: bytes, slots: list[tuple[int, int, int]], count: int) -> bytes:
@@ -408,7 +408,7 @@ FORGED_INDEXES = {
 @pytest.mark.parametrize("forgery", FORGED_INDEXES)
 def test_an_index_that_does_not_lead_to_every_command_is_refused(forgery: str) -> None:
     body, slots = parts([b"if", b"else", b"end"])
-    if slots[0][2]:  # the forgery that leaves one free slot needs a free one first
+    if slots[0][2]:  # the forgery that leaves one free slot must free one first
         slots = [*slots[-1:], *slots[:-1]]
     with pytest.raises(SnapshotError, match="index: "):
         check(resealed(body, FORGED_INDEXES[forgery](slots), 3))
@@ -445,7 +445,7 @@ def test_commands_out_of_order_or_twice_are_refused() -> None:
     st.lists(st.binary(min_size=1, max_size=8).filter(lambda name: b"\0" not in name and is_text(name)), max_size=5),
     st.data(),
 )
-def test_whatever_is_in_a_sound_envelope_is_refused_or_answers_every_look_up(
+def test_any_content_with_right_checksums_is_refused_or_answers_every_look_up(
     names: list[bytes], data: st.DataObject
 ) -> None:
     body, slots = parts(sorted(set(names)))
@@ -462,7 +462,7 @@ def test_whatever_is_in_a_sound_envelope_is_refused_or_answers_every_look_up(
     except SnapshotError:
         return
     for name in (*names, b"missing", b""):
-        snapshot.answer(name)  # ends
+        snapshot.answer(name)  # the look-up ends
     try:
         snapshot.verify()
     except SnapshotError:

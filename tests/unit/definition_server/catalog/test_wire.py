@@ -18,7 +18,7 @@ EDGES = sorted({max(0, (1 << 7 * n) + d) for n in range(1, 10) for d in (-1, 0, 
 
 UNSIGNED = st.one_of(st.sampled_from(EDGES), st.integers(0, 2**64 - 1))
 
-TEXT = st.text()  # no surrogates: neither does protobuf carry them
+TEXT = st.text()  # no surrogates, because protobuf refuses them, too
 COMMAND = st.builds(avap_pb2.CommandResponse, name=TEXT, type=TEXT, interface_json=TEXT, code=st.binary(), hash=TEXT)
 CATALOGUE = st.builds(
     avap_pb2.CatalogResponse,
@@ -29,8 +29,8 @@ CATALOGUE = st.builds(
 
 
 @given(UNSIGNED)
-def test_a_varint_is_what_protobuf_writes(value: int) -> None:
-    # As a field of its own, behind the tag; protobuf leaves a zero out.
+def test_a_varint_equals_that_of_protobuf(value: int) -> None:
+    # As the value of a field, behind the tag; protobuf leaves out a zero.
     expected = UInt64Value(value=value).SerializeToString()[1:] if value else b"\0"
     assert wire.varint(value) == expected
 
@@ -71,7 +71,7 @@ def test_a_varint_of_more_than_ten_octets_is_refused() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 16383, 16384, 100_000])
-def test_a_field_is_what_protobuf_writes(length: int) -> None:
+def test_a_field_equals_that_of_protobuf(length: int) -> None:
     value = b"x" * length
     assert wire.field(1, value) == BytesValue(value=value).SerializeToString()
     for number, name in ((wire.CODE, "code"), (wire.NAME, "name"), (wire.HASH, "hash")):
@@ -82,7 +82,7 @@ def test_a_field_is_what_protobuf_writes(length: int) -> None:
 @given(name=TEXT.filter(bool), kind=TEXT.filter(bool), interface=TEXT.filter(bool), code=st.binary(max_size=300))
 @example(name="n", kind="k", interface="[]", code=b"")
 @example(name="n" * 200, kind="k" * 20_000, interface="[]", code=b"c" * 70_000)
-def test_a_definitions_content_is_what_protobuf_writes(name: str, kind: str, interface: str, code: bytes) -> None:
+def test_the_content_of_a_definition_equals_that_of_protobuf(name: str, kind: str, interface: str, code: bytes) -> None:
     message = avap_pb2.CommandResponse(name=name, type=kind, interface_json=interface, code=code)
     assert content_fields(name.encode(), kind.encode(), interface.encode(), code) == message.SerializeToString()
 

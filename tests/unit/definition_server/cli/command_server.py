@@ -27,7 +27,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Engine(avap_pb2_grpc.DefinitionEngineServicer):
-    """Serves ``commands``; fails as ``failure`` says; delays every answer while ``gate`` is closed."""
+    """Serves ``commands``; fails with ``failure`` if that is set; delays every answer while ``gate`` is closed."""
 
     def __init__(self) -> None:
         self.commands: list[avap_pb2.CommandResponse] = []
@@ -111,7 +111,8 @@ def invoke(command: click.Command, *arguments: str, **environment: str | None) -
 
 
 def spawn(command: str, *arguments: str, environment: dict[str, str | None], **streams: Any) -> Any:
-    """The command in a process of its own, in which SIGINT has its default action even if this process ignores it."""
+    """Run the command in a process of its own, in which SIGINT has its default action even if this process ignores
+    it."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from definition_server.cli.client import {command}; {command}()"

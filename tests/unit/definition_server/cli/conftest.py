@@ -1,4 +1,4 @@
-"""The server that the commands of clients talk to, and ports where none serves."""
+"""A server for the commands of clients, and ports without a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def unused_port() -> Iterator[int]:
-    """A port that refuses: bound, and never listening."""
+    """A port that refuses connections: it is bound, but nothing listens."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]

@@ -85,7 +85,7 @@ def test_the_margin_and_the_twenty_percent_hold_for_any_demand(
 def test_no_measured_point_lies_above_the_memory_model(peak: bool) -> None:
     for points in (POINTS, sizing.load_figures().points):
         model = MemoryModel.over(points, peak)
-        # A worker more than was measured may be as large as the largest.
+        # A worker beyond the measured number may be as large as the largest one.
         assert model.worker_mb == max(point.private_mb_per_worker for point in points)
         for point in points:
             measured = point.peak_mb if peak else point.resident_mb
@@ -98,7 +98,7 @@ def test_the_size_of_a_snapshot_is_that_of_the_builder(count: int, octets: int) 
     builder.add(Row(1, b"name%04d" % number, None, None, b"x" * octets) for number in range(count))
     built = builder.build(generation=1, created_at_ns=0)
     mean = len(Snapshot(built.to_bytes()).answer(b"name0000") or b"")  # which is that of each message
-    # The tail of the body, total count and version hash, takes some 70 octets more.
+    # The tail of the body (total count and version hash) takes some 70 octets more.
     assert sizing.snapshot_octets(count, mean) == pytest.approx(built.size, abs=80)
 
 

@@ -1,4 +1,5 @@
-"""``get`` against a gRPC server in this process; what all of these commands do with keys, errors and signals."""
+"""``get`` against a gRPC server in this process, and the handling of keys, errors and signals that all client commands
+share."""
 
 from __future__ import annotations
 
@@ -144,14 +145,14 @@ def test_get_refuses_a_name_that_is_not_utf8(server: Server) -> None:
     assert "UTF-8" in result.stderr
 
 
-# What get and sync share
+# Common to get and sync
 
 
 CALLS = [pytest.param(client.get, ["plus"], id="get"), pytest.param(client.fetch, [], id="fetch")]
 
 
 @pytest.mark.parametrize(("command", "arguments"), CALLS)
-def test_a_wrong_key_exits_4_and_says_which_variable(
+def test_a_wrong_key_exits_4_and_names_the_variable(
     server: Server, command: click.Command, arguments: list[str]
 ) -> None:
     result = server.run(command, *arguments, API_KEY="wrong")
@@ -271,7 +272,7 @@ def test_a_closed_pipe_exits_1_silently(server: Server) -> None:
     assert (process.returncode, errors) == (1, b"")
 
 
-def test_an_output_encoding_without_the_letters_exits_1_with_a_remedy(server: Server) -> None:
+def test_an_output_encoding_that_lacks_a_letter_exits_1_with_a_remedy(server: Server) -> None:
     server.engine.add("日本")
     environment = {**server.environment, "PYTHONIOENCODING": "latin-1"}
     with spawn("get", "日本", environment=environment, stdout=-1, stderr=-1) as process:

@@ -105,7 +105,7 @@ class Watching:
         return told
 
     def interrupt(self) -> int:
-        """Send Ctrl-C and return the exit code. Every state must have been printed, and no traceback."""
+        """Send Ctrl-C and return the exit code. Every state must have been printed, but no traceback."""
         self.process.send_signal(signal.SIGINT)
         code: int = self.process.wait(PATIENCE)
         self._reader.join()

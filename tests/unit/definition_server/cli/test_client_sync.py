@@ -129,7 +129,7 @@ def test_file_names_are_percent_encoded(name: str, file: str) -> None:
     assert client.file_name(name) == file
 
 
-def test_sync_out_replaces_a_link_and_leaves_what_it_points_to(server: Server, tmp_path: Path) -> None:
+def test_sync_out_replaces_a_link_and_leaves_its_target(server: Server, tmp_path: Path) -> None:
     server.engine.add("plus")
     outside, out = tmp_path / "outside", tmp_path / "out"
     outside.write_text("precious")

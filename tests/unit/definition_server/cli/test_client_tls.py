@@ -171,7 +171,7 @@ def test_a_client_certificate_is_presented_to_a_server_that_demands_one(
     assert (by_option.exit_code, by_variable.exit_code) == (0, 0), by_option.stderr + by_variable.stderr
 
 
-def test_a_server_that_demands_another_client_certificate_exits_69_and_says_so(
+def test_a_server_that_demands_another_client_certificate_exits_69_with_that_reason(
     serve: Serve, authority: Authority, stranger: Authority, certificate: Certificate
 ) -> None:
     with serve(certificate, authority.cert) as port:
@@ -214,7 +214,7 @@ def test_a_call_in_cleartext_to_a_server_with_tls_exits_69_and_names_the_option(
             assert "if it serves TLS, set --ca-file (DEFINITION_SERVER_CA_FILE)" in result.stderr
 
 
-# What the settings refuse
+# Settings that are refused
 
 
 def test_a_file_that_cannot_be_used_exits_78_and_says_which_and_why(
@@ -242,7 +242,7 @@ def test_a_key_of_another_certificate_exits_78(authority: Authority, own: Certif
     assert "certificate and key cannot be loaded" in result.stderr
 
 
-def test_half_of_a_pair_exits_78_and_names_both(authority: Authority, own: Certificate) -> None:
+def test_one_variable_of_a_pair_exits_78_and_names_both(authority: Authority, own: Certificate) -> None:
     for half in ("--client-cert-file", str(own.cert)), ("--client-key-file", str(own.key)):
         result = run(client.health, *half, CA_FILE=str(authority.cert))
         assert result.exit_code == 78

@@ -1,4 +1,4 @@
-"""The operator's commands without a server: what they accept, and how an answer is shown."""
+"""The operator's commands without a server: the arguments that they accept, and how an answer is shown."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ COMMANDS += [("roll",), ("pin", "a" * 8, "--for", "2h")]
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
-def test_without_a_server_each_command_says_which_path_and_what_to_do(
-    arguments: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_without_a_server_each_command_names_the_path_and_a_remedy(arguments: tuple[str, ...], tmp_path: Path) -> None:
     for made in (False, True):
-        if made:  # what a killed server left behind
+        if made:  # the file that a killed server left behind
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(str(tmp_path / "control.sock"))
         found = run(*arguments, SNAPSHOT_DIR=str(tmp_path))
@@ -52,14 +50,14 @@ def test_without_a_path_a_command_asks_for_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1234567", "g" * 8, "a" * 65, "../../etc", "12345678\n9"])
-def test_what_is_no_version_is_refused_before_a_server_is_asked(text: str) -> None:
+def test_a_text_that_is_no_version_is_refused_before_the_server_is_called(text: str) -> None:
     assert run("accept", "--socket", "x", "--", text).exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("7d", 604_800), ("1w", 604_800)]
 )
-def test_the_length_of_a_pin(text: str, seconds: int) -> None:
+def test_the_length_of_a_pin_is_read_in_every_unit(text: str, seconds: int) -> None:
     end = control._end_of(text, None)
     assert abs((end - datetime.now(UTC)).total_seconds() - seconds) < 5
 
@@ -180,12 +178,12 @@ def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytes
 def test_fresh_beside_a_pin_says_that_the_table_is_not_served() -> None:
     status = full_status()
     status.fresh, status.freshness_reason = True, ""
-    assert "the pin keeps it from being served" in dict(_status_facts(status))["fresh"]
+    assert "not served because of the pin" in dict(_status_facts(status))["fresh"]
     status.pin.missing = True
     assert dict(_status_facts(status))["fresh"] == "yes"
 
 
-def test_since_is_the_publication_and_not_the_time_of_building() -> None:
+def test_since_shows_the_time_of_publication_and_not_of_building() -> None:
     served = pb.Served(version_hash="ab" * 32, generation=4)
     served.created_at.seconds, served.published_at.seconds = 1_764_460_800, 1_764_464_400
     assert _since(served, 1_764_464_402) == (
@@ -193,7 +191,7 @@ def test_since_is_the_publication_and_not_the_time_of_building() -> None:
     )
 
 
-def test_a_held_catalogue_is_shown_with_the_way_to_see_it_and_both_ways_out(answering: None) -> None:
+def test_a_held_catalogue_is_shown_with_the_commands_to_compare_and_accept_it(answering: None) -> None:
     shown = run("status", "--socket", "x").output
     assert "diff abababab cdcdcdcd" in shown
     assert "accept cdcdcdcd" in shown
@@ -222,7 +220,7 @@ def test_json_has_numbers_for_numbers_and_iso_8601_for_times(answering: None) ->
     assert "all_workers_at" not in value["served"]
 
 
-def test_the_former_sync_is_fetch_and_says_so() -> None:
+def test_the_former_command_sync_runs_fetch_and_names_it() -> None:
     found = run("sync", "--out", "x", "--port", "1", API_KEY="k")
     assert "`fetch`" in found.output
     assert found.exit_code == 69

@@ -1,4 +1,4 @@
-"""``status HOST…``: real admin ports on several addresses, and things that are no admin port, in one table."""
+"""``status HOST…``: real admin ports on several addresses, and servers that are no admin port, in one table."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(*arguments: str) -> Result:
 
 
 def lines_of(result: Result) -> list[list[str]]:
-    """The lines in a pipe, the head first."""
+    """The lines in a pipe, the heading first."""
     return [line.split("\t") for line in result.stdout.splitlines()]
 
 
@@ -104,7 +104,7 @@ def test_a_replica_that_serves_another_version_is_named_and_the_exit_code_is_1(s
     assert states == ["ready", "ready, differs", "ready"]
 
 
-def test_of_two_replicas_the_one_with_the_older_publication_differs(serve: Serve) -> None:
+def test_of_two_replicas_with_different_versions_the_one_with_the_older_publication_is_named(serve: Serve) -> None:
     port = serve(replica(1), replica(2, NEW))
     told = document(run("--json", f"127.0.0.1:{port}", f"127.0.0.2:{port}"))
     assert [each["differs"] for each in told["replicas"]] == [True, False]
@@ -189,7 +189,7 @@ def answer_of(body: bytes) -> bytes:
     ],
     ids=["silent", "empty", "ssh", "not-found", "half", "deep", "list", "numbers", "no-text", "cut-off"],
 )
-def test_what_is_no_definition_server_is_a_row_and_no_traceback(
+def test_a_host_that_is_no_definition_server_is_a_row_without_a_traceback(
     serve: Serve, odd: Callable[[bytes | None], int], octets: bytes | None, words: str
 ) -> None:
     good, bad = serve(replica(1)), odd(octets)
@@ -225,7 +225,7 @@ def test_a_family_of_addresses_on_which_nothing_listens_is_left_out(serve: Serve
     assert [row[0] for row in lines_of(done)[1:]] == [f"127.0.0.1:{port}"]
 
 
-def test_a_hostile_answer_reaches_no_terminal(serve: Serve) -> None:
+def test_control_characters_of_a_hostile_answer_are_escaped(serve: Serve) -> None:
     port = serve(replica(1, hostname="\x1b[31mred"))
     done = run(f"127.0.0.1:{port}")
     assert done.exit_code == 0
@@ -244,12 +244,12 @@ def test_a_hostile_answer_reaches_no_terminal(serve: Serve) -> None:
         ("[::1]:99", Address("::1", 99)),
     ],
 )
-def test_a_target_is_a_host_and_perhaps_a_port(text: str, address: Address) -> None:
+def test_a_target_is_a_host_with_an_optional_port(text: str, address: Address) -> None:
     assert parse_target(text) == address
 
 
 @pytest.mark.parametrize("text", ["", ":1", "a:0", "a:70000", "a:b", "http://a", "a b", "user@a", "[::1", "\x1b"])
-def test_what_is_no_target_is_a_usage_error(text: str) -> None:
+def test_an_invalid_target_is_a_usage_error(text: str) -> None:
     with pytest.raises(click.UsageError):
         parse_target(text)
 

@@ -95,7 +95,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command" in told.output
 
 
-def test_grpc_is_imported_quiet_and_what_a_command_starts_does_not_inherit_that(
+def test_grpc_logs_nothing_in_a_command_and_child_processes_do_not_inherit_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str | None] = []

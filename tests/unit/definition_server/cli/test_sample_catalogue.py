@@ -33,7 +33,8 @@ NOT_FOR_A_SAMPLE = {"ctypes", "pickle", "shutil", "socket", "subprocess", "sys"}
 
 
 def each_command(check: Callable[[SampleCommand], None]) -> Callable[[], None]:
-    """A test of all commands by ``check``. One test: 189 for each of six checks would take longer than the checks."""
+    """One test that applies ``check`` to all commands, because 189 tests for each of six checks would take longer than
+    the checks."""
 
     def test() -> None:
         failed = {}
@@ -124,14 +125,14 @@ def test_interface_is_compact_json() -> None:
 
 
 @each_command
-def test_body_compiles(command: SampleCommand) -> None:
+def test_a_body_compiles(command: SampleCommand) -> None:
     assert command.code
     compile(command.code, command.name, "exec")
     assert size(command) <= LARGEST_BODY
 
 
 @each_command
-def test_body_uses_exactly_the_parameters_of_its_interface(command: SampleCommand) -> None:
+def test_a_body_uses_exactly_the_parameters_of_its_interface(command: SampleCommand) -> None:
     code = command.code or ""
     declared = {parameter["item"] for parameter in interface_of(command)}
     assert declared <= set(re.findall(r"""["'](\w+)["']""", code))
@@ -139,7 +140,7 @@ def test_body_uses_exactly_the_parameters_of_its_interface(command: SampleComman
 
 
 @each_command
-def test_body_reads_no_undefined_name(command: SampleCommand) -> None:
+def test_a_body_reads_no_undefined_name(command: SampleCommand) -> None:
     module = symtable.symtable(command.code or "", command.name, "exec")
     known = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     known |= {"args", "context", *dir(builtins)}
@@ -154,7 +155,7 @@ def test_body_reads_no_undefined_name(command: SampleCommand) -> None:
 
 
 @each_command
-def test_body_imports_and_calls_nothing_dangerous(command: SampleCommand) -> None:
+def test_a_body_imports_and_calls_nothing_dangerous(command: SampleCommand) -> None:
     for node in ast.walk(ast.parse(command.code or "")):
         if isinstance(node, ast.Import):
             assert not {alias.name.partition(".")[0] for alias in node.names} & NOT_FOR_A_SAMPLE
@@ -188,7 +189,7 @@ def test_csv_reads_back_null_and_awkward_texts() -> None:
     assert read_back(as_csv(commands)) == commands
 
 
-def test_csv_of_nothing_is_empty() -> None:
+def test_csv_of_no_commands_is_empty() -> None:
     assert as_csv([]) == ""
 
 

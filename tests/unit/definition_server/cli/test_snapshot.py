@@ -228,7 +228,7 @@ def test_one_flipped_bit_exits_1_and_names_the_check(
 
 
 @pytest.mark.parametrize("length", [0, 1, FOOTER_SIZE - 1, FOOTER_SIZE, built().size - 1])
-def test_a_truncated_file_exits_1_and_says_so(tmp_path: Path, length: int) -> None:
+def test_a_truncated_file_exits_1_with_that_reason(tmp_path: Path, length: int) -> None:
     result = inspect(stored(tmp_path, built().to_bytes()[:length]))
     assert result.exit_code == 1
     assert "truncated" in result.stderr

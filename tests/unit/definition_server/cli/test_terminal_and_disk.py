@@ -107,7 +107,7 @@ def shown_at(columns: int, *arguments: str, **more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("columns", "command"),
     [
-        (80, "serve"),  # the environment lacks what it needs: a long error
+        (80, "serve"),  # required variables are missing, which is a long error
         (120, "serve"),
         (40, "serve"),
         (40, "capacity --rps 35000 --replicas 3"),
@@ -120,7 +120,7 @@ def test_help_errors_and_results_are_wrapped_at_words(columns: int, command: str
     lines = shown_at(columns, *command.split())
     for line in lines:
         assert len(line) <= columns or len(max(line.split(), key=len)) > columns - 20, line
-    # No line begins with the second half of a word: together they are what a pipe would get.
+    # No line begins with the second half of a word: the joined lines equal the output in a pipe.
     piped = subprocess.run(
         [*PROGRAM, *command.split()], env=inherited_environment() | {"COLUMNS": str(columns)}, capture_output=True,
         text=True, check=False,
@@ -129,7 +129,7 @@ def test_help_errors_and_results_are_wrapped_at_words(columns: int, command: str
 
 
 @pytest.mark.parametrize("name", ["fetsh", "Serve", "healht", "snapshots", "statis"])
-def test_an_unknown_command_is_answered_with_the_nearest(name: str) -> None:
+def test_an_unknown_command_is_answered_with_the_nearest_name(name: str) -> None:
     done = CliRunner().invoke(cli, [name])
     assert done.exit_code == 2
     assert f"No such command '{name}'. Did you mean '" in done.output

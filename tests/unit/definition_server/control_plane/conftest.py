@@ -26,7 +26,8 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    """Its disk hangs where a test says so. A real one may take seconds while other tests write, too."""
+    """A synchronizer whose disk hangs when a test wants it. A real disk may also take seconds while other tests
+    write."""
     for module, name in (
         (stored_catalogue, "RECALL_PATIENCE_SECONDS"),
         (last_known_good, "PATIENCE_SECONDS"),

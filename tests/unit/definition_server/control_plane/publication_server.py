@@ -1,4 +1,4 @@
-"""A synchronizer with a disk and the operator's commands, as the tests of publication drive it."""
+"""A synchronizer with a disk and the operator's commands, for the tests of publication."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FEW = ALL[:4]
 
 
 class Disk:
-    """A disk that hangs while `works` is not set."""
+    """A disk that hangs until `works` is set."""
 
     def __init__(self) -> None:
         self.works = threading.Event()
@@ -105,7 +105,7 @@ class Server:
         await asyncio.sleep(0)
 
     async def cycle(self, *rows: Row) -> Outcome:
-        """A cycle, over ``rows`` if there are any. A second later than the one before."""
+        """Run a cycle, over ``rows`` if there are any, a second after the previous one."""
         self.clock.advance(1)
         if rows:
             self.source.replace(*rows)
@@ -135,7 +135,7 @@ async def change(server: Server, code: str) -> str:
 
 
 class HoldingGate:
-    """Holds the rows of ``names``."""
+    """A gate that holds the rows of ``names``."""
 
     unsure = False
 

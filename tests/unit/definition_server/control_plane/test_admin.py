@@ -1,4 +1,4 @@
-"""The admin HTTP server over real connections: what probes, Prometheus and operators receive."""
+"""The admin HTTP server over real connections, with the requests of probes, Prometheus and operators."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def raw(port: int, request: bytes) -> bytes:
             return file.read()
 
 
-# -- what is answered ------------------------------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_in_prometheus_format_with_the_names_of_the_contract(ask: Ask) -> None:
@@ -125,9 +125,9 @@ def test_metrics_are_in_prometheus_format_with_the_names_of_the_contract(ask: As
 def test_livez_is_200_while_the_loop_runs_and_503_when_it_hangs(ask: Ask, service: Service) -> None:
     answer, text = ask("/livez")
     assert (answer.status, text) == (200, "alive\n")
-    service.trouble = "the master's event loop has stood still for 31 s"
+    service.trouble = "the master's event loop has not run for 31 s"
     answer, text = ask("/livez")
-    assert (answer.status, text) == (503, "the master's event loop has stood still for 31 s\n")
+    assert (answer.status, text) == (503, "the master's event loop has not run for 31 s\n")
 
 
 def test_livez_is_200_although_not_ready(ask: Ask, service: Service) -> None:
@@ -273,7 +273,7 @@ def test_head_has_the_status_and_the_length_of_get(ask: Ask, service: Service, p
     head, _ = ask(path, "HEAD")
     assert head.status == get.status
     assert head.getheader("Content-Type") == get.getheader("Content-Type")
-    if path != "/metrics":  # which grows while it is asked
+    if path != "/metrics":  # the time that the server has run, which grows between the requests
         assert int(str(head.getheader("Content-Length"))) == len(text.encode())
 
 
@@ -287,7 +287,7 @@ def test_a_refused_method_gets_an_allow_header(ask: Ask) -> None:
     assert ask("/livez", "POST")[0].getheader("Allow") == "GET, HEAD, OPTIONS"
 
 
-# -- how it answers --------------------------------------------------------------------------------------------------
+# -- behaviour -------------------------------------------------------------------------------------------------------
 
 
 def test_a_slow_client_does_not_delay_others(server: AdminServer, ask: Ask) -> None:
@@ -301,7 +301,7 @@ def test_requests_are_not_logged(ask: Ask, capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr() == ("", "")
 
 
-def test_it_answers_over_ipv6(service: Service) -> None:
+def test_the_admin_port_answers_over_ipv6(service: Service) -> None:
     try:
         server = AdminServer("::1", 0, read=service.read, alive=service.alive)
     except PortInUse:
@@ -343,7 +343,7 @@ def test_closing_ends_the_thread_and_frees_the_port_at_once(service: Service) ->
     assert "admin-http" not in {thread.name for thread in threading.enumerate() if thread not in before}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", first.port))
-    # The connection above is in TIME_WAIT now; a restart does not wait for it.
+    # The connection above is in TIME_WAIT now; a restart need not wait for its end.
     AdminServer("127.0.0.1", first.port, read=service.read, alive=service.alive).close()
 
 
@@ -414,7 +414,7 @@ def test_a_client_that_has_ended_its_side_gets_its_answer(server: AdminServer) -
         assert all_of(client).endswith(b"\r\n\r\nalive\n")
 
 
-def test_an_answer_is_not_lost_although_the_request_has_content_that_nobody_reads(server: AdminServer) -> None:
+def test_an_answer_is_not_lost_although_the_content_of_the_request_is_not_read(server: AdminServer) -> None:
     with connected(server) as client:
         client.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n" + b"x" * 900_000)
         assert b" 405 " in all_of(client)
@@ -429,7 +429,7 @@ def test_a_connection_beyond_the_limit_replaces_the_oldest_of_the_address_that_h
             assert all_of(crowd[0]).startswith(b"HTTP/1.1 503 ")
             crowd.extend(connected(server) for _ in range(3))
             assert [all_of(each)[:12] for each in crowd[1:4]] == [b"HTTP/1.1 503"] * 3
-            # The neighbour is older than all of these, and still there.
+            # The connection from the other address is older than all of these, and is still open.
             neighbour.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
             assert b" 200 " in all_of(neighbour)
     finally:
@@ -460,7 +460,7 @@ def test_an_address_that_uses_more_than_its_share_waits_and_others_are_served(
     assert get(server, "127.0.0.6").startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_waited_for_its_share_is_answered_when_that_has_drained(
+def test_a_request_that_waits_for_the_share_of_its_address_is_answered_later(
     server: AdminServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admin_share, "BURST_SECONDS", 0.0)
@@ -468,7 +468,7 @@ def test_what_waited_for_its_share_is_answered_when_that_has_drained(
         assert get(server, "127.0.0.7").startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_goes_on(
+def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_continues(
     service: Service, server: AdminServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> str | None:
@@ -485,7 +485,7 @@ def test_a_bug_in_a_page_is_a_500_without_its_text_and_the_server_goes_on(
     assert ask("/livez")[0].status == 200
 
 
-def test_openmetrics_in_any_spelling_and_weights_are_understood(server: AdminServer) -> None:
+def test_openmetrics_is_recognised_in_any_spelling_and_with_weights(server: AdminServer) -> None:
     for accept in ('application/openmetrics-text;version="1.0.0"', "application/openmetrics-text;version=1.0.0"):
         octets = raw(server.port, f"GET /metrics HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode())
         assert b"\r\nContent-Type: application/openmetrics-text; version=1.0.0;" in octets
@@ -503,7 +503,7 @@ def test_every_address_means_ipv4_too_whatever_the_kernels_default(service: Serv
         server.close()
 
 
-def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_asked_for(
+def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_configured(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = socket.create_server

@@ -180,8 +180,9 @@ def test_the_content_of_a_request_is_not_waited_for(content: bytes) -> None:
     assert answer.endswith(b"\r\n\r\nready\n")
 
 
-def test_what_follows_a_request_is_ignored() -> None:
-    """Pipelining: the answer says ``Connection: close``, so the client repeats what was not answered (9112, 9.3.2)."""
+def test_octets_after_a_request_are_ignored() -> None:
+    """Pipelining: the answer has ``Connection: close``, so the client repeats requests that were not answered (9112,
+    9.3.2)."""
     whole = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
     exchange, found = given_whole(whole * 3)
     assert isinstance(found, Request)
@@ -193,7 +194,7 @@ def test_empty_lines_before_the_request_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(("octets", "decided"), [(15, False), (16, True), (17, True)])
-def test_of_nothing_but_empty_lines_sixteen_octets_are_read(octets: int, decided: bool) -> None:
+def test_at_most_sixteen_octets_of_empty_lines_are_read(octets: int, decided: bool) -> None:
     empty = (b"\r\n" * 9)[:octets]
     assert given_whole(empty)[1] == octet_by_octet(empty)[1] == (b"" if decided else None)
 
@@ -219,7 +220,7 @@ def test_a_client_that_ends_in_the_midst_of_a_request_gets_an_answer(end: int) -
     assert _status_of(exchange.receive(b"")) == 400
 
 
-def test_a_client_that_says_nothing_gets_nothing() -> None:
+def test_a_client_that_sends_nothing_gets_no_answer() -> None:
     assert given_whole(b"")[1] == b""
 
 
@@ -254,7 +255,9 @@ def test_another_protocol_is_recognised_and_answered_in_its_own_way(octets: byte
         ({"if-unmodified-since": "Sat, 29 Oct 1994 19:43:31 GMT"}, None),
     ],
 )
-def test_preconditions_are_those_of_pages_without_tag_and_date(headers: dict[str, str], expected: int | None) -> None:
+def test_preconditions_are_judged_as_for_pages_without_tag_and_date(
+    headers: dict[str, str], expected: int | None
+) -> None:
     answer = precondition(headers)
     assert (None if answer is None else int(answer.status)) == expected
 
@@ -274,7 +277,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12), st.binary(max_size=20))
-def test_any_octets_get_a_request_an_answer_or_patience(pieces: list[bytes], more: bytes) -> None:
+def test_any_octets_are_a_request_or_get_an_error_or_wait_for_more(pieces: list[bytes], more: bytes) -> None:
     octets = b"".join(pieces) + more
     for exchange, outcome in (given_whole(octets), octet_by_octet(octets)):
         if outcome is None:

@@ -1,4 +1,4 @@
-"""The admin port's sockets: what each step of a connection waits for, and what a full or exhausted port does."""
+"""The admin port's sockets: what each step of a connection waits for, and how a full or exhausted port behaves."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from definition_server.control_plane import admin_port
 from definition_server.control_plane.admin_http import Answer, Request, text_answer
 
 LARGE = text_answer(HTTPStatus.OK, "x" * 4_000_000)
-"""More than a socket takes at once."""
+"""More octets than a socket accepts at once."""
 
 
 class Shares:
-    """Lets a network wait for as long as the test says."""
+    """Makes a network wait for as long as the test wants."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -37,7 +37,7 @@ class Shares:
 
 
 class Loop:
-    """The running loop; remembers its timers."""
+    """A wrapper of the running loop that remembers its timers."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -57,7 +57,7 @@ class Loop:
 
 
 class Port:
-    """What a connection needs of its port."""
+    """The part of a port that a connection uses."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -94,7 +94,7 @@ class Client:
         self.connection = admin_port._Connection(cast(Any, port), served, ("192.0.2.1", 4711))
 
     def received(self) -> bytes | None:
-        """What has come since the last time; empty at the end, None where nothing has come."""
+        """The octets that have arrived since the last call; empty at the end, None where nothing has arrived."""
         try:
             return self.socket.recv(65536)
         except BlockingIOError:
@@ -118,7 +118,7 @@ async def client(port: Port) -> Any:
 
 
 async def turns() -> None:
-    """Far more turns of the loop than an answer takes."""
+    """Wait for far more turns of the loop than an answer takes."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -160,7 +160,7 @@ async def test_a_network_over_its_share_is_not_read_from_the_beginning(port: Por
     assert client.received() == b""
 
 
-async def test_a_fault_of_a_client_is_reported_with_its_address_and_a_page_that_is_asked_for_is_not(
+async def test_a_fault_of_a_client_is_reported_with_its_address_and_an_ordinary_request_is_not(
     port: Port, client: Client
 ) -> None:
     client.connection.begin()
@@ -194,17 +194,17 @@ async def test_each_step_of_a_connection_has_its_own_time_and_cancels_the_one_be
     client.socket.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
     await eventually(lambda: client.connection._unsent, "a part of the answer is sent")
     assert port.loop.due() == [10.0]
-    await eventually(lambda: client.received() == b"", "all of it is taken, and the server ends its side")
+    await eventually(lambda: client.received() == b"", "the whole answer is sent, and the server ends its side")
     assert port.loop.due() == [1.0]
     client.socket.sendall(b"more")
     await turns()
     assert client.served.fileno() >= 0, "the client has not ended its side"
     client.socket.shutdown(socket.SHUT_WR)
-    await eventually(lambda: client.served.fileno() < 0, "closed at once")
+    await eventually(lambda: client.served.fileno() < 0, "the connection is closed at once")
     assert port.loop.due() == []
 
 
-async def test_an_answer_that_is_not_taken_is_sent_on_when_there_is_room(port: Port, client: Client) -> None:
+async def test_the_rest_of_an_answer_is_sent_when_the_socket_has_room(port: Port, client: Client) -> None:
     port.answer = LARGE
     client.connection.begin()
     client.socket.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -254,7 +254,7 @@ async def test_a_peer_is_named_with_its_port(port: Port, address: str, peer: str
 
 
 class Listening:
-    """A listening socket that fails as the test says, then gives the clients that it has."""
+    """A listening socket whose ``accept`` first raises the given errors, and then returns the given clients."""
 
     def __init__(self) -> None:
         self.failures: list[int] = []
@@ -310,7 +310,7 @@ async def opened() -> Any:
     assert not made.loop.due()
 
 
-async def test_a_connection_that_failed_before_it_was_accepted_does_not_keep_the_next_one_out(opened: Open) -> None:
+async def test_after_a_connection_that_failed_before_it_was_accepted_the_next_one_is_accepted(opened: Open) -> None:
     opened.listening.failures = [errno.ECONNABORTED]
     opened.connect("192.0.2.1")
     assert len(opened.port._all()) == 1
@@ -325,7 +325,7 @@ async def test_sixteen_connections_are_accepted_at_once_and_others_in_the_next_t
 
 
 @pytest.mark.parametrize("fault", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-async def test_without_a_free_descriptor_connections_go_and_accepting_pauses(
+async def test_without_a_free_descriptor_connections_are_closed_and_accepting_pauses(
     opened: Open, logs: LogLines, fault: int
 ) -> None:
     (held,) = opened.connect("192.0.2.1")
@@ -339,7 +339,7 @@ async def test_without_a_free_descriptor_connections_go_and_accepting_pauses(
     assert watched == ["removed"]
     assert opened.loop.due() == [0.1]
     assert logged(logs, "The admin port cannot accept connections for now", error="a fault", log_level="error")
-    await eventually(lambda: watched == ["removed", "added"], "it accepts again")
+    await eventually(lambda: watched == ["removed", "added"], "the port accepts again")
     opened.loop.timers.clear()
     del opened.loop.remove_reader, opened.loop.add_reader
 
@@ -380,7 +380,7 @@ async def test_a_bug_in_a_page_is_logged_and_answered(opened: Open, logs: LogLin
     line["exc_info"] = None
 
 
-async def test_what_a_client_did_wrong_is_logged_a_limited_number_of_times(opened: Open, logs: LogLines) -> None:
+async def test_faults_of_clients_are_logged_a_limited_number_of_times(opened: Open, logs: LogLines) -> None:
     for _ in range(100):
         opened.port.report("192.0.2.1:7", "malformed HTTP: 400 Bad Request")
     lines = logged(logs, "A client of the admin port broke its protocol", peer="192.0.2.1:7", log_level="info")

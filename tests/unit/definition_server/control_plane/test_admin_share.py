@@ -1,4 +1,4 @@
-"""A network's share of CPU time: what waits, for how long, and what is remembered."""
+"""A network's share of CPU time: which requests wait, for how long, and which networks are remembered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_networks_do_not_wait_for_each_other() -> None:
     assert shares.wait("b", 100.0) == 0
 
 
-def test_what_has_drained_is_forgotten() -> None:
+def test_a_network_whose_use_has_drained_is_forgotten() -> None:
     shares = CpuShares()
     shares.charge("a", BURST_SECONDS, 100.0)
     shares.charge("a", BURST_SECONDS, 100.0 + BURST_SECONDS / SHARE)

@@ -82,7 +82,7 @@ asyncio.run(main())
 
 
 def test_only_the_background_thread_has_a_lower_priority() -> None:
-    # In a process of its own, as no process may take back what it gave.
+    # In a process of its own, because a process may not raise its priority again.
     program = subprocess.run([sys.executable, "-c", GIVING_WAY], capture_output=True, text=True, timeout=60, check=True)
     main_before, thread_before, main, thread = map(int, program.stdout.split())
     assert main == main_before, "workers inherit the main thread's value"

@@ -1,4 +1,5 @@
-"""What is known to be on disk, and in which form; and what a disk without threads or a hanging one does."""
+"""Which catalogues are known to be on disk, and in which form; and the effects of a disk that hangs or has no
+threads."""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ async def test_a_catalogue_is_stored_where_the_file_has_the_same_content_under_t
     assert not bench.disk.has_stored(one.snapshot)
     await bench.disk.save(one, KEY)
     assert bench.disk.has_stored(one.snapshot)
-    assert bench.disk.has_stored(newer.snapshot), "the generation does not count"
+    assert bench.disk.has_stored(newer.snapshot), "the generation does not matter"
     assert not bench.disk.has_stored(other.snapshot)
     assert not bench.disk.has_stored(signed_otherwise.snapshot)
     await bench.disk.save(other, KEY)
@@ -95,7 +96,7 @@ async def test_a_catalogue_is_stored_where_the_file_has_the_same_content_under_t
 
 
 @pytest.mark.parametrize("same_key", [True, False])
-async def test_what_was_loaded_under_the_present_key_is_stored_and_is_not_signed_again(
+async def test_a_catalogue_loaded_under_the_present_key_counts_as_stored_and_is_not_signed_again(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_key: bool
 ) -> None:
     await bench.disk.save(bench.made("if", signer=KEY), KEY)
@@ -153,7 +154,7 @@ async def test_while_the_history_is_written_the_newest_catalogue_waits_and_other
     assert len(works) == 1
     assert not bench.disk.lacks("ab" * 32), "something is being written"
     works[0][1].set_result(works[0][0]())
-    await eventually(lambda: len(works) == 2, "the newest is next")
+    await eventually(lambda: len(works) == 2, "the newest is written next")
     works[1][1].set_result(works[1][0]())
     await asyncio.sleep(0)
     versions = [entry.version_hash for entry in bench.disk.entries]
@@ -181,7 +182,7 @@ async def test_a_catalogue_that_waits_for_the_disk_is_dropped_at_the_end(bench: 
     assert len(bench.disk.entries) == 1
 
 
-async def test_a_history_of_nothing_is_none(tmp_path: Path) -> None:
+async def test_a_history_of_zero_catalogues_keeps_nothing_and_lacks_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path, keep=0)
     bench.works = pytest.fail
     bench.disk.add(bench.made("if"), None, frozenset())

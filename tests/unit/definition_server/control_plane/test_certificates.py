@@ -1,4 +1,4 @@
-"""The expiry of certificates, as openssl says it."""
+"""The expiry of certificates, compared with that of openssl."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def by_openssl(path: Path) -> float:
 
 
 @pytest.mark.parametrize("days", ["-1", "1", "9000", "20000"])
-def test_the_expiry_is_that_which_openssl_says(days: str, tmp_path: Path) -> None:
-    """Before 2050 it is a UTCTime, from then on a GeneralizedTime; an expired one is read as well."""
+def test_the_expiry_is_the_one_that_openssl_shows(days: str, tmp_path: Path) -> None:
+    """Before 2050 it is a UTCTime, from then on a GeneralizedTime. That of an expired certificate is read as well."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert]
     if days == "-1":
@@ -47,7 +47,7 @@ def test_a_year_of_two_digits_is_one_of_1950_to_2049(digits: str, year: int, tmp
     assert earliest_expiry(path) == datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC).timestamp()
 
 
-def test_the_first_of_a_chain_to_expire_counts(tmp_path: Path) -> None:
+def test_the_earliest_expiry_of_a_certificate_chain_counts(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     made = authority.sign("server")
     chain = tmp_path / "chain.pem"
@@ -56,7 +56,7 @@ def test_the_first_of_a_chain_to_expire_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "key", "cut"])
-def test_of_a_file_without_a_readable_certificate_nothing_is_known(damage: str, tmp_path: Path) -> None:
+def test_a_file_without_a_readable_certificate_has_no_known_expiry(damage: str, tmp_path: Path) -> None:
     made = Authority(tmp_path).sign("server")
     path = tmp_path / "file.pem"
     if damage == "key":
@@ -77,6 +77,6 @@ def test_a_constructed_value_is_a_list_of_tags_and_contents() -> None:
 
 
 @pytest.mark.parametrize("octets", [b"\x30\x03ab", b"\x04\x81\x04abc", b"\x05\x00\x30\x01"])
-def test_a_value_that_is_cut_off_is_none(octets: bytes) -> None:
+def test_a_truncated_value_is_read_as_none(octets: bytes) -> None:
     with pytest.raises(ValueError, match="cut off"):
         _items(octets)

@@ -1,4 +1,5 @@
-"""The checker: hostile sources end it and nothing else, its answers are not trusted, it runs only when needed."""
+"""The checker: a hostile source ends the checker at most, its answers are not trusted, and it runs only when it is
+needed."""
 
 from __future__ import annotations
 
@@ -100,7 +101,7 @@ async def test_a_list_that_would_take_gigabytes_is_refused(checker: Checker) -> 
         "x = '\u202e'".encode(), b"x = 1e99999", b"from __future__ import annotations",
     ],
 )  # fmt: skip
-async def test_a_source_that_is_only_odd_passes(
+async def test_a_source_that_is_unusual_but_valid_passes(
     checker: Checker, code: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert await checker.check([content(code)]) == [FINE]
@@ -132,7 +133,7 @@ async def test_a_row_is_judged_anew_where_the_rows_before_it_may_have_filled_the
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
-async def test_it_has_no_environment_no_descriptors_and_a_low_priority(
+async def test_a_checker_has_no_environment_no_descriptors_and_a_low_priority(
     checker: Checker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://secret")
@@ -154,7 +155,7 @@ async def test_it_has_no_environment_no_descriptors_and_a_low_priority(
         assert others == {"/dev/null"}
 
 
-async def test_it_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
+async def test_a_checker_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
     with nothing_left():
         checker = Checker(idle_seconds=0.05)
         assert checker.pid is None
@@ -167,7 +168,7 @@ async def test_it_starts_when_it_is_needed_and_stops_when_it_is_idle() -> None:
         await checker.close()
 
 
-async def test_one_that_was_prepared_and_is_not_used_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_prepared_checker_that_is_not_used_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = asyncio.Event()
 
     class Process:
@@ -186,7 +187,7 @@ async def test_one_that_was_prepared_and_is_not_used_is_stopped(monkeypatch: pyt
     await checker.close()
 
 
-async def test_one_that_was_killed_is_replaced(checker: Checker) -> None:
+async def test_a_killed_checker_is_replaced(checker: Checker) -> None:
     await checker.prepare()
     os.kill(checker.pid or 0, 9)
     assert await checker.check([GOOD, content(b"if")]) == [FINE, BAD]
@@ -200,7 +201,7 @@ async def test_a_cancelled_check_leaves_a_checker_that_answers_right(checker: Ch
     assert await checker.check([content(b"if"), GOOD]) == [BAD, FINE]
 
 
-# -- one that is not to be trusted -------------------------------------------------------------------------------------
+# -- a checker that is not to be trusted -------------------------------------------------------------------------------
 
 
 def program(body: str) -> Callable[[int, str], list[str]]:
@@ -259,7 +260,7 @@ async def test_a_process_is_told_to_load_all_codings_where_they_are_needed_and_n
         assert (judged == [FINE]) is not codings
 
 
-async def test_answers_that_nobody_asked_for_are_not_taken_for_later_ones() -> None:
+async def test_surplus_answers_are_not_taken_for_later_ones() -> None:
     with nothing_left():
         checker = Checker(program=program("for code in rows():\n  end.sendall(b'@' * 9)"))
         judged = await checker.check([GOOD])
@@ -278,7 +279,9 @@ async def test_answers_that_nobody_asked_for_are_not_taken_for_later_ones() -> N
     ],
     ids=["no program", "it ends at once", "it answers something else"],
 )
-async def test_where_none_can_be_started_that_is_said(start: Callable[[int, str], list[str]]) -> None:
+async def test_where_no_checker_can_be_started_a_check_raises_the_reason(
+    start: Callable[[int, str], list[str]],
+) -> None:
     with nothing_left():
         checker = Checker(program=start)
         await checker.prepare()
@@ -288,7 +291,7 @@ async def test_where_none_can_be_started_that_is_said(start: Callable[[int, str]
 
 
 async def test_a_start_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module.START_SECONDS == 15.0, "what a first cycle waits at the most"
+    assert module.START_SECONDS == 15.0, "the longest time that a first cycle waits"
     monkeypatch.setattr(module, "START_SECONDS", 0.1)
     with nothing_left():
         checker = Checker(program=lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
@@ -305,7 +308,7 @@ async def test_a_top_level_return_is_judged_as_the_setting_says(checker: Checker
 
 
 @pytest.mark.parametrize(("prefix", "option"), [("/opt/bytecode", ["pycache_prefix=/opt/bytecode"]), (None, [])])
-def test_the_process_finds_bytecode_where_the_master_has_it(
+def test_the_checker_uses_the_bytecode_cache_of_the_master(
     monkeypatch: pytest.MonkeyPatch, prefix: str | None, option: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "pycache_prefix", prefix)
@@ -316,7 +319,7 @@ def test_the_process_finds_bytecode_where_the_master_has_it(
 # -- a patient one -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_patient_checker_runs_only_where_no_other_process_needs_the_cpu_and_judges_the_same() -> None:
+async def test_a_patient_checker_runs_only_while_no_other_process_needs_the_cpu_and_judges_alike() -> None:
     with nothing_left():
         checker = Checker(patient=True)
         rows = [GOOD, content(b"if"), content(b"-" * 100_000 + b"1"), content(b"", b"[NaN]"), GOOD]
@@ -327,7 +330,7 @@ async def test_a_patient_checker_runs_only_where_no_other_process_needs_the_cpu_
         await checker.close()
 
 
-async def test_where_that_policy_is_refused_a_patient_checker_has_the_lowest_priority(
+async def test_where_the_idle_policy_is_refused_a_patient_checker_has_the_lowest_priority(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
@@ -357,7 +360,7 @@ async def test_the_answers_of_a_patient_checker_wake_the_event_loop_now_and_then
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
 async def test_a_patient_checker_that_ends_or_hangs_is_noticed(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # With the short limit of this test it would be late on busy CPUs with the row that has no flaw, too.
+    # With the short limit of this test, a checker on busy CPUs would be late even with the row that has no flaw.
     monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
     with nothing_left():
         checker = Checker(patient=True, program=program(body), wall_per_cpu_second=0.5)

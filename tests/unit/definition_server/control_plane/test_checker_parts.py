@@ -30,7 +30,7 @@ def _nothing_left() -> Iterator[None]:
         yield
 
 
-# -- what is sent at once --------------------------------------------------------------------------------------------
+# -- rows that are sent at once --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_64_rows_or_a_mebibyte_are_sent_at_once(sizes: list[int], windows: list[
     assert [each for window in found for each in window] == contents
 
 
-# -- what becomes of a row whose process ends --------------------------------------------------------------------------
+# -- rows whose process ends -------------------------------------------------------------------------------------------
 
 
 class Process:
-    """Gives each question the answers that the test says; an exception after them is raised."""
+    """Returns the answers that the test sets for each question, and then raises the exception if there is one."""
 
     ended = False
 
@@ -86,7 +86,7 @@ class Process:
 
 
 class Bench:
-    """A checker with such processes, the first one first."""
+    """A checker with such processes, which are used in this order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *processes: Process) -> None:
         self.processes = list(processes)
@@ -102,7 +102,7 @@ class Bench:
 
     async def check(self, rows: int) -> list[Judgement]:
         judged = await self.checker.check([content(10)] * rows)
-        await asyncio.sleep(0)  # those that were stopped have ended
+        await asyncio.sleep(0)  # processes that were stopped have ended
         return judged
 
 
@@ -128,7 +128,9 @@ async def test_a_row_that_ends_a_process_by_its_own_fault_is_refused_and_not_jud
     await close(bench)
 
 
-async def test_a_row_that_ends_a_process_after_others_is_judged_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_that_ends_a_process_after_other_rows_is_judged_again_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench(monkeypatch, Process(FINE, module._Ended(**ENDED)), Process(FINE, FINE))
     assert await bench.check(3) == [FINE, FINE, FINE]
     assert [process.asked for process in bench.processes] == [[3], [1]]
@@ -140,7 +142,7 @@ async def test_a_row_that_ends_a_process_after_others_is_judged_again_alone(monk
     [(0, ENDED, False), (0, KILLED, True), (5, ENDED, True), (5, KILLED, True)],
     ids=["ended as the first", "killed as the first", "ended later", "killed later"],
 )
-async def test_the_first_row_of_a_fresh_process_was_alone_where_that_was_not_killed(
+async def test_the_first_row_of_a_fresh_process_counts_as_judged_alone_unless_that_was_killed(
     monkeypatch: pytest.MonkeyPatch, octets: int, how: dict[str, bool], again: bool
 ) -> None:
     processes = [Process(module._Ended(**how), octets=octets)]
@@ -211,11 +213,11 @@ async def test_the_end_of_an_idle_process_is_put_off_by_each_use(monkeypatch: py
     assert second.cancelled()
 
 
-# -- what a process answers --------------------------------------------------------------------------------------------
+# -- answers of a process ----------------------------------------------------------------------------------------------
 
 
 class Peer:
-    """A process whose end of the socket the test has."""
+    """A process whose end of the socket belongs to the test."""
 
     def __init__(self, code: int = 0, *, codings: bool = False, hangs: bool = False) -> None:
         self.end, ours = socket.socketpair()
@@ -230,7 +232,7 @@ class Peer:
         return self.code
 
     async def ask(self, answers: bytes, rows: int = 1) -> tuple[list[Judgement], Exception | None]:
-        """What becomes of ``rows`` where the process answers so."""
+        """The result for ``rows`` where the process sends these answers."""
         judged: list[Judgement] = []
         self.end.sendall(answers)
         try:
@@ -263,13 +265,13 @@ async def test_each_answer_is_the_judgement_of_a_row() -> None:
 
 
 @pytest.mark.parametrize("octet", [0, ANSWER - 1, ANSWER + 32, 255])
-async def test_what_is_no_answer_ends_the_process_with_the_row_unjudged(octet: int) -> None:
+async def test_octets_that_are_no_answer_end_the_process_with_the_row_unjudged(octet: int) -> None:
     judged, error = await outcome(bytes([ANSWER, octet]), 2)
     assert judged == [FINE]
     assert (error.own_fault, error.lasting) == (False, True)
 
 
-async def test_all_flaws_together_are_an_answer() -> None:
+async def test_an_answer_may_hold_all_flaws() -> None:
     judged, error = await outcome(bytes([ANSWER + 31]), codings=True)
     assert judged == [Judgement(Flaw.CODE | Flaw.INTERFACE | Flaw.NOT_STRICT_JSON)]
     assert error is None
@@ -291,7 +293,7 @@ async def test_an_unknown_coding_is_a_flaw_only_where_all_are_loaded() -> None:
     assert await outcome(unknown, codings=True) == ([BAD], None)
 
 
-async def test_an_answer_too_many_makes_the_last_one_doubtful() -> None:
+async def test_a_surplus_answer_makes_the_last_one_doubtful() -> None:
     judged, error = await outcome(octets(Flaw.NONE, Flaw.NONE, Flaw.NONE), 2)
     assert judged == [FINE]
     assert (error.own_fault, error.lasting) == (False, False)
@@ -307,7 +309,7 @@ async def test_an_answer_too_many_makes_the_last_one_doubtful() -> None:
         (1, False, True),
     ],
 )
-async def test_how_a_process_ended_says_whether_the_row_can_have_caused_it(
+async def test_the_way_a_process_ended_decides_whether_its_row_can_have_caused_it(
     code: int, own_fault: bool, lasting: bool
 ) -> None:
     peer = Peer(code)
@@ -326,7 +328,7 @@ async def _asked_after_its_end(peer: Peer) -> tuple[list[Judgement], Any]:
     return judged, error
 
 
-async def test_a_process_that_closes_its_socket_and_lives_is_waited_for_five_seconds(
+async def test_a_process_that_closes_its_socket_and_lives_has_five_seconds_to_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waited: list[float] = []

@@ -1,4 +1,4 @@
-"""The checker process from inside, without one: its limits, how it starts, and that it answers row by row."""
+"""The functions of the checker process, run in this process: its limits, its start, and its answers row by row."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_row_has_two_seconds_and_one_for_each_mebibyte(size: int, seconds: int
 @pytest.mark.parametrize(
     ("hard", "soft"), [(INFINITY, 18), (100, 18), (17, 17)], ids=["no limit", "a high limit", "a low limit"]
 )
-def test_the_next_row_has_its_time_beside_what_was_used_unless_the_process_has_less(
+def test_the_next_row_has_its_time_beyond_the_used_one_unless_the_process_has_less(
     limits: Limits, monkeypatch: pytest.MonkeyPatch, hard: int, soft: int
 ) -> None:
     limits.hard = hard
@@ -80,7 +80,9 @@ def test_memory_files_and_processes_are_limited_and_lower_limits_stay(
     assert steps == [("/proc/self/oom_score_adj", os.O_WRONLY), (5, b"1000"), 5]
 
 
-def test_limits_count_where_the_kernel_is_told_no_preference(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_set_where_the_oom_preference_cannot_be_written(
+    limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError
 
@@ -130,7 +132,7 @@ def test_rows_are_answered_one_by_one_each_within_its_own_time(limits: Limits, m
     assert allowed == [12, 7, 3]
 
 
-def test_rows_are_judged_150_frames_deeper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_judged_with_150_more_stack_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     depths: list[int] = []
 
     def depth(_: object) -> None:
@@ -147,7 +149,7 @@ def test_rows_are_judged_150_frames_deeper(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Jail:
-    """Reaches what the test says."""
+    """A jail that reaches the extent that the test sets."""
 
     reached_extent, refused = Extent.FULL, list[str]()
 
@@ -160,7 +162,7 @@ class Jail:
 
 @pytest.fixture
 def start(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, bytes, list[str]]]:
-    """Runs ``main``: its code, what it has sent, and its steps."""
+    """Runs ``main``, and holds its exit code, the octets that it has sent, and its steps."""
 
     def start(*arguments: str, works: bool = True) -> tuple[int, bytes, list[str]]:
         steps: list[str] = []

@@ -14,7 +14,7 @@ BOTH, NO_LANDLOCK, NO_SECCOMP, NOTHING = Support(7, True), Support(0, True), Sup
 
 
 class Log:
-    """Notes what is logged."""
+    """Records the log lines."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, dict[str, Any]]] = []
@@ -27,7 +27,7 @@ class Log:
 
 
 class Kernel:
-    """A kernel that offers what the test says."""
+    """A kernel with the mechanisms that the test sets."""
 
     def __init__(self) -> None:
         self.offers = BOTH
@@ -50,7 +50,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 @pytest.mark.parametrize("mode", ["auto", "require"])
-def test_on_a_kernel_with_both_the_master_is_hidden_and_nothing_is_logged(kernel: Kernel, mode: str) -> None:
+def test_on_a_kernel_with_both_mechanisms_the_master_is_hidden_and_nothing_is_logged(kernel: Kernel, mode: str) -> None:
     assert confine_master(mode)
     assert (kernel.hidden, kernel.log.lines) == (1, [])
 

@@ -1,4 +1,5 @@
-"""The methods of the control socket, beside parts that the test stands in for: what each asks for and answers."""
+"""The methods of the control socket, beside stand-ins for the other parts: the calls that each method makes, and its
+answer."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ PUBLISHED_AT = 1_800_000_000.5
 
 
 class Aborted(Exception):
-    """As a transport ends a call: the status and the text."""
+    """A call that was ended as a transport would end it, with status and text."""
 
 
 class Context:
@@ -41,7 +42,7 @@ class Context:
 
 
 class Worker:
-    """One that has generation 2."""
+    """A worker that has generation 2."""
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
@@ -51,7 +52,7 @@ class Worker:
 
 
 class Master:
-    """The parts of one, and a service around them."""
+    """The parts of a master, and a service around them."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -120,7 +121,7 @@ class Master:
         for done in (1, 2):
             await asyncio.sleep(0)
             replaced(done)
-        for _ in range(9):  # the last worker is reported, and the next one waited for, before the roll ends
+        for _ in range(9):  # the last worker is reported, and the service waits for the next one, before the roll ends
             await asyncio.sleep(0)
         return self.problem
 
@@ -141,7 +142,7 @@ async def master() -> Master:
     return Master()
 
 
-async def test_the_status_has_the_times_of_the_publication_and_what_the_master_adds(master: Master) -> None:
+async def test_the_status_has_the_times_of_the_publication_and_the_notices_of_the_master(master: Master) -> None:
     master.catalog = CatalogStatus(2, "ab" * 32, 2, 10, 1.0)
     status = await master.call("GetStatus", pb.GetStatusRequest())
     assert status.served.published_at.ToNanoseconds() == PUBLISHED_AT * 1e9
@@ -156,7 +157,7 @@ async def test_the_status_has_the_times_of_the_publication_and_what_the_master_a
     assert not status.sync.HasField("next_attempt"), "a cycle runs"
 
 
-async def test_the_history_says_which_version_is_served_and_what_each_changed(master: Master) -> None:
+async def test_the_history_shows_the_served_version_and_the_changes_of_each(master: Master) -> None:
     assert master.published is not None
     served = master.published.version_hash
     master.entries.append(HistoryEntry(served, 2, 1.0, 2.0))
@@ -176,7 +177,7 @@ async def test_a_difference_names_both_versions_and_the_commands(master: Master)
     assert (list(found.added), list(found.removed), list(found.changed)) == (["a"], ["b", "c"], ["d"])
 
 
-async def test_an_order_is_answered_with_what_every_worker_serves_and_when(master: Master) -> None:
+async def test_an_order_is_answered_with_the_version_that_every_worker_serves_and_since_when(master: Master) -> None:
     before = time.time()
     master.note = "a note"
     served = await master.call("Unpin", pb.UnpinRequest())
@@ -187,13 +188,13 @@ async def test_an_order_is_answered_with_what_every_worker_serves_and_when(maste
     assert 0 <= served.seconds < 5
 
 
-async def test_what_was_accepted_is_served_or_will_be_when_the_pin_ends(master: Master) -> None:
+async def test_an_accepted_catalogue_is_served_at_once_or_when_the_pin_ends(master: Master) -> None:
     accepted = master.accepted.version_hash
     served = await master.call("Accept", pb.AcceptRequest(version_hash=accepted[:8]))
     assert master.calls == [("accept", accepted[:8])]
     assert (served.version_hash, served.unchanged, served.note) == (accepted, False, "")
     served = await master.call("Accept", pb.AcceptRequest(version_hash="00"))
-    assert served.note == "what was accepted is served when the pin ends"
+    assert served.note == "the accepted catalogue is served when the pin ends"
 
 
 async def test_the_first_catalogue_that_is_served_is_a_change(master: Master) -> None:
@@ -228,7 +229,7 @@ async def test_an_order_that_cannot_be_carried_out_ends_with_a_status_and_a_text
     assert ended.value.args == (status, str(fault))
 
 
-async def test_an_order_before_anything_is_served_is_noted_and_says_so(master: Master) -> None:
+async def test_an_order_before_anything_is_served_is_noted_and_the_answer_says_so(master: Master) -> None:
     master.serve(None)
     with pytest.raises(Aborted) as ended:
         await master.call("Unpin", pb.UnpinRequest())
@@ -236,7 +237,7 @@ async def test_an_order_before_anything_is_served_is_noted_and_says_so(master: M
     assert "nothing is served yet" in ended.value.args[1]
 
 
-async def test_a_worker_that_does_not_take_a_catalogue_holds_an_answer_up_for_ten_seconds(
+async def test_a_worker_that_does_not_take_a_catalogue_delays_an_answer_by_ten_seconds(
     master: Master, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
@@ -251,13 +252,13 @@ async def test_a_worker_that_does_not_take_a_catalogue_holds_an_answer_up_for_te
     master.worker.generation = 1
     served = await master.call("Unpin", pb.UnpinRequest())
     assert not served.HasField("all_workers_at")
-    assert clock[0] == 111.0, "it is asked again at ten seconds, and not after"
+    assert clock[0] == 111.0, "the worker is checked again after ten seconds, and not later"
     assert set(polls) == {0.002}
     assert served.seconds == 11.0
 
 
 @pytest.mark.parametrize(("state", "arrived"), [("ready", True), ("draining", False), ("starting", False)])
-async def test_only_workers_that_are_ready_and_stay_are_waited_for_and_there_must_be_one(
+async def test_an_answer_waits_only_for_workers_that_are_ready_and_stay_and_needs_one(
     master: Master, state: str, arrived: bool
 ) -> None:
     master.worker.draining = state == "draining"
@@ -267,7 +268,7 @@ async def test_only_workers_that_are_ready_and_stay_are_waited_for_and_there_mus
     assert not master.service._all_have(3)
 
 
-async def test_a_sync_answers_its_outcome_and_what_is_served_afterwards(master: Master) -> None:
+async def test_a_sync_answers_its_outcome_and_the_version_served_afterwards(master: Master) -> None:
     with captured_logs() as lines:
         result = await master.call("Sync", pb.SyncRequest())
     assert logged(lines, "Sync requested", log_level="info")
@@ -303,7 +304,7 @@ async def test_a_roll_reports_each_worker_and_why_it_stopped(master: Master, pro
     assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing waits for another worker"
 
 
-async def test_a_roll_goes_on_when_its_client_leaves(master: Master) -> None:
+async def test_a_roll_continues_when_its_client_leaves(master: Master) -> None:
     answers = master.service._roll(pb.RollRequest())
     await anext(answers)
     (rolling,) = master.service._rolling
@@ -313,7 +314,7 @@ async def test_a_roll_goes_on_when_its_client_leaves(master: Master) -> None:
 
 
 @pytest.mark.parametrize(("version", "asked"), [("", None), ("ab", "ab")])
-async def test_an_export_comes_in_messages_of_a_quarter_of_a_mebibyte(
+async def test_an_export_is_sent_in_messages_of_a_quarter_of_a_mebibyte(
     master: Master, version: str, asked: str | None
 ) -> None:
     master.exported = opened(*(row(f"c{number}", "x" * 100_000, id=number) for number in range(7)))

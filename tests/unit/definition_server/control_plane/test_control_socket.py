@@ -1,4 +1,5 @@
-"""The control socket: made for this account alone, in place of a dead one, never of a living one."""
+"""The control socket is made for this account alone. It replaces that of a dead master, but never that of a living
+one."""
 
 from __future__ import annotations
 
@@ -66,17 +67,17 @@ def test_the_socket_of_a_dead_master_is_replaced(path: Path) -> None:
     made.listening.close()
 
 
-def test_the_socket_of_a_living_master_is_respected(opened: ControlSocket) -> None:
+def test_the_socket_of_a_living_master_is_left_alone(opened: ControlSocket) -> None:
     with pytest.raises(SocketUnusable, match="another instance") as refused:
         open_socket(opened.path)
     assert "CONTROL_SOCKET" in refused.value.remedy
     assert opened.in_place
 
 
-def test_a_file_that_is_no_socket_is_respected(path: Path) -> None:
+def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("mine")
-    with pytest.raises(SocketUnusable, match="no socket"):
+    with pytest.raises(SocketUnusable, match="not a socket"):
         open_socket(path)
     assert path.read_text() == "mine"
 
@@ -105,7 +106,7 @@ def test_a_file_of_another_instance_is_not_removed_at_the_end(opened: ControlSoc
     assert opened.path.exists()
 
 
-def test_a_peer_of_this_account_is_no_stranger() -> None:
+def test_a_peer_of_this_account_is_accepted_unless_it_is_a_worker() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         assert stranger(ours) is None
@@ -116,8 +117,8 @@ def test_a_peer_of_this_account_is_no_stranger() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another uid")
-def test_a_peer_of_another_account_is_a_stranger(opened: ControlSocket) -> None:
-    """Its mode was changed, so that the kernel lets everybody connect."""
+def test_a_peer_of_another_account_is_refused(opened: ControlSocket) -> None:
+    """The mode of the socket is changed, so that the kernel lets every account connect."""
     for each in (opened.path, *list(opened.path.parents)[:-1]):
         if each.stat().st_uid == os.geteuid() and str(each).count("/") > 1:
             each.chmod(0o777)
@@ -147,7 +148,7 @@ def test_a_peer_of_another_account_is_a_stranger(opened: ControlSocket) -> None:
     [(0.0, 0.0), (0.5, 0.5), (9.0, 2.0)],
     ids=["free", "held for half a second", "held for long"],
 )
-def test_a_directory_that_another_process_has_locked_is_waited_for_two_seconds(
+def test_a_directory_that_another_process_has_locked_is_tried_for_two_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_until: float, waited: float
 ) -> None:
     now, asked = [0.0], [0]
@@ -168,7 +169,7 @@ def test_a_directory_that_another_process_has_locked_is_waited_for_two_seconds(
     assert asked[0] >= 1
 
 
-def test_a_file_system_without_locks_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_causes_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: int) -> None:
         raise OSError(95, "Operation not supported")
 

@@ -52,14 +52,14 @@ def state(*, pinned: bool = False, missing: bool = False, vain: bool = False, le
 @pytest.mark.parametrize(
     ("made", "held", "texts"),
     [
-        (state(pinned=True), 0, ["a pin counts"]),
-        (state(pinned=True, missing=True), 0, ["a pin counts, and its version is not known here"]),
+        (state(pinned=True), 0, ["a pin is in effect"]),
+        (state(pinned=True, missing=True), 0, ["a pin is in effect, and its version is not known here"]),
         (state(), 2, ["commands held at an earlier version: 2"]),
         (state(left_out=1), 0, ["rows not served: 1"]),
         (
             state(pinned=True, left_out=1),
             2,
-            ["a pin counts", "commands held at an earlier version: 2", "rows not served: 1"],
+            ["a pin is in effect", "commands held at an earlier version: 2", "rows not served: 1"],
         ),
     ],
     ids=["pinned", "pin of an unknown version", "held", "left-out", "all"],
@@ -70,7 +70,7 @@ def test_a_cycle_that_succeeded_says_why_the_table_is_not_served(made: SyncState
     assert "definition-server status" in said
 
 
-def test_a_table_that_is_served_needs_no_word() -> None:
+def test_a_table_that_is_served_has_no_explanation() -> None:
     assert shortfalls(state(), 0) == ""
     assert shortfalls(state(pinned=True, missing=True, vain=True), 0) == ""
 
@@ -156,7 +156,7 @@ def test_every_field_of_the_status_is_in_the_message() -> None:
     assert message.certificates[0].name == "server"
 
 
-def test_what_is_not_known_is_unset() -> None:
+def test_unknown_values_are_unset_in_the_message() -> None:
     status = ServiceStatus(
         version="1", started_at=1.0, ready=False, stopping=True, catalog=None,
         sync=SyncStatus({}, None, None, None, None, 0.0, None, None, None, 0, {}, {}), workers=(),
@@ -170,7 +170,7 @@ def test_what_is_not_known_is_unset() -> None:
     assert not message.sync.HasField("last_attempt")
 
 
-def test_a_version_of_the_history_has_its_changes_where_they_are_known_even_if_there_are_none() -> None:
+def test_a_version_of_the_history_has_its_known_changes_even_if_they_are_zero() -> None:
     entry = HistoryEntry("ab" * 32, 3, 1_800_000_000.0, 1_800_000_001.5)
     message = version_message(entry, ChangeCounts(1, 2, 3), served=True)
     assert (message.version_hash, message.definitions, message.served) == ("ab" * 32, 3, True)

@@ -1,4 +1,4 @@
-"""Hosts, names and shares of time of a connection; and no text about a URL shows what is secret in it."""
+"""Hosts, names and shares of time of a connection; and no text about a URL shows a secret of it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ REFUSED_URLS = {
     f"postgresql://u:x@127.0.0.1:1/db?require_auth={MARK}": MASK,
     f"postgresql://u:x@127.0.0.1:1/db?service={MARK}": f'service "{MASK}" not found',
 }
-"""URL → what the reason holds."""
+"""URL → a part of the reason."""
 
 ACCEPTED_URLS = [
     f"postgresql://u:{MARK}@127.0.0.1:1/db",
@@ -74,14 +74,14 @@ ACCEPTED_URLS = [
     f"postgresql://u:{MARK}@/db?host=/nowhere",
     f"postgresql://u:{MARK}@no-such-host.invalid/db",
 ]
-"""All of them lead to no database."""
+"""None of them leads to a database."""
 
 
 def url_id(url: str) -> str:
     return url.replace(MARK, "_")
 
 
-# -- what of a URL is shown --------------------------------------------------------------------------------------------
+# -- the parts of a URL that are shown ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url", [*ACCEPTED_URLS, *REFUSED_URLS], ids=url_id)
@@ -91,7 +91,7 @@ def test_the_address_of_a_database_holds_no_secret_of_its_url(url: str) -> None:
     assert (address is not None) or url not in ACCEPTED_URLS
 
 
-def test_the_address_of_a_database_has_hosts_port_name_and_role_with_what_libpq_adds(
+def test_the_address_of_a_database_has_hosts_port_name_and_role_with_the_defaults_of_libpq(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGUSER", "reader")
@@ -114,7 +114,7 @@ async def test_a_source_that_gets_another_url_shows_the_other_address() -> None:
     assert (source.address.hosts, source.connected_to) == (("b:2",), None)
 
 
-# -- what libpq would not take -----------------------------------------------------------------------------------------
+# -- URLs that libpq does not accept -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url", REFUSED_URLS, ids=url_id)
@@ -232,7 +232,7 @@ def test_time_that_a_host_does_not_use_goes_to_those_after_it() -> None:
 
 
 class DeafNameService:
-    """Answers nobody until it is released."""
+    """A name service that answers no query until it is released."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -244,7 +244,7 @@ class DeafNameService:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
 
-async def test_a_deaf_name_service_holds_one_thread_for_each_name_and_not_the_loop() -> None:
+async def test_a_name_service_that_never_answers_holds_one_thread_for_each_name_and_not_the_loop() -> None:
     deaf = DeafNameService()
     resolver = NameResolver(deaf.look_up)
     try:
@@ -276,7 +276,7 @@ async def test_a_name_that_does_not_exist_is_an_error_with_the_name() -> None:
         await NameResolver().addresses("no-such-host.invalid", 20)
 
 
-async def test_the_database_s_name_is_not_waited_for_longer_than_the_connect_timeout() -> None:
+async def test_the_look_up_of_the_database_s_name_ends_after_the_connect_timeout() -> None:
     deaf = DeafNameService()
     source = PostgresSource(
         "postgresql://u:x@db.example/db",
@@ -314,7 +314,7 @@ async def test_keepalives_end_the_connection_to_a_vanished_database_after_25_sec
 
 
 async def test_every_host_and_address_gets_its_turn_within_the_connect_timeout() -> None:
-    """The first two are silent: they accept and never answer. The last one refuses, which the error reports."""
+    """The first two hosts are silent: they accept and never answer. The last one refuses, which the error reports."""
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
         ports = ",".join(str(each.getsockname()[1]) for each in silent)

@@ -28,7 +28,7 @@ class Memory:
         self._memory = array("B", opened("if").buffer)
 
     def snapshot(self) -> Snapshot:
-        """May be called once: nothing else refers to the memory then."""
+        """May be called once; afterwards nothing else refers to the memory."""
         memory = self.__dict__.pop("_memory")
         weakref.finalize(memory, lambda: self.freed_in.append(threading.get_ident()))
         return Snapshot(memoryview(memory))
@@ -61,11 +61,11 @@ async def test_a_snapshot_is_held_for_its_time_and_released_in_the_background(
     assert memory.freed_in != [threading.get_ident()]
 
 
-async def test_no_more_than_one_is_held(release: DelayedRelease) -> None:
+async def test_no_more_than_one_snapshot_is_held(release: DelayedRelease) -> None:
     memories = [Memory() for _ in range(5)]
     for memory in memories:
         release.take(memory.snapshot())
-    await eventually(lambda: all(memory.freed_in for memory in memories[:4]), "those before were freed")
+    await eventually(lambda: all(memory.freed_in for memory in memories[:4]), "the earlier snapshots were freed")
     assert not memories[4].freed_in
     assert all(memory.freed_in != [threading.get_ident()] for memory in memories[:4])
 
@@ -80,11 +80,11 @@ async def test_a_failed_cycles_exception_does_not_keep_a_snapshot_in_memory(
         try:
             raise OSError("the database is away")
         except OSError as error:
-            kept = error  # its traceback has this frame, which has it
+            kept = error  # its traceback refers to this frame, which refers to the snapshot
         assert kept
         return served
 
-    gc.disable()  # it could run at any moment
+    gc.disable()  # a garbage collection could run at any moment
     try:
         release.take(fail(memory.snapshot()))
         await eventually(lambda: memory.freed_in, "the end")
@@ -115,7 +115,7 @@ async def test_a_snapshot_is_held_for_its_whole_time_although_an_earlier_one_is_
     assert loop.time() - began >= 1.5
 
 
-async def test_after_close_nothing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_cancels_the_release_that_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 0.05)
     loop = asyncio.get_running_loop()
     faults: list[dict[str, object]] = []

@@ -37,7 +37,7 @@ def test_the_usual_limit_suffices_for_the_workers_of_a_large_machine() -> None:
 
 @pytest.fixture
 def few() -> Iterator[None]:
-    """This process may open ten files more than it has open."""
+    """Limit this process to ten more files than it has open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 11, hard))
     yield
@@ -58,7 +58,7 @@ def give_back(taken: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_reserved_descriptors_are_free_within_the_blocks_alone() -> None:
+def test_reserved_descriptors_are_free_only_within_the_blocks() -> None:
     reserve = DescriptorReserve(4)
     others = take_all()
     with pytest.raises(OSError, match="Too many"):
@@ -100,7 +100,7 @@ def test_a_reserve_that_is_not_complete_is_logged_once_and_filled_later(capsys: 
 
 
 @pytest.mark.usefixtures("few")
-def test_a_block_that_ends_after_the_reserve_was_closed_takes_nothing_back() -> None:
+def test_a_block_that_ends_after_the_reserve_was_closed_reserves_nothing_again() -> None:
     before = descriptors_before()
     reserve = DescriptorReserve(4)
     assert len(open_descriptors()) == len(before) + 4
@@ -110,7 +110,7 @@ def test_a_block_that_ends_after_the_reserve_was_closed_takes_nothing_back() -> 
 
 
 @pytest.mark.slow
-def test_a_server_with_too_low_a_limit_does_not_start_and_says_what_to_do() -> None:
+def test_a_server_with_too_low_a_limit_does_not_start_and_names_a_remedy() -> None:
     environment = os.environ | FAST | {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
     ended = subprocess.run(
         ["sh", "-c", 'ulimit -n 40; exec "$0" -m definition_server serve', sys.executable],

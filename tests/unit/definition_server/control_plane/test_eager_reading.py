@@ -1,4 +1,4 @@
-"""What a socket holds is read without the event loop; for what it does not hold, the event loop is asked."""
+"""Octets that a socket holds already are read without the event loop; for later octets, the event loop waits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def operation(ours: socket.socket, pieces: int, sent: list[object]) -> Generator[int, int, str]:
-    """An operation that writes, and then reads ``pieces`` of one octet. Notes what it is ``sent``."""
+    """An operation that writes, and then reads ``pieces`` of one octet. Notes the octets that are ``sent`` to it."""
     sent.append((yield WRITE))
     for _ in range(pieces):
         sent.append((yield READ))
@@ -28,12 +28,14 @@ def operation(ours: socket.socket, pieces: int, sent: list[object]) -> Generator
     return "done"
 
 
-def test_what_is_there_is_read_at_once_and_the_rest_is_waited_for(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_available_octets_are_read_at_once_and_the_loop_waits_for_the_rest(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = ends
     sent: list[object] = []
     steps = eager(operation(ours, 4, sent), ours.fileno(), to_read=READ, readable=READABLE)
     theirs.send(b"abc")
-    assert next(steps) == WRITE  # the socket is readable, but that is not asked for
+    assert next(steps) == WRITE  # the socket is readable, but the operation does not wait for that
     assert steps.send(7) == READ  # three pieces are taken, the fourth is not there
     assert sent == [7, READABLE, READABLE, READABLE]
     theirs.send(b"d")
@@ -46,11 +48,13 @@ def test_the_event_loop_has_its_turn_after_some_steps(ends: tuple[socket.socket,
     ours, theirs = ends
     theirs.send(bytes(3 * _STEPS))
     turns = eager(operation(ours, 3 * _STEPS, []), ours.fileno(), to_read=READ, readable=READABLE)
-    # After each turn one step, and so many at once.
+    # one step after each turn of the loop, and then so many steps at once
     assert [next(turns), *turns] == [WRITE, READ, READ]
 
 
-def test_an_operation_that_fails_or_is_given_up_does_so_as_without(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_an_operation_fails_or_is_cancelled_as_it_would_without_eager_reading(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = ends
     steps = operation(ours, 1, [])
     wrapped = eager(steps, ours.fileno(), to_read=READ, readable=READABLE)

@@ -1,4 +1,4 @@
-"""Freshness and the safety of a restart, judged from plain facts."""
+"""Freshness and the safety of a restart, judged from given facts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRESH: dict[str, Any] = {"serves": True, "held": False, "restored": False, "sinc
     ],
     ids=str,
 )
-def test_what_is_served_is_stale_for_a_reason(changes: dict[str, Any], found: Stale | None) -> None:
+def test_a_stale_catalogue_has_a_reason(changes: dict[str, Any], found: Stale | None) -> None:
     assert staleness(**FRESH | changes) is found
 
 
@@ -53,7 +53,7 @@ STORED: dict[str, Any] = {
     ],
     ids=str,
 )
-def test_a_restart_is_safe_where_the_same_would_be_served(
+def test_a_restart_is_safe_where_it_would_serve_the_same(
     changes: dict[str, Any], safe: bool, reason: RestartReason
 ) -> None:
     found = restart_safety(**STORED | changes)

@@ -1,5 +1,5 @@
-"""A full disk, at each step of each file: what is published is served, one line says what is not kept, and once there
-is room again everything is kept, without a change of the table.
+"""A full disk, at each step of each file: published catalogues are served, one log line names the file that is not
+stored, and once there is room again every file is stored without a change of the table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FULL = "No space left on device"
 
 @contextmanager
 def full_disk(monkeypatch: pytest.MonkeyPatch, step: str, concerns: Callable[[str], bool]) -> Iterator[None]:
-    """No room at ``step`` for the files that it concerns."""
+    """Make the disk full at ``step``, for the files that have this step."""
 
     def check(path: object) -> None:
         if concerns(str(path)):
@@ -77,7 +77,7 @@ def lines_of(logs: LogLines) -> set[str]:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("file", FILES)
-async def test_a_full_disk_loses_nothing_that_is_served_or_asked_for(
+async def test_a_full_disk_loses_neither_a_served_catalogue_nor_an_operators_wish(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch, file: str, step: str
 ) -> None:
     await server.cycle()

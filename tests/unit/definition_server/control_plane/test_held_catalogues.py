@@ -33,7 +33,7 @@ from definition_server.observability.reasons import Reason
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
-async def test_a_mass_delete_is_held_in_the_cycle_that_reads_it_and_in_each_one_after(
+async def test_a_mass_delete_is_held_in_the_cycle_that_reads_it_and_in_each_later_one(
     server: Server, logs: LogLines
 ) -> None:
     await server.cycle()
@@ -93,7 +93,7 @@ async def test_an_accepted_catalogue_is_published_at_once_without_the_database(s
     await promptly(server.publications.accept(held))
     assert (server.version, server.served.generation) == (held, 2)
     assert server.synchronizer.state.held is None
-    assert server.syncs == 1, "a cycle finds out whether the table still has it"
+    assert server.syncs == 1, "a cycle finds out whether the table still has that content"
     await server.written()
     server.restart()
     assert await server.synchronizer.restore()
@@ -114,7 +114,7 @@ async def test_an_accepted_hash_is_used_up_by_its_publication(server: Server) ->
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["database up", "database down"])
-async def test_a_hash_in_the_policy_releases_what_is_held_in_the_next_cycle(server: Server, down: bool) -> None:
+async def test_a_hash_in_the_policy_releases_the_held_catalogue_in_the_next_cycle(server: Server, down: bool) -> None:
     await server.cycle()
     await server.cycle(*FEW)
     server.policy = Policy(accept=(server.held[:16],))
@@ -221,7 +221,7 @@ async def test_a_change_of_the_signing_key_is_no_change_of_the_content(server: S
     assert server.version == version
 
 
-async def test_a_held_catalogue_does_not_keep_a_rotated_key_from_the_served_one(server: Server) -> None:
+async def test_while_a_catalogue_is_held_the_served_one_is_signed_with_a_rotated_key(server: Server) -> None:
     await server.cycle()
     good = server.version
     await server.cycle(*FEW)
@@ -254,6 +254,6 @@ async def test_many_rows_held_at_once_hold_the_catalogue_and_once_accepted_the_n
     server.source.replace(row("c39", "newest"), *ALL[:39])
     await server.written()
     server.restart()
-    assert await server.cycle() is Outcome.PUBLISHED, "known across a restart"
+    assert await server.cycle() is Outcome.PUBLISHED, "the number of held rows is known after a restart"
     assert gate.last_good[:2] == [None, first]
-    assert gate.last_good[-1] is not None, "the stored one"
+    assert gate.last_good[-1] is not None, "the stored catalogue is served"

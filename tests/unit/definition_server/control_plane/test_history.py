@@ -1,4 +1,5 @@
-"""The history keeps the last catalogues, skips and names what is damaged or somebody else's, and removes the oldest."""
+"""The history keeps the last catalogues, skips and names files that are damaged or of another user, and removes the
+oldest."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def history(tmp_path: Path, clock: FakeClock) -> History:
 
 
 def keep(history: History, code: str, clock: FakeClock, *spare: str, signer: Signer | None = None) -> str:
-    """Keep a catalogue with ``code``, a second after the one before. Returns its version."""
+    """Keep a catalogue with ``code``, a second after the previous one. Returns its version."""
     clock.advance(1)
     publication = published(row("if", code), created_at=clock.now - 100, signer=signer)
     try:
@@ -48,12 +49,12 @@ def path_of(history: History, version: str) -> Path:
     return history.directory / f"{version}.avapsnap"
 
 
-def test_without_a_directory_there_is_nothing(history: History) -> None:
+def test_without_a_directory_the_history_is_empty(history: History) -> None:
     assert history.entries() == []
     assert history.load("ab" * 32, None) is None
 
 
-def test_what_was_kept_is_listed_newest_first_and_loaded_whole(history: History, clock: FakeClock) -> None:
+def test_kept_catalogues_are_listed_newest_first_and_loaded_whole(history: History, clock: FakeClock) -> None:
     first, second = keep(history, "1", clock), keep(history, "2", clock)
     entries = history.entries()
     assert [entry.version_hash for entry in entries] == [second, first]
@@ -68,20 +69,20 @@ def test_what_was_kept_is_listed_newest_first_and_loaded_whole(history: History,
     assert path_of(history, first).stat().st_mode & 0o777 == 0o600
 
 
-def test_the_oldest_are_removed_and_those_to_spare_never(history: History, clock: FakeClock) -> None:
+def test_the_oldest_catalogues_are_removed_except_those_to_spare(history: History, clock: FakeClock) -> None:
     first, second = keep(history, "1", clock), keep(history, "2", clock)
     kept = [keep(history, str(number), clock, first) for number in range(3, 7)]
     assert versions(history) == [*reversed(kept[1:]), first]
     assert second not in versions(history)
 
 
-def test_what_is_published_again_is_the_newest_and_kept_once(history: History, clock: FakeClock) -> None:
+def test_a_catalogue_that_is_published_again_is_the_newest_and_kept_once(history: History, clock: FakeClock) -> None:
     first, second = keep(history, "1", clock), keep(history, "2", clock)
     assert keep(history, "1", clock) == first
     assert versions(history) == [first, second]
 
 
-def test_nothing_is_kept_where_none_is_to_be(tmp_path: Path, clock: FakeClock) -> None:
+def test_a_history_of_zero_catalogues_keeps_nothing(tmp_path: Path, clock: FakeClock) -> None:
     history = History(tmp_path, 0, clock)
     keep(history, "1", clock)
     assert list(tmp_path.iterdir()) == []
@@ -259,7 +260,7 @@ def _no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_file_that_vanishes_during_a_rotation_does_not_keep_the_others_from_their_new_mac(
+def test_when_a_file_vanishes_during_a_rotation_the_others_still_get_their_new_mac(
     history: History, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = Signer("new")

@@ -1,4 +1,4 @@
-"""When each key was last used, as the master knows it from workers that it does not trust."""
+"""When each key was last used, by the reports of workers that the master does not trust."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The limits and times of a master, stated: other tests import them, and would follow any value.
+"""The values of a master's limits and times. Other tests import these limits, and would follow any value.
 
-Each was chosen for a reason, which its module gives. A change of one is made here too.
+Each was chosen for a reason, which its module gives. A change of a limit must be made here, too.
 """
 
 from __future__ import annotations

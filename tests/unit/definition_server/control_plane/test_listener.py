@@ -148,7 +148,7 @@ def test_all_workers_can_listen_and_are_reached(host: str) -> None:
 
 
 def accepted(workers: tuple[socket.socket, ...]) -> int | None:
-    """The descriptor of the worker at which a connection waits; the connection is accepted and closed."""
+    """Accept and close a waiting connection. Returns the descriptor of the worker at which it waited."""
     for worker in workers:
         try:
             worker.accept()[0].close()
@@ -176,7 +176,7 @@ def test_connections_of_an_earlier_server_in_time_wait_do_not_block(clock: Clock
     with reserve_port("127.0.0.1", 0) as holder:
         port = holder.getsockname()[1]
         with worker_socket(port) as worker, socket.create_connection(("127.0.0.1", port)) as client:
-            worker.accept()[0].close()  # the side that closes first keeps the TIME_WAIT
+            worker.accept()[0].close()  # the side that closes first gets the TIME_WAIT
             assert client.recv(1) == b""
     until(lambda: in_time_wait(port), "the connection in TIME_WAIT")
     reserve_port("127.0.0.1", port).close()
@@ -197,7 +197,7 @@ def test_the_bind_is_not_retried_for_ever(clock: Clock) -> None:
     assert 2.0 <= clock.now < 3.0
 
 
-# -- addresses that cannot be had ------------------------------------------------------------------------------------
+# -- addresses that are not available --------------------------------------------------------------------------------
 
 
 def test_a_foreign_address_is_refused_at_once(clock: Clock) -> None:
@@ -270,7 +270,7 @@ def first_free_to_all() -> int:
 
 @pytest.mark.skipif(first_free_to_all() <= 1, reason="every port is open to every user here")
 def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
-    # The package is imported before the privilege is dropped: the user ``nobody`` may have no access to it.
+    # The package is imported before the privilege is dropped, because the user ``nobody`` may have no access to it.
     program = (
         "import os; from definition_server.control_plane.listener import PortInUse, reserve_port\n"
         f"if os.geteuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"
@@ -289,7 +289,8 @@ def test_the_variable_to_set_is_named() -> None:
 
 
 def run(program: str) -> str:
-    """What ``program`` prints. It runs in another process, because limits and users cannot be restored in this one."""
+    """The output of ``program``. It runs in another process, because limits and users cannot be restored in this
+    one."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -304,7 +305,7 @@ def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], lis
         "configure_logs('production', 'INFO')\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
         f"limit = raise_descriptor_limit({wanted})\n"
-        # One write: log lines come from another thread.
+        # In one write, because log lines come from another thread.
         "print(json.dumps([limit, resource.getrlimit(resource.RLIMIT_NOFILE)]) + '\\n', end='')"
     )
     printed = [json.loads(line) for line in run(program).splitlines()]
@@ -312,7 +313,7 @@ def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], lis
     return limit, tuple(limits), [each for each in printed if isinstance(each, dict)]
 
 
-def test_a_low_soft_limit_is_raised_to_what_is_wanted() -> None:
+def test_a_low_soft_limit_is_raised_to_the_wanted_one() -> None:
     assert raised(soft=256, hard=4096, wanted=2048) == (2048, (2048, 4096), [])
 
 
@@ -321,7 +322,7 @@ def test_a_limit_that_is_high_enough_is_left_alone() -> None:
 
 
 def test_a_low_hard_limit_becomes_the_soft_limit_and_is_logged() -> None:
-    # Nobody, root included, may go above fs.nr_open.
+    # No user, not even root, may go above fs.nr_open.
     wanted = int(Path("/proc/sys/fs/nr_open").read_text()) + 1
     limit, limits, lines = raised(soft=256, hard=1024, wanted=wanted)
     assert (limit, limits) == (1024, (1024, 1024))
@@ -368,7 +369,7 @@ def test_listening_is_retried_while_workers_of_a_killed_master_end(clock: Clock)
     assert clock.naps == 1
 
 
-def test_a_taken_port_is_tried_for_two_seconds_that_moment_included(
+def test_a_taken_port_is_tried_for_the_last_time_after_two_seconds(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "_RETRY_EVERY", 0.5)  # a number whose multiples are exact
@@ -377,7 +378,7 @@ def test_a_taken_port_is_tried_for_two_seconds_that_moment_included(
     assert clock.now == 2.5, "the fifth attempt is at 2.0 s"
 
 
-def test_connections_in_time_wait_do_not_keep_the_next_master_from_listening(clock: Clock) -> None:
+def test_the_next_master_can_listen_despite_connections_in_time_wait(clock: Clock) -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as client:

@@ -1,4 +1,4 @@
-"""What ``/livez`` answers: whether the master's event loop runs."""
+"""The answer of ``/livez``: whether the master's event loop runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_loop_that_has_stood_still_for_thirty_seconds_is_a_problem(clock: list
     clock[0] += 29.9
     assert watch.problem() is None
     clock[0] += 0.1
-    assert watch.problem() == "the master's event loop has stood still for 30 s"
+    assert watch.problem() == "the master's event loop has not run for 30 s"
 
 
 async def test_a_loop_that_runs_is_noted_at_every_tick(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The master as a whole, without workers and without a database: how it ends."""
+"""The master as a whole, without workers and without a database: its start, its signals and its end."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_master_exits_with_1_after_a_bug_and_with_0_after_a_signal(
     ("host", "shown"), [("127.0.0.1", "127.0.0.1:4711"), ("::1", "[::1]:4711")], ids=["IPv4", "IPv6"]
 )
 @pytest.mark.parametrize("known", [True, False], ids=["", "nothing known of the database"])
-async def test_the_first_line_says_where_the_server_listens_and_what_it_reads(
+async def test_the_first_log_line_names_the_address_and_the_database(
     server: Any, logs: LogLines, host: str, shown: str, known: bool
 ) -> None:
     class Address:
@@ -139,7 +139,7 @@ def test_a_master_reads_a_policy_file_only_where_there_is_one(tmp_path: Path) ->
 
 
 class Parts:
-    """What a master has started, and a start in which nothing is real."""
+    """A start of a master with stand-ins for all parts, and the parts that it has started."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[Any] = []
@@ -182,7 +182,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
 
 
 @pytest.mark.parametrize(("demonstration", "code", "files"), [(False, 0, 65536), (True, 5, 1024)])
-def test_a_demonstration_warns_of_nothing_that_only_a_server_for_others_needs(
+def test_a_demonstration_does_not_warn_of_settings_that_only_a_production_server_needs(
     parts: Parts, demonstration: bool, code: int, files: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(master, "WANTED_DESCRIPTORS", 65536)
@@ -208,7 +208,7 @@ def test_grpcios_port_is_reserved_and_the_native_one_listened_on(parts: Parts) -
     ],
     ids=["jail", "limit", "port", "metrics port"],
 )
-def test_a_start_that_cannot_be_is_logged_and_has_an_exit_code(
+def test_a_start_that_is_not_possible_is_logged_and_has_an_exit_code(
     parts: Parts, change: dict[str, Any], code: int, message: str | None, logs: LogLines
 ) -> None:
     vars(parts).update(change)
@@ -257,7 +257,7 @@ def test_grpcio_needs_random_numbers_of_the_kernel(
 
 
 class Supervised:
-    """A supervisor that notes what it is called for."""
+    """A supervisor that notes its calls."""
 
     def __init__(self) -> None:
         self.serving = 0
@@ -304,7 +304,7 @@ async def test_signals_roll_reload_stop_and_cut_a_drain_short(
     assert logged(logs, "Rolling the workers", log_level="info")
     assert logged(logs, "Syncing at once", log_level="info")
     assert reloads == [server._apply, "sync"]
-    assert not server._background, "what has ended is forgotten"
+    assert not server._background, "tasks that have ended are forgotten"
     assert not server._stop.is_set()
     server._on_signal(signal.SIGTERM)
     assert server._stop.is_set()
@@ -321,7 +321,7 @@ async def test_a_hangup_stops_a_demonstration(server: Any, supervised: Supervise
     assert server._stop.is_set()
 
 
-async def test_what_was_read_again_reaches_the_part_that_uses_it(
+async def test_settings_that_were_read_again_reach_the_parts_that_use_them(
     server: Any, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[Any] = []
@@ -354,7 +354,7 @@ async def test_bad_rows_that_are_served_are_read_again_at_once(server: Any, monk
     assert steps == ["read again", "sync soon"]
 
 
-async def test_that_every_worker_serves_is_logged_once(
+async def test_a_line_is_logged_once_when_every_worker_serves(
     server: Any, supervised: Supervised, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -402,7 +402,7 @@ async def test_telemetry_begins_once_the_workers_serve_and_gets_the_sampled_call
     server._telemetry = None
 
 
-def test_only_the_first_process_of_a_container_reaps_and_only_what_there_is_runs(
+def test_only_the_first_process_of_a_container_reaps_orphans_and_only_parts_in_use_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def names(pid: int, **parts: Any) -> list[str]:
@@ -472,7 +472,7 @@ def test_a_process_that_does_not_end_in_time_is_ended_with_its_code(
     assert logged(logs, "A thread did not end in time; leaving without it", log_level="warning")
 
 
-def test_the_key_before_the_present_one_is_that_of_clients_that_were_not_rotated_yet() -> None:
+def test_the_present_key_signs_where_a_previous_key_is_set_too() -> None:
     assert master._signer(SETTINGS) is None
     keys = [SecretStr(letter * 32) for letter in "ab"]
     alone = SETTINGS.model_copy(update={"avap_internal_key": keys[0]})

@@ -19,7 +19,7 @@ CLASSES = 4
 
 
 class Cursor:
-    """Answers a statement with the rows that the test gives for it."""
+    """A connection that answers each statement with the rows that the test sets for it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -70,7 +70,7 @@ class Connection:
 
 
 class Plan:
-    """Statements that name what they ask for."""
+    """Stand-ins for SQL statements, which name the data that they request."""
 
     def __init__(self, blocks: int | None = 100, mistrust: str | None = None) -> None:
         self.blocks, self.mistrust = blocks, mistrust
@@ -147,7 +147,7 @@ async def test_ranges_are_those_of_a_heap_from_postgresql_14_on(
     assert bench.plan.widths == [4, None]
 
 
-async def test_all_rows_come_class_by_class_and_those_that_are_too_large_with_their_fault() -> None:
+async def test_all_rows_are_read_class_by_class_and_those_that_are_too_large_have_a_fault() -> None:
     bench = Bench()
     bench.connection.answers = {
         "sizes up to 4194304": [(4, 1, 9_000_000), (0, 1200, 5)],
@@ -163,7 +163,7 @@ async def test_all_rows_come_class_by_class_and_those_that_are_too_large_with_th
     assert set(bench.connection.sizes) == {1000}
 
 
-async def test_of_ranges_only_their_blocks_are_read_and_their_sizes_noted() -> None:
+async def test_a_reading_of_ranges_reads_only_their_blocks_and_notes_their_sizes() -> None:
     bench = Bench()
     bench.connection.answers = {
         "ranges of 8": [(0, 3, "11"), (1, 1, "5"), (3, 1, "6")],
@@ -178,7 +178,7 @@ async def test_of_ranges_only_their_blocks_are_read_and_their_sizes_noted() -> N
     assert ranges.sizes == {0: {0: (3, 300)}, 1: {0: (1, 100)}, 3: {2: (1, 200)}}, "range 9 is gone"
 
 
-async def test_a_whole_reading_with_ranges_notes_the_sizes_of_all_and_none_of_before() -> None:
+async def test_a_whole_reading_with_ranges_notes_the_sizes_of_all_ranges_and_forgets_earlier_ones() -> None:
     bench = Bench()
     bench.connection.answers = {
         "ranges of 8": [(0, 3, "11")],
@@ -193,7 +193,7 @@ async def test_a_whole_reading_with_ranges_notes_the_sizes_of_all_and_none_of_be
 
 
 @pytest.mark.parametrize(("catalogue", "fits"), [(100 + 300, True), (100 + 300 - 1, False)])
-async def test_a_snapshot_has_150_octets_for_each_row_and_what_is_too_large_is_not_counted(
+async def test_a_snapshot_has_150_octets_for_each_row_and_rows_that_are_too_large_are_not_counted(
     catalogue: int, fits: bool
 ) -> None:
     bench = Bench(catalogue=catalogue)
@@ -209,7 +209,7 @@ async def test_a_snapshot_has_150_octets_for_each_row_and_what_is_too_large_is_n
 
 
 @pytest.mark.parametrize("mistrust", [None, "a view"])
-async def test_the_fingerprint_is_that_of_the_row_versions_or_of_this_reading_alone(
+async def test_the_fingerprint_is_made_of_the_row_versions_or_is_unique_to_this_reading(
     mistrust: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, relations = Bench(), []

@@ -1,4 +1,4 @@
-"""The operators' way into the master: whether there is one, and what it says beside the status."""
+"""The operators' access to the master: whether there is one, and the notices beside the status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_a_control_socket_is_offered_where_it_has_a_path(tmp_path: Path) -
     await bench.access.close()
 
 
-def test_notices_name_what_is_not_stored_and_a_policy_that_does_not_count(tmp_path: Path) -> None:
+def test_notices_name_files_that_are_not_stored_and_an_unusable_policy(tmp_path: Path) -> None:
     assert Bench(None, directory=tmp_path).access._notices() == []
     (nothing,) = Bench(None).access._notices()
     assert nothing.startswith("nothing is stored, because SNAPSHOT_DIR is not set: ")
@@ -52,5 +52,5 @@ def test_a_policy_is_named_only_where_it_has_a_problem(tmp_path: Path, problem: 
     notices = Bench(None, directory=tmp_path, policy=SimpleNamespace(problem=problem)).access._notices()
     assert notices == (
         [] if problem is None
-        else ["PUBLICATION_POLICY does not count as it is; the one before does: line 3: unknown key"]
+        else ["PUBLICATION_POLICY is not usable; the previous policy applies: line 3: unknown key"]
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What was asked for by command while the disk did not answer: kept in memory, and stored when it has."""
+"""Wishes that were made by command while the disk did not answer: kept in memory, and stored when it has answered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIN = Pin(VERSION, None, "command")
 
 
 class Disk:
-    """Notes what it is asked for."""
+    """A disk that notes its calls."""
 
     def __init__(self) -> None:
         self.saved: list[Wishes] = []
@@ -41,11 +41,9 @@ def wishes(disk: Disk) -> OperatorWishes:
     return OperatorWishes(cast(Any, disk), policy=Policy, signer=lambda: None, clock=lambda: 5.0)
 
 
-async def test_before_the_disk_has_answered_nothing_is_written_over_what_it_has(
-    wishes: OperatorWishes, disk: Disk
-) -> None:
+async def test_before_the_disk_has_answered_no_file_on_it_is_overwritten(wishes: OperatorWishes, disk: Disk) -> None:
     wishes.accept(VERSION)
-    assert await wishes.save() == "the disk has not answered yet; it is stored when it has"
+    assert await wishes.save() == "the disk has not answered yet; the change is stored when it has"
     assert disk.steps == [False], "no pin waits"
     wishes.pin(PIN)
     await wishes.save()
@@ -62,7 +60,7 @@ async def test_before_the_disk_has_answered_nothing_is_written_over_what_it_has(
     assert disk.steps == [False, True, "again"]
 
 
-async def test_what_the_disk_has_counts_where_nothing_newer_was_asked_for(wishes: OperatorWishes, disk: Disk) -> None:
+async def test_the_wishes_on_disk_count_where_there_are_no_newer_ones(wishes: OperatorWishes, disk: Disk) -> None:
     wishes.recall(Wishes().pin(PIN).hold_rows(3, VERSION))
     assert wishes.now().pin == PIN
     assert wishes.rows_held_in(VERSION) == 3
@@ -73,13 +71,13 @@ async def test_what_the_disk_has_counts_where_nothing_newer_was_asked_for(wishes
     assert len(disk.saved) == 1
 
 
-async def test_a_pin_that_was_taken_away_meanwhile_does_not_come_back(wishes: OperatorWishes) -> None:
+async def test_a_pin_that_was_removed_meanwhile_does_not_return(wishes: OperatorWishes) -> None:
     wishes.pin(None)
     wishes.recall(Wishes().pin(PIN))
     assert wishes.now().pin is None
 
 
-async def test_an_acceptance_that_was_used_up_meanwhile_does_not_come_back(wishes: OperatorWishes, disk: Disk) -> None:
+async def test_an_acceptance_that_was_used_up_meanwhile_does_not_return(wishes: OperatorWishes, disk: Disk) -> None:
     await wishes.note_passed(VERSION, accepted=True, rows_held=2)
     wishes.recall(Wishes().accept(VERSION).hold_rows(9, OTHER))
     await wishes.save_again()

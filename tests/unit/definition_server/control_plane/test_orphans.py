@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# A process of its own, which declares itself the heir of its descendants: what PID 1 is without being asked.
+# A process of its own, which declares itself the reaper of its orphaned descendants, as PID 1 always is.
 PROGRAM = """
 import asyncio, ctypes, os, sys
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_orphans_are_reaped_and_own_children_keep_their_exit_codes() -> None:
 
 
 def test_without_reaping_orphans_stay() -> None:
-    """If they were reaped here, too, the test above would prove nothing."""
+    """If orphans were reaped here, too, the test above would prove nothing."""
     codes, left = run("idle").rsplit(" ", 1)
     assert codes == "[7, 8]"
     assert int(left) == 3

@@ -1,4 +1,4 @@
-"""A pin's catalogue and its end, with wishes, disk and clock that the test stands in for."""
+"""A pin's catalogue and its end, with stand-ins for wishes, disk and clock."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bench:
             raise self.bug
 
     def seconds_left(self) -> float | None:
-        """Until the timer is due; None where there is none."""
+        """Seconds until the timer is due; None where there is no timer."""
         timer = self.catalogue._timer
         return None if timer is None else timer.when() - asyncio.get_running_loop().time()
 
@@ -57,7 +57,7 @@ async def bench() -> Any:
     [(1060.0, 60.001), (1000.0, 0.001), (900.0, 0.001), (1000.0 + 7200, 3600.0)],
     ids=["in a minute", "now", "long ago", "in two hours"],
 )
-async def test_a_pin_is_looked_at_again_when_it_ends_and_after_an_hour_at_the_latest(
+async def test_a_pin_is_checked_again_when_it_ends_and_after_an_hour_at_the_latest(
     bench: Bench, until: float, seconds: float
 ) -> None:
     bench.pin = Pin(VERSION, until)
@@ -108,7 +108,7 @@ async def test_a_bug_at_the_end_of_a_pin_is_logged(bench: Bench, logs: LogLines)
     assert logged(logs, "Unexpected failure at the end of a pin", log_level="error")
 
 
-async def test_what_an_operator_pins_and_takes_away_is_logged(bench: Bench, logs: LogLines) -> None:
+async def test_a_pin_by_an_operator_and_its_removal_are_logged(bench: Bench, logs: LogLines) -> None:
     snapshot = cast(Any, SimpleNamespace(version_hash=VERSION))
     bench.catalogue.change(Pin(VERSION, 0.0), snapshot)
     assert bench.catalogue.snapshot is snapshot
@@ -119,7 +119,9 @@ async def test_what_an_operator_pins_and_takes_away_is_logged(bench: Bench, logs
     assert logged(logs, "Pin taken away", log_level="warning")
 
 
-async def test_a_pin_of_an_unknown_version_is_vain_until_the_version_is_known(bench: Bench, logs: LogLines) -> None:
+async def test_a_pin_of_an_unknown_version_has_no_effect_until_the_version_is_known(
+    bench: Bench, logs: LogLines
+) -> None:
     bench.pin = Pin(VERSION, None, "policy")
     await bench.catalogue.find()
     await bench.catalogue.find()
@@ -137,7 +139,7 @@ async def test_a_pin_of_an_unknown_version_is_vain_until_the_version_is_known(be
     assert bench.state.pin == PinState(VERSION, None, "policy", missing=True, vain=False)
     await bench.catalogue.find()
     assert len(logged(logs, "Pinned catalogue not served")) == 2, "it was known meanwhile"
-    assert logged(logs, "Pinned catalogue not served")[1]["effect"].startswith("what is served stays, until")
+    assert logged(logs, "Pinned catalogue not served")[1]["effect"].startswith("the served catalogue stays, until")
 
 
 async def test_the_end_of_a_pin_that_was_shown_is_logged_once(bench: Bench, logs: LogLines) -> None:
@@ -173,4 +175,4 @@ async def test_a_pin_that_another_one_replaces_while_the_disk_is_read_is_not_kep
     await bench.catalogue.find()
     assert bench.catalogue.snapshot is loaded
     await bench.catalogue.find()
-    assert asked == [VERSION, VERSION], "it is in memory"
+    assert asked == [VERSION, VERSION], "the catalogue is in memory"

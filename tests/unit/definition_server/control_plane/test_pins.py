@@ -1,4 +1,4 @@
-"""A pin counts until it ends, across restarts, and what came meanwhile is served then."""
+"""A pin counts until it ends, also after restarts. When it ends, the newest catalogue of that time is served."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_pin_survives_restarts_without_the_database_and_its_end_serves_t
         assert server.versions == [old]
         assert server.synchronizer.state.pin is not None
     await server.publications.unpin()
-    assert server.version not in (old, new), "the newest that passed, not what the pin replaced"
+    assert server.version not in (old, new), "the newest that passed the guard, not the one that the pin replaced"
     await server.written()
     server.restart()
     await server.cycle()
@@ -96,7 +96,7 @@ async def test_a_pinned_version_is_served_without_the_database_although_all_newe
     assert len(damaged) == 4
     for path in damaged:
         octets = bytearray(path.read_bytes())
-        octets[100] ^= 1  # listed, for its footer is sound, and refused when it is read
+        octets[100] ^= 1  # listed, because its footer is sound, but refused when it is read
         path.write_bytes(octets)
     server.source.fail(SourceError("down"))
     await server.cycle()
@@ -122,7 +122,7 @@ async def test_a_pin_expires_by_itself(server: Server, logs: LogLines) -> None:
     await server.publications.pin(old, server.clock.now + 0.05)
     assert server.version == old
     server.clock.advance(0.06)
-    await eventually(lambda: server.version == new, "the newest again")
+    await eventually(lambda: server.version == new, "the newest catalogue is served again")
     assert logged(logs, "Pin has ended", version_hash=old)
     assert server.synchronizer.state.pin is None
 
@@ -155,7 +155,7 @@ async def test_a_pinned_version_that_the_history_has_just_removed_is_added_again
     assert server.version == old
 
 
-async def test_what_is_held_under_a_pin_can_be_accepted_and_is_served_after_it(server: Server) -> None:
+async def test_a_catalogue_held_under_a_pin_can_be_accepted_and_is_served_after_the_pin(server: Server) -> None:
     await server.cycle()
     old = server.version
     await change(server, "new")
@@ -220,7 +220,7 @@ async def test_older_versions_can_be_pinned_after_rotations_and_a_restart(server
     oldest = server.version
     await change(server, "new")
     newest = await change(server, "newest")
-    for number in (1, 2):  # the second one while the first is under way
+    for number in (1, 2):  # the second one while the first is in progress
         server.signer = Signer(f"key {number}")
         server.synchronizer.use_signer(server.signer)
     await server.cycle()
@@ -260,14 +260,14 @@ async def test_a_pin_that_a_stranger_wrote_counts_only_where_there_is_no_key(
     if key is not None:
         await server.publications.pin(new, None)
         await server.written()
-        assert server.directory.joinpath("wishes.json.refused").exists(), "kept as evidence"
+        assert server.directory.joinpath("wishes.json.refused").exists(), "the file is kept as evidence"
         server.restart()
         server.source.replace(row("c00", "newest"), *ALL[1:])
         await server.cycle()
         assert server.version == new, "ours counts"
 
 
-async def test_what_the_disk_did_not_take_is_stored_while_the_database_is_down(
+async def test_a_pin_that_a_full_disk_refused_is_stored_while_the_database_is_down(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
@@ -288,7 +288,9 @@ async def test_what_the_disk_did_not_take_is_stored_while_the_database_is_down(
     assert not server.synchronizer.state.pin_unsaved
 
 
-async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_command_goes_first(server: Server) -> None:
+async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_command_takes_precedence(
+    server: Server,
+) -> None:
     await server.cycle()
     first = server.version
     second = await change(server, "second")
@@ -310,7 +312,7 @@ async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_comma
     assert server.version == third
 
 
-async def test_a_policy_that_pins_an_unknown_version_is_logged_once_and_what_is_served_stays(
+async def test_a_policy_that_pins_an_unknown_version_is_logged_once_and_the_served_version_stays(
     server: Server, logs: LogLines
 ) -> None:
     await server.cycle()
@@ -353,7 +355,7 @@ async def test_a_new_server_under_an_unknown_pin_follows_the_table_until_it_know
         path.rename(history / path.name)
     await server.synchronizer.catalogue.disk.list_history()
     await server.cycle()
-    assert server.version == wanted, "known, it counts"
+    assert server.version == wanted, "once its version is known, the pin counts"
     assert await server.cycle(row("c00", "third"), *ALL[1:]) is Outcome.UNCHANGED
     assert server.version == wanted
     pin = server.synchronizer.state.pin
@@ -361,7 +363,7 @@ async def test_a_new_server_under_an_unknown_pin_follows_the_table_until_it_know
     assert (pin.missing, pin.vain) == (False, False)
 
 
-async def test_an_unknown_pin_in_place_of_an_unknown_one_keeps_what_is_served(server: Server) -> None:
+async def test_an_unknown_pin_in_place_of_an_unknown_one_keeps_the_served_version(server: Server) -> None:
     server.policy = Policy(pin=Pin("ab" * 32))
     await server.cycle()
     server.policy = Policy(pin=Pin("cd" * 32))
@@ -390,7 +392,7 @@ async def test_a_restart_under_a_pin_of_an_unknown_version_is_safe_where_it_chan
     assert (server.version == before) == restart.safe, "as was promised"
 
 
-async def test_without_a_directory_what_is_served_can_be_pinned_and_the_answer_says_for_how_long(
+async def test_without_a_directory_the_served_version_can_be_pinned_and_the_answer_says_for_how_long(
     diskless: Server,
 ) -> None:
     await diskless.cycle()
@@ -402,7 +404,7 @@ async def test_without_a_directory_what_is_served_can_be_pinned_and_the_answer_s
     assert diskless.version == version
 
 
-async def test_a_full_disk_is_said_and_the_pin_counts_and_is_kept_later(
+async def test_a_full_disk_is_reported_and_the_pin_counts_and_is_stored_later(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.cycle()

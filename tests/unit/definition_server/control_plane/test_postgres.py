@@ -47,7 +47,7 @@ class Source(PostgresSource):
 
 
 class Connection:
-    """A connection of which only the end is real."""
+    """A stand-in for a connection; only its end is real."""
 
     def __init__(self, user: str = "user") -> None:
         self.closed = False
@@ -84,7 +84,7 @@ async def test_the_time_to_connect_is_shared_by_hosts_and_their_addresses() -> N
     ],
     ids=["one", "two addresses", "two hosts", "no address"],
 )
-async def test_what_failed_is_named_with_its_place_where_there_are_several(
+async def test_failed_hosts_are_named_where_there_are_several(
     url: str, addresses: list[str], faults: list[str]
 ) -> None:
     with pytest.raises(SourceError) as failed:
@@ -98,7 +98,7 @@ async def test_what_failed_is_named_with_its_place_where_there_are_several(
     assert "secret" not in text
 
 
-async def test_the_reason_is_the_one_that_the_operator_can_do_most_about() -> None:
+async def test_of_several_failures_the_one_that_an_operator_can_mend_best_is_the_reason() -> None:
     source = Source(ONE_HOST, ["10.0.0.1"])
     for error, reason in (
         (OSError("refused"), Reason.DATABASE_UNREACHABLE),
@@ -114,7 +114,7 @@ async def test_the_reason_is_the_one_that_the_operator_can_do_most_about() -> No
     assert failed.value.reason is Reason.DATABASE_URL_UNUSABLE
 
 
-async def test_where_it_is_connected_is_logged_when_that_changes() -> None:
+async def test_the_connected_server_is_logged_when_it_changes() -> None:
     source = Source(ONE_HOST, ["10.0.0.1"])
     source.connections = [Connection(), Connection(), Connection("other")]
     with captured_logs() as lines:
@@ -327,7 +327,7 @@ async def test_a_statement_that_is_not_answered_ends_the_connection(monkeypatch:
 
 
 @pytest.mark.parametrize(("encoding", "converted"), [("UTF8", True), ("SQL_ASCII", False)])
-async def test_a_reading_sees_one_state_changes_nothing_and_takes_octets_of_a_database_without_an_encoding(
+async def test_a_reading_sees_one_state_changes_nothing_and_gets_raw_octets_of_a_database_without_an_encoding(
     encoding: str, converted: bool
 ) -> None:
     steps: list[Any] = []
@@ -371,7 +371,7 @@ def test_limits_of_a_reading_are_those_that_are_given() -> None:
 
 
 class Cursor:
-    """A cursor with one batch of rows, and with what `afterwards` does."""
+    """A cursor that returns one batch of rows, and then runs `afterwards`."""
 
     def __init__(self, afterwards: Callable[[], Awaitable[None]]) -> None:
         self._batches = iter([[(1,), (2,)]])
@@ -396,7 +396,7 @@ async def fails() -> None:
 async def test_a_reading_that_ends_in_its_middle_leaves_no_fetch_behind(
     afterwards: Callable[[], Awaitable[None]], closed: bool
 ) -> None:
-    """The next batch has been asked for, and nobody takes its rows or its error."""
+    """The next batch has been requested, and its rows or its error are not used."""
     connection, untold = Connection(), []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context["message"]))
     source = Source(ONE_HOST, [])
@@ -411,7 +411,7 @@ async def test_a_reading_that_ends_in_its_middle_leaves_no_fetch_behind(
     assert untold == []
 
 
-async def test_octets_that_have_come_are_taken_without_a_turn_of_the_event_loop_for_each_piece() -> None:
+async def test_octets_that_have_arrived_are_read_without_a_turn_of_the_event_loop_for_each_piece() -> None:
     connection = object.__new__(_Connection)
     ours, theirs = socket.socketpair()
 
@@ -420,7 +420,7 @@ async def test_octets_that_have_come_are_taken_without_a_turn_of_the_event_loop_
             assert (yield Wait.R) == Ready.R
             ours.recv(1)
         asyncio.get_running_loop().call_soon(theirs.send, b"d")
-        yield Wait.R  # the last piece has not come
+        yield Wait.R  # the last piece has not arrived
         return len(ours.recv(1))
 
     with ours, theirs:

@@ -1,5 +1,5 @@
-"""Limits of the process are raised where that is allowed. One that is low is logged; one under which nothing can be
-served ends the start, with its remedy.
+"""Limits of the process are raised where that is allowed. A low limit is logged. A limit that is too low to serve ends
+the start with a remedy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_a_start_is_refused_where_too_few_threads_and_processes_can_be_started(
     assert not any(thread.is_alive() for thread in started)
 
 
-def test_threads_that_were_tried_end_and_threads_have_their_stack_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_threads_of_the_trial_end_and_the_stack_size_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     started, stack = allow_threads(monkeypatch, 1000), threading.stack_size()
     assert raise_process_limits(workers=4) is None
     assert len(started) == 17
@@ -90,7 +90,7 @@ def test_files_of_less_than_one_mib_end_the_start(limits: dict[int, tuple[int, i
     assert raise_process_limits(workers=1) is None
 
 
-def test_below_these_limits_a_server_cannot_serve_and_from_those_on_nothing_is_said() -> None:
+def test_limits_below_these_are_reported_and_higher_ones_are_not() -> None:
     gib, mib = 1 << 30, 1 << 20
     assert [(each.name, each.least, each.enough) for each in process_limits._LIMITS] == [
         ("size of a file", mib, 4 * gib), ("CPU time", 0, 1 << 40), ("address space", 512 * mib, 4 * gib),

@@ -1,5 +1,5 @@
-"""The proof of what is served, on a real sync cycle: failures, refusals and recoveries are remembered with their times,
-and freshness follows the checks and not the wall clock.
+"""The proof of the served catalogue, on a real sync cycle: failures, refusals and recoveries are remembered with their
+times, and freshness depends on the checks and not on the wall clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from definition_server.observability.reasons import Reason
 
 
 def down() -> SourceError:
-    """A new one each time: once raised, it holds the frames through which it went, and their catalogues."""
+    """A new exception each time, because an exception that was raised holds the frames through which it went, and their
+    catalogues."""
     return SourceError("no route", Reason.DATABASE_UNREACHABLE)
 
 
@@ -112,7 +113,9 @@ async def test_a_held_catalogue_makes_stale_until_it_is_mended(bench: Bench) -> 
     assert bench.kinds() == [EventKind.CATALOGUE_HELD, EventKind.CATALOGUE_RELEASED]
 
 
-async def test_stale_after_two_intervals_without_a_check_whatever_the_wall_clock_does(bench: Bench) -> None:
+async def test_a_catalogue_is_stale_after_two_intervals_without_a_check_whatever_the_wall_clock_shows(
+    bench: Bench,
+) -> None:
     assert not bench.tick()
     await bench.cycle()
     bench.clock.advance(-7200.0)
@@ -153,8 +156,11 @@ async def test_each_change_between_fresh_and_stale_is_logged_once_and_nothing_at
             bench.tick()
         await bench.cycle()
         bench.tick()
-    late, fresh = ("What is served may be out of date", Stale.CHECK_LATE), ("What is served is up to date", None)
-    told = [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("What is served")]
+    late, fresh = (
+        ("The served catalogue may be out of date", Stale.CHECK_LATE),
+        ("The served catalogue is up to date", None),
+    )
+    told = [(line["event"], line.get("reason")) for line in lines if line["event"].startswith("The served catalogue")]
     assert told == [fresh, late, fresh]
 
 

@@ -62,7 +62,7 @@ def test_the_delay_counts_from_the_last_check_that_did_not_have_the_change(
     clock.now = 10.0
     check(propagation)
     clock.now = 12.0
-    check(propagation, read=False)  # the database was away: this check found nothing out
+    check(propagation, read=False)  # the database did not answer, so this check had no result
     clock.now = 20.0
     publish(propagation, 2, "a", "b")
     clock.now = 21.0
@@ -93,7 +93,9 @@ def test_a_worker_that_ends_or_starts_meanwhile_does_not_spoil_it(
     assert propagation.last_seconds == 2.0
 
 
-def test_without_any_worker_the_first_that_serves_it_completes_it(propagation: Propagation, clock: Clock) -> None:
+def test_without_any_worker_the_first_one_that_serves_a_publication_completes_its_measurement(
+    propagation: Propagation, clock: Clock
+) -> None:
     publish(propagation, 1)
     publish(propagation, 2, "a")
     propagation.gone("a")
@@ -115,7 +117,7 @@ def test_a_publication_that_a_newer_one_overtakes_is_acknowledged_with_it(
     assert samples(propagation) == 2
 
 
-def test_what_an_operator_publishes_has_no_sample(propagation: Propagation) -> None:
+def test_a_publication_by_an_operator_has_no_sample(propagation: Propagation) -> None:
     publish(propagation, 1)
     propagation.published(2, ["a"])  # accepted, or pinned, between two cycles
     propagation.check_begins()
@@ -132,7 +134,7 @@ def changes(seed: int, failing: float) -> Iterator[tuple[float, float]]:
     publish(propagation, 1)
     generation, workers, commit = 1, ["0", "1", "2"], dice.uniform(0.0, 3.0)
     while generation <= 100:
-        clock.now += 0.5  # a check every half a second
+        clock.now += 0.5  # one check in half a second
         start = clock.now
         propagation.check_begins()
         clock.now += dice.uniform(0.0, 0.05)
@@ -144,7 +146,7 @@ def changes(seed: int, failing: float) -> Iterator[tuple[float, float]]:
             propagation.published(generation, workers)
             for worker in dice.sample(workers, len(workers)):
                 clock.now += dice.uniform(0.0, 0.02)
-                if dice.random() < 0.1:  # it dies, and another takes its place, with the newest catalogue
+                if dice.random() < 0.1:  # the worker dies, and another one takes its place with the newest catalogue
                     propagation.gone(worker)
                     workers[workers.index(worker)] = worker = str(int(dice.random() * 1e9))
                 propagation.acknowledged(worker, generation)
@@ -164,6 +166,6 @@ def test_the_measured_delay_of_a_hundred_changes_is_an_upper_bound(seed: int, fa
 
 
 def test_the_bounds_of_the_histogram_are_those_that_dashboards_and_alerts_name() -> None:
-    """Stated here: who changes them changes the stored series of every Prometheus."""
+    """They are stated here, because a change of them changes the stored series of every Prometheus."""
     seconds = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 300, 900, 3600]
     assert list(BOUNDS) == seconds

@@ -1,4 +1,4 @@
-"""The policy file: what it declares, and what stays where it cannot be used."""
+"""The policy file: its declarations, and the policy that stays where the file cannot be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PINNED = Pin(HASH[:8], datetime(2026, 12, 1, tzinfo=UTC).timestamp(), "policy")
         pytest.param(f'pin = {{ version = "{HASH}" }}', Policy((), Pin(HASH, None, "policy")), id="inline"),
     ],
 )
-def test_what_the_file_declares(text: str, policy: Policy) -> None:
+def test_pin_and_accepted_hashes_are_read_from_the_file(text: str, policy: Policy) -> None:
     assert parse(text.encode()) == policy
 
 
@@ -59,7 +59,7 @@ def test_what_the_file_declares(text: str, policy: Policy) -> None:
         pytest.param(b"pin = 1979-13-40", "not TOML", id="no date"),
     ],
 )
-def test_a_content_that_cannot_be_used_says_why(content: bytes, problem: str) -> None:
+def test_an_unusable_content_is_refused_with_a_reason(content: bytes, problem: str) -> None:
     with pytest.raises(PolicyUnusable, match=problem):
         parse(content)
 
@@ -74,13 +74,13 @@ class Watched:
         await self.policy.read()
 
 
-async def test_a_new_content_counts_at_the_second_sight(tmp_path: Path) -> None:
+async def test_a_new_content_counts_once_it_was_read_twice(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(GOOD)
     watched = Watched(path)
     await watched.policy.read(at_once=True)
     assert watched.found == [parse(GOOD.encode())]
-    path.write_text("")  # an editor that will write more
+    path.write_text("")  # an editor that has not written everything yet
     await watched.policy.read()
     path.write_text(GOOD)
     await watched.read_twice()
@@ -90,7 +90,7 @@ async def test_a_new_content_counts_at_the_second_sight(tmp_path: Path) -> None:
     assert watched.found[1:] == [Policy()]
 
 
-async def test_a_swapped_symbolic_link_is_noticed_as_kubernetes_swaps_it(tmp_path: Path) -> None:
+async def test_a_symbolic_link_that_is_swapped_as_by_kubernetes_is_noticed(tmp_path: Path) -> None:
     for number, text in enumerate(("", GOOD)):
         (tmp_path / f"..{number}").mkdir()
         (tmp_path / f"..{number}" / "policy.toml").write_text(text)
@@ -106,7 +106,7 @@ async def test_a_swapped_symbolic_link_is_noticed_as_kubernetes_swaps_it(tmp_pat
 
 
 @pytest.mark.parametrize("damage", ["cut off", "gone", "directory", "fifo", "too large"])
-async def test_the_old_policy_stays_and_one_error_says_so(tmp_path: Path, damage: str) -> None:
+async def test_an_unusable_policy_leaves_the_old_one_and_logs_one_error(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(GOOD)
     watched = Watched(path)
@@ -123,7 +123,7 @@ async def test_the_old_policy_stays_and_one_error_says_so(tmp_path: Path, damage
     with captured_logs() as lines:
         await watched.read_twice()
         await watched.read_twice()
-    assert [line["event"] for line in lines] == ["Publication policy not usable; the one before it stays"]
+    assert [line["event"] for line in lines] == ["Publication policy not usable; the previous one stays"]
     assert watched.policy.problem is not None
     assert len(watched.found) == 1
     if damage in ("directory",):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.mark.parametrize("version", ["", "abc", "a" * 65, "A" * 64, "zz" * 16, "../etc", "\0" * 8, "é" * 10])
-async def test_what_names_no_version_is_refused(server: Server, version: str) -> None:
+async def test_a_text_that_names_no_version_is_refused(server: Server, version: str) -> None:
     await server.cycle()
     for request in (
         server.publications.accept(version),
@@ -39,7 +39,7 @@ async def test_of_a_long_text_that_names_no_version_eighty_characters_are_shown(
     assert str(caught.value).startswith(f"'{'x' * 80}' names no version")
 
 
-async def test_a_pin_of_what_is_held_names_accept_and_an_acceptance_of_what_was_published_names_pin(
+async def test_a_pin_of_a_held_version_names_accept_and_an_acceptance_of_a_published_one_names_pin(
     server: Server,
 ) -> None:
     await server.cycle()
@@ -49,7 +49,7 @@ async def test_a_pin_of_what_is_held_names_accept_and_an_acceptance_of_what_was_
     with pytest.raises(PublicationError, match=f"is held .*accept {held[:16]}"):
         await server.publications.pin(held[:8], None)
     assert server.synchronizer.state.pin is None
-    with pytest.raises(UnknownVersion, match=f"published before. Held is {held}. .*pin {good[:8]}"):
+    with pytest.raises(UnknownVersion, match=f"published before. The held version is {held}. .*pin {good[:8]}"):
         await server.publications.accept(good[:8])
     await server.publications.accept(held)
     assert await server.publications.pin(held[:8], None) is None, "it passed"
@@ -93,7 +93,7 @@ async def test_versions_can_be_listed_compared_and_exported_the_held_one_include
     assert (await server.publications.export(None)).version_hash == new
 
 
-async def test_the_history_keeps_the_last_ones_and_never_loses_what_is_pinned(server: Server) -> None:
+async def test_the_history_keeps_the_last_versions_and_never_loses_a_pinned_one(server: Server) -> None:
     server.keep = 3
     server.restart()
     await server.cycle()

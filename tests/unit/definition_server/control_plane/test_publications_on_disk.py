@@ -1,5 +1,5 @@
-"""A disk that hangs holds up neither a publication nor an operator's command; what it holds is taken into account once
-it answers."""
+"""A disk that hangs delays neither a publication nor an operator's command. Its files are taken into account once it
+answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def wait_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
 
 
-async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_says_so(
+async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_logs_that(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_little(monkeypatch)
@@ -99,7 +99,7 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     assert WishesFile(server.directory).read().pinned == Pin(old)
 
 
-async def test_a_pin_or_an_end_of_it_that_the_disk_does_not_know_is_noted_until_it_does(
+async def test_a_pin_or_its_end_that_is_not_on_disk_is_noted_until_it_is_stored(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = server.synchronizer.state
@@ -170,10 +170,10 @@ async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_
     await server.cycle()
     assert server.version == old, "the pin counts once the disk has answered"
     await server.written()
-    assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "and the acceptance is used up"
+    assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "the acceptance is used up"
 
 
-async def test_a_pin_before_the_disk_has_answered_is_stored_when_it_has(
+async def test_a_pin_that_was_made_before_the_disk_answered_is_stored_once_it_answers(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
@@ -221,7 +221,7 @@ async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_th
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["same run", "restart"])
-async def test_rows_that_were_mended_by_the_content_that_is_served_count_as_held_no_more(
+async def test_rows_that_were_mended_by_the_content_that_is_served_no_longer_count_as_held(
     server: Server, restart: bool
 ) -> None:
     gate = HoldingGate()
@@ -243,7 +243,7 @@ async def test_rows_that_were_mended_by_the_content_that_is_served_count_as_held
 
 
 async def test_a_count_of_held_rows_belongs_to_its_catalogue_alone(server: Server) -> None:
-    """The disk took the one and not the other."""
+    """The disk has stored the wishes but not the catalogue."""
     assert server.directory is not None
     gate = HoldingGate()
     server.options = {"gate": gate}
@@ -304,10 +304,10 @@ async def test_a_failure_of_an_order_whose_client_left_is_logged(
         giving.cancel()
         await asyncio.gather(giving, return_exceptions=True)
     await eventually(lambda: logged(logs, "Unexpected failure of an operator's order", log_level="error"), "logged")
-    logs.clear()  # the frames of the exception have the catalogue
+    logs.clear()  # the frames of the exception refer to the catalogue
 
 
-async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_pin_before_it(server: Server) -> None:
+async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_previous_pin(server: Server) -> None:
     await server.cycle()
     first = server.version
     second = await change(server, "second")
@@ -358,7 +358,7 @@ async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a
     assert await server.cycle() is Outcome.PUBLISHED
 
 
-async def test_a_history_of_no_versions_lacks_none(server: Server) -> None:
+async def test_a_history_of_zero_versions_lacks_no_version(server: Server) -> None:
     server.keep = 0
     server.restart()
     await server.cycle()
@@ -370,7 +370,7 @@ async def test_a_history_of_no_versions_lacks_none(server: Server) -> None:
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["that_knows_the_key_of_before", "that_does_not"])
-async def test_a_start_with_another_key_keeps_what_the_disk_has(server: Server, knows: bool) -> None:
+async def test_a_start_with_another_key_keeps_the_files_on_disk(server: Server, knows: bool) -> None:
     old = Signer("old key")
     server.signer = old
     server.restart()
@@ -394,7 +394,7 @@ async def test_a_start_with_another_key_keeps_what_the_disk_has(server: Server, 
     for _ in range(2):
         await server.cycle()
 
-    server.signer = Signer("new key")  # the key of before is taken away
+    server.signer = Signer("new key")  # the previous key is removed
     server.restart()
     assert await server.synchronizer.restore()
     assert server.version == second
@@ -407,7 +407,7 @@ async def test_a_start_with_another_key_keeps_what_the_disk_has(server: Server, 
     assert not list(server.directory.rglob("*.refused"))
 
 
-async def test_the_key_of_before_is_no_key_of_others(server: Server) -> None:
+async def test_a_snapshot_of_neither_the_present_nor_the_previous_key_is_not_restored(server: Server) -> None:
     server.signer = Signer("another key")
     server.restart()
     await server.cycle(*ALL)

@@ -1,4 +1,4 @@
-"""One publication at a time: its descriptor is owned, its memory is sealed, and its listeners can read it."""
+"""One publication at a time: the publisher owns its descriptor, its memory is sealed, and listeners can read it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_published_memory_cannot_be_changed_by_anyone(publisher: Publisher) -> N
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0)
 
 
-def test_shared_memory_holds_what_was_built() -> None:
+def test_shared_memory_holds_the_built_snapshot() -> None:
     snapshot = built("if", "else")
     publication = to_shared_memory(snapshot)
     os.close(publication.descriptor)
@@ -133,7 +133,9 @@ def collected(*codes: bytes, ids: int = 1) -> SnapshotBuilder:
 
 
 @pytest.mark.parametrize("short", [0, 1 << 20], ids=["hashed beside writing", "hashed before"])
-def test_what_is_hashed_and_written_at_once_is_what_is_built(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", short)
     monkeypatch.setattr("definition_server.control_plane.publisher._RELEASED_CHUNKS", 1)
     monkeypatch.setattr("definition_server.catalog.assembly._CHUNK_OCTETS", 1000)
@@ -143,7 +145,7 @@ def test_what_is_hashed_and_written_at_once_is_what_is_built(short: int, monkeyp
     assert first is not None
     assert bytes(first.snapshot.buffer) == expected.to_bytes()
     first.snapshot.verify()
-    # The next one copies what did not change from the memory of this one, and gives its pages back meanwhile.
+    # The next build copies unchanged definitions from the memory of this one, and gives back its pages meanwhile.
     builder = collected(*codes)
     builder.build(generation=7, created_at_ns=9)
     previous = builder.as_previous(first.snapshot)
@@ -163,7 +165,9 @@ def test_what_is_hashed_and_written_at_once_is_what_is_built(short: int, monkeyp
         os.close(publication.descriptor)
 
 
-def test_the_same_octets_are_not_written_again_and_other_ids_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_of_the_same_octets_is_not_written_again_and_one_with_other_ids_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", 0)
     known = collected(b"a", b"b").build(generation=1, created_at_ns=9).footer
     assert build_in_shared_memory(collected(b"a", b"b"), known, generation=2, created_at_ns=10) is None
@@ -183,7 +187,7 @@ def test_pages_that_were_given_back_can_be_read_again() -> None:
     give_back_heap()
 
 
-# -- telling ---------------------------------------------------------------------------------------------------------
+# -- listeners -------------------------------------------------------------------------------------------------------
 
 
 def test_generations_count_from_one_and_continue_from_the_served_one(publisher: Publisher) -> None:

@@ -1,4 +1,5 @@
-"""Whatever fails, the admin pages name a reason from the fixed list, and show neither the text nor a secret in it."""
+"""For any failure, the admin pages name a reason from a fixed list, and show neither the text of the error nor a secret
+in it."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ async def test_the_pages_name_the_reason_and_show_no_text(
         await synchronizer.cycle(lambda _: 1.0)
     synchronizer.state.store_error = TEXT
     synchronizer.state.store_reason = StoreError(TEXT, Reason.DISK_FAILED).reason
-    # The workers' counts are beside the point.
+    # The workers' counts do not matter here.
     monkeypatch.setattr(status, "_requests", lambda _: service_status().requests)
     stats = FleetStats()
     supervisor = SimpleNamespace(serving=0, counts_connections=True, confines_workers=True, slots=[], stats=stats)

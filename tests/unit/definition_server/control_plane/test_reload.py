@@ -1,5 +1,5 @@
-"""Each secret that can be replaced under a running server is read again by itself: one that is bad keeps its last good
-value and holds up no other."""
+"""Each secret that can be replaced while the server runs is read again independently: a bad one keeps its last good
+value and does not delay the others."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def reloader() -> Reloader:
     return Reloader(load_settings(Settings), {"DATABASE_URL": url_fault})
 
 
-async def test_everything_that_is_good_is_used(files: Files) -> None:
+async def test_every_good_secret_is_used(files: Files) -> None:
     reading = reloader()
     files.write("url", "postgresql://u:other@h/d")
     files.write("keys", "old:one\nnew:two")
@@ -110,7 +110,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("bad", list(Reloadable), ids=lambda what: what.name)
-async def test_one_that_is_bad_keeps_its_value_is_logged_and_holds_up_no_other(
+async def test_a_bad_secret_keeps_its_old_value_is_logged_and_does_not_delay_others(
     bad: Reloadable, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading = reloader()
@@ -128,7 +128,7 @@ async def test_one_that_is_bad_keeps_its_value_is_logged_and_holds_up_no_other(
     assert set(await read_again(reading)) == set(Reloadable)
 
 
-async def test_of_the_tls_files_the_last_good_set_is_kept_and_the_one_before_is_closed(files: Files) -> None:
+async def test_the_last_good_set_of_tls_files_is_kept_and_the_previous_one_is_closed(files: Files) -> None:
     settings = load_settings(Settings)
     with nothing_left():
         first = read_tls_files(settings)
@@ -163,11 +163,11 @@ async def test_tls_files_that_are_read_too_late_are_closed(files: Files, monkeyp
     reading = Reloader(load_settings(Settings), {})
     assert Reloadable.CERTIFICATE not in await read_again(reading)
     released.set()
-    await eventually(lambda: bool(found) and found[0].descriptors == (), "they are closed")
+    await eventually(lambda: bool(found) and found[0].descriptors == (), "the files are closed")
     assert reading.tls is None
 
 
-async def test_what_comes_from_variables_is_not_read_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_secrets_from_variables_are_not_read_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATABASE_URL_FILE", "AVAP_INTERNAL_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("DATABASE_URL", "postgresql://h/d")

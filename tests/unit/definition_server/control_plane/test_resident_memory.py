@@ -1,4 +1,5 @@
-"""What is given back after a large catalogue was read: its pages and the heap, and of a small one nothing."""
+"""Memory that is given back after a large catalogue was read: its pages and the heap. After a small one nothing is
+given back."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def test_freed_pages_of_the_heap_are_returned_where_the_library_can(
     ],
     ids=["large", "only its pages", "small"],
 )
-def test_of_a_large_catalogue_pages_are_given_back_and_the_heap_where_it_is_asked_for(
+def test_after_a_large_catalogue_pages_are_given_back_and_the_heap_on_request(
     size: int, heap: bool, given_back: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []

@@ -1,4 +1,5 @@
-"""The gate in the sync cycle: bad rows never reach clients, a first start waits a limited time, cycles always go on."""
+"""The gate in the sync cycle: bad rows never reach clients, a first start waits for a limited time, and cycles always
+continue."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Bench:
         await self.gate.close()
         self.synchronizer.close()
         self.publisher.close()
-        # In this iteration the loop holds what was awaited: a cancelled task, its exception, its frame, a catalogue.
+        # In this iteration the loop still refers to the awaited task, and so to its exception, its frame and a
+        # catalogue.
         await asyncio.sleep(0)
 
 
@@ -141,7 +143,7 @@ async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_beside_s
 
 
 @pytest.mark.parametrize("starts", [True, False], ids=["", "none can be started"])
-async def test_the_rest_is_judged_by_the_patient_checker_and_what_it_is_not_sure_of_by_the_other(starts: bool) -> None:
+async def test_the_rest_is_judged_by_the_patient_checker_and_doubtful_rows_by_the_other(starts: bool) -> None:
     with nothing_left():
         patient = CheckerHere()
         patient.refusal = "" if starts else "no process"
@@ -161,12 +163,12 @@ async def test_the_rest_is_judged_by_the_patient_checker_and_what_it_is_not_sure
 
 
 class SlowChecker(CheckerHere):
-    """Takes a while for each batch."""
+    """A checker that takes a while for each batch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[tuple[float, float]] = []
-        """When each began and ended."""
+        """When each batch began and ended."""
 
     async def check(self, contents: Sequence[Content]) -> list[Judgement]:
         began = time.monotonic()
@@ -219,7 +221,7 @@ async def test_rows_that_changed_before_the_rest_was_judged_are_judged_before_th
         await bench.close()
 
 
-async def test_without_a_checker_cycles_go_on_and_rows_are_judged_later(bench: Bench, logs: LogLines) -> None:
+async def test_without_a_checker_cycles_continue_and_rows_are_judged_later(bench: Bench, logs: LogLines) -> None:
     await bench.cycle()
     bench.checker.refusal = "no process"
     bench.source.replace(row("if", "while"), row("else", "new = 1"))
@@ -236,7 +238,7 @@ async def test_without_a_checker_cycles_go_on_and_rows_are_judged_later(bench: B
     assert bench.synchronizer.state.findings.unchecked == 0
 
 
-async def test_a_verdict_that_does_not_last_is_asked_for_again(bench: Bench) -> None:
+async def test_a_row_whose_verdict_does_not_last_is_judged_again(bench: Bench) -> None:
     await bench.cycle()
     bench.checker.judgements[b"slow = 1"] = Judgement(Flaw.CODE, lasting=False)
     bench.source.replace(row("if", "slow = 1"), row("else"))
@@ -246,7 +248,7 @@ async def test_a_verdict_that_does_not_last_is_asked_for_again(bench: Bench) -> 
     assert bench.codes["if"] == "pass"
     assert bench.gate.unsure
     bench.checker.judgements.clear()
-    await bench.cycle()  # the table has not changed: without another question a good row would wait for an hour
+    await bench.cycle()  # the table has not changed, so without another check a good row would wait for an hour
     assert bench.codes["if"] == "slow = 1"
     judged = len(bench.checker.judged)
     assert not bench.gate.unsure
@@ -254,7 +256,7 @@ async def test_a_verdict_that_does_not_last_is_asked_for_again(bench: Bench) -> 
     assert len(bench.checker.judged) == judged
 
 
-async def test_a_bug_in_judging_the_rest_is_logged_and_cycles_go_on(
+async def test_a_bug_in_judging_the_rest_is_logged_and_cycles_continue(
     monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     with nothing_left():

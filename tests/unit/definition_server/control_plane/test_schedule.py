@@ -1,4 +1,5 @@
-"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, only a hung worker is hung."""
+"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, and only a hung worker counts as
+hung."""
 
 from __future__ import annotations
 
@@ -92,7 +93,7 @@ def looks_until_it_hangs(heartbeat: Heartbeat, beat: int, start: float, *, most:
         now = start + number * TICK
         if heartbeat.hangs(beat, now):
             return now
-    raise AssertionError("it never hangs")
+    raise AssertionError("the worker never counts as hung")
 
 
 def test_an_unchanged_beat_hangs_after_the_timeout_and_not_before() -> None:

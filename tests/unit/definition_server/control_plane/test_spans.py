@@ -1,4 +1,4 @@
-"""What a sync cycle leaves as spans, each with its facts: nobody would miss one that is not there."""
+"""The spans of a sync cycle, each with its facts. No other test would notice a missing span."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_a_cycle_that_publishes_has_a_span_of_each_step(server: Server, ta
     assert {each.parent_id for each in spans.values() if each is not cycle} == {cycle.span_id}
 
 
-async def test_a_cycle_that_finds_nothing_changed_has_a_check_alone(server: Server, taken: Taken) -> None:
+async def test_a_cycle_that_finds_no_change_has_only_the_span_of_the_check(server: Server, taken: Taken) -> None:
     await server.cycle()
     taken()
     await server.synchronizer.cycle(lambda _: 60.0)
@@ -64,7 +64,7 @@ async def test_a_cycle_that_finds_nothing_changed_has_a_check_alone(server: Serv
     assert spans["sync cycle"].attributes["unconditional"] is True
 
 
-async def test_a_cycle_that_is_held_says_what_and_why(server: Server, taken: Taken) -> None:
+async def test_the_span_of_a_held_cycle_has_the_version_and_the_reason(server: Server, taken: Taken) -> None:
     await server.cycle()
     taken()
     await server.cycle(*FEW)
@@ -90,7 +90,7 @@ async def test_a_cycle_that_fails_has_its_reason(server: Server, taken: Taken) -
     }  # fmt: skip
 
 
-async def test_the_gates_span_says_how_many_rows_are_held_and_names_ten_of_them(tmp_path: Any, taken: Taken) -> None:
+async def test_the_gates_span_has_the_number_of_held_rows_and_names_ten_of_them(tmp_path: Any, taken: Taken) -> None:
     server = Server(tmp_path, FakeSource(*ALL[:-1], row("", "no name")))
     gate = HoldingGate()
     server.options = {"gate": gate}

@@ -1,4 +1,4 @@
-"""What a start warns of: settings that are allowed, and are probably not meant."""
+"""The warnings of a start: settings that are allowed, but are probably mistakes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_missing_key_or_directory_is_warned_of_where_others_depend_on_the_serv
     assert len(stored) == (lasting and directory is None)
 
 
-def test_each_variable_that_may_not_be_meant_so_is_named(logs: LogLines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_variable_that_may_be_a_mistake_is_named(logs: LogLines, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [SimpleNamespace(variable="WORKER", text="it is not known; WORKERS is")]
     monkeypatch.setattr(start_notices, "notices", lambda _: found)
     log_notices(cast(Any, SimpleNamespace(avap_internal_key="key", snapshot_dir=Path("/srv"))), lasting=True)

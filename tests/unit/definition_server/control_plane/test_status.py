@@ -1,4 +1,4 @@
-"""The status assembled from the real publisher and stats page, with stand-ins for the supervisor's workers."""
+"""The status is assembled from the real publisher and stats page, with stand-ins for the supervisor's workers."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_the_catalogue_says_since_when_it_is_served(reader: StatusReader, publis
     assert before <= catalog.published_at <= time.time()
 
 
-def test_the_last_publications_come_first_with_what_each_has_changed(
+def test_the_last_publications_come_first_each_with_its_changes(
     reader: StatusReader, publisher: Publisher, state: SyncState
 ) -> None:
     for generation, names in enumerate((("if",), ("if", "else"), ("if",)), start=1):

@@ -65,7 +65,7 @@ def files(store: SnapshotStore) -> list[str]:
 # -- writing and reading ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_stored_is_loaded_byte_for_byte(store: SnapshotStore) -> None:
+def test_a_stored_snapshot_is_loaded_byte_for_byte(store: SnapshotStore) -> None:
     save(store, NEW)
     assert store.path.read_bytes() == NEW
     assert load(store) == NEW
@@ -82,7 +82,7 @@ def test_a_snapshot_above_one_chunk_is_stored_and_loaded_whole(
     assert load(store) == large
 
 
-def test_what_is_loaded_is_sealed(store: SnapshotStore) -> None:
+def test_a_loaded_snapshot_is_sealed(store: SnapshotStore) -> None:
     save(store, NEW)
     loaded = store.load()
     assert loaded is not None
@@ -291,7 +291,7 @@ def test_a_file_with_a_changed_octet_is_not_loaded(module_store: SnapshotStore, 
 
 
 def test_a_file_that_is_no_snapshot_is_refused_before_it_is_copied_to_memory(store: SnapshotStore) -> None:
-    """A link to another file of the server's account, for instance, of any size."""
+    """For example a link to another file of the server's account, which may have any size."""
     with store.path.open("wb") as file:
         file.truncate(1 << 40)
     store.path.chmod(0o600)
@@ -326,14 +326,14 @@ def refusal(store: SnapshotStore, signer: Signer | None = None) -> str:
     return str(refused.value)
 
 
-def test_a_file_with_our_mac_is_loaded_and_inspected_without_it(store: SnapshotStore) -> None:
+def test_a_file_with_our_mac_is_loaded_and_can_be_inspected_without_the_mac(store: SnapshotStore) -> None:
     keep(store, SIGNER)
     loaded = store.load(SIGNER)
     assert loaded is not None
     os.close(loaded[1])
     assert bytes(loaded[0].buffer) == NEW == bytes(without_mac(store.path.read_bytes()))
     assert len(store.path.read_bytes()) == len(NEW) + 40
-    assert load(store) == NEW, "without a key there is nothing to verify it with"
+    assert load(store) == NEW, "without a key the MAC cannot be verified"
 
 
 def test_a_mac_is_recognised_at_the_end_of_a_file_of_any_length(store: SnapshotStore) -> None:
@@ -392,17 +392,17 @@ def test_links_pipes_and_directories_are_refused_at_once(store: SnapshotStore, t
     assert "symbolic link" in refusal(store)
     store.path.unlink()
     os.mkfifo(store.path)
-    assert "no regular file" in refusal(store)
+    assert "not a regular file" in refusal(store)
     store.path.unlink()
     store.path.mkdir()
-    assert "no regular file" in refusal(store)
+    assert "not a regular file" in refusal(store)
 
 
-def test_what_was_refused_is_moved_aside_and_not_overwritten(store: SnapshotStore) -> None:
+def test_a_refused_file_is_moved_aside_and_not_overwritten(store: SnapshotStore) -> None:
     keep(store, None)
     foreign = store.path.read_bytes()
     refusal(store, SIGNER)
-    assert store.path.read_bytes() == foreign, "left alone until there is something to store"
+    assert store.path.read_bytes() == foreign, "the file is left alone until there is something to store"
     keep(store, SIGNER)
     assert store.path.with_name(FILE_NAME + ".refused").read_bytes() == foreign
     keep(store, SIGNER)
@@ -411,7 +411,7 @@ def test_what_was_refused_is_moved_aside_and_not_overwritten(store: SnapshotStor
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a link to nothing", "a link to itself"])
-def test_what_lies_where_old_temporaries_do_does_not_keep_a_catalogue_from_being_stored(
+def test_a_link_or_directory_named_like_a_temporary_file_does_not_prevent_storing(
     store: SnapshotStore, tmp_path: Path, kind: str
 ) -> None:
     odd = tmp_path / "last-known-good.x.tmp"

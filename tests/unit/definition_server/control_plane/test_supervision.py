@@ -85,12 +85,12 @@ async def supervisor(publisher: Publisher, holder: socket.socket) -> AsyncIterat
 
 @dataclass
 class Reached:
-    """A worker, as far as it has come."""
+    """A worker at some point of its start."""
 
     generation: int
 
 
-def test_all_serve_since_the_last_worker_has_what_is_published(publisher: Publisher) -> None:
+def test_all_workers_serve_from_the_moment_when_the_last_one_has_the_publication(publisher: Publisher) -> None:
     config = Configure("127.0.0.1", 1, "grpcio", False, 0.0, 2, "production", "ERROR", 5.0)
     supervisor = Supervisor(config, publisher, Keys(()), workers=2, heartbeat_timeout=30, start_timeout=SECONDS)
     first, second = supervisor.slots
@@ -113,7 +113,7 @@ def test_all_serve_since_the_last_worker_has_what_is_published(publisher: Publis
     assert began <= since <= time.time()
     assert ready(other, 1) == since, "the first time"
     publish(publisher, "if", "else")
-    assert supervisor.all_serve_since is None, "the next one has not arrived"
+    assert supervisor.all_serve_since is None, "the next publication has not arrived at every worker"
     assert ready(other, 2) is None
     later = ready(one, 2)
     assert later is not None
@@ -122,7 +122,7 @@ def test_all_serve_since_the_last_worker_has_what_is_published(publisher: Publis
 
 @pytest.fixture
 def python_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make every further worker run a shell script in place of Python."""
+    """Make every later worker run a shell script in place of Python."""
 
     def replace(script: str) -> None:
         program = tmp_path / "python"

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 WORKERS = 2
 HEARTBEAT_TIMEOUT = 1.5
 LONG = 120.0
-"""Seconds that no test waits out."""
+"""More seconds than any test waits."""
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +229,7 @@ async def test_descriptors_do_not_grow_however_often_workers_end(
 async def test_a_hung_worker_is_killed_and_replaced(supervised: Supervised, logs: LogLines) -> None:
     victim, other = supervised.pids
     os.kill(victim, signal.SIGSTOP)
-    await eventually(lambda: victim not in supervised.pids, "the hung one is gone")
+    await eventually(lambda: victim not in supervised.pids, "the hung worker has ended")
     await supervised.all_serve()
     assert other in supervised.pids
     (line,) = logged(logs, "Worker hangs; killed", log_level="error")
@@ -287,7 +287,7 @@ async def test_rolled_workers_are_watched_like_the_first_ones(supervised: Superv
 
 
 @pytest.mark.thorough
-async def test_a_roll_after_one_that_had_to_kill_is_carried_out(
+async def test_a_roll_after_a_roll_that_had_to_kill_a_worker_is_carried_out(
     publisher: Publisher, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_KILL_MARGIN_SECONDS", 0.1)
@@ -304,7 +304,7 @@ async def test_a_roll_after_one_that_had_to_kill_is_carried_out(
 
 
 @pytest.mark.thorough
-async def test_a_roll_right_after_one_whose_worker_died_is_carried_out(publisher: Publisher, port: int) -> None:
+async def test_a_roll_right_after_a_roll_whose_worker_died_is_carried_out(publisher: Publisher, port: int) -> None:
     publisher.publish(published("if"))
     supervised = Supervised(publisher, port, workers=1)
     supervised.supervisor.start()
@@ -314,7 +314,8 @@ async def test_a_roll_right_after_one_whose_worker_died_is_carried_out(publisher
     try:
         await eventually(lambda: child_processes() - before, "the successor's process")
         (successor,) = child_processes() - before
-        os.kill(successor, signal.SIGSTOP)  # not READY before the dead worker's slot has another worker
+        # The successor is not READY before the dead worker's slot has another worker.
+        os.kill(successor, signal.SIGSTOP)
         os.kill(old.pid, signal.SIGKILL)
         await eventually(lambda: supervised.supervisor.slots[0].worker not in (None, old), "the slot is filled again")
         os.kill(successor, signal.SIGCONT)

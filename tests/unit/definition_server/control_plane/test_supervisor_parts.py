@@ -1,4 +1,4 @@
-"""The supervisor's decisions about workers that the test stands in for: no process is started."""
+"""The supervisor's decisions, with stand-ins for workers: no process is started."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def logs() -> Iterator[LogLines]:
 
 
 class Worker:
-    """A process that the test stands in for."""
+    """A stand-in for a worker process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = self.number = pid
@@ -98,7 +98,7 @@ class Fleet:
         monkeypatch.setattr(self.supervisor, "roll", roll)
 
     def take(self) -> list[list[Any]]:
-        """What the workers were called for since the last time."""
+        """The calls of the workers since the last time."""
         taken = [worker.calls for worker in self.workers]
         for worker in self.workers:
             worker.calls = []
@@ -130,7 +130,7 @@ async def test_keys_freshness_and_certificates_are_handed_to_every_worker_when_t
         assert [calls[0][2:4] for calls in fleet.take()] == [(Certificate(revision), files)] * 2
     fleet.workers[0].draining = True
     supervisor.use_keys(keys)
-    assert [len(calls) for calls in fleet.take()] == [0, 1], "one that drains needs nothing"
+    assert [len(calls) for calls in fleet.take()] == [0, 1], "a worker that drains needs nothing"
 
 
 async def test_workers_know_each_other_only_where_they_share_a_socket(fleet: Fleet) -> None:
@@ -151,7 +151,7 @@ async def test_workers_know_each_other_only_where_they_share_a_socket(fleet: Fle
         sharing.close()
 
 
-async def test_what_is_known_of_the_workers_counts_those_that_serve(fleet: Fleet) -> None:
+async def test_the_facts_about_the_workers_count_those_that_serve(fleet: Fleet) -> None:
     supervisor = fleet.supervisor
     assert supervisor.worker_pids == {11, 12}
     assert supervisor.serving == 2
@@ -294,7 +294,7 @@ async def test_a_port_that_a_worker_shut_down_is_opened_again_and_the_workers_ar
         assert fleet.rolls == 1
         refused[0] = True
         fleet.supervisor._repair_listener()
-        assert len(logged(logs, cannot)) == 2, "it was open meanwhile"
+        assert len(logged(logs, cannot)) == 2, "the port was open meanwhile"
         refused[0] = False
         await asyncio.sleep(0)
         fleet.supervisor._repair_listener()
@@ -303,7 +303,7 @@ async def test_a_port_that_a_worker_shut_down_is_opened_again_and_the_workers_ar
         fleet.close()
 
 
-async def test_a_supervisor_without_a_socket_of_its_own_repairs_none(
+async def test_a_supervisor_without_a_socket_of_its_own_does_not_open_a_port_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "listens", lambda _: False)
@@ -359,7 +359,7 @@ async def test_a_process_that_cannot_be_started_gives_its_stats_page_back(
 
 
 @pytest.mark.parametrize("stops", [False, True])
-async def test_a_worker_is_told_what_counts_at_its_start_and_others_of_its_end(
+async def test_a_worker_gets_the_state_at_its_start_and_others_are_notified_of_its_end(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     started, pages = Worker(13), Pages()
@@ -382,7 +382,7 @@ async def test_a_worker_is_told_what_counts_at_its_start_and_others_of_its_end(
     assert fleet.supervisor.worker_pids == {11, 12}
     assert fleet.gone == [13]
     assert pages.retired == pages.opened
-    assert [len(calls) for calls in fleet.take()] == [1, 1], "they do not read its counts any more"
+    assert [len(calls) for calls in fleet.take()] == [1, 1], "other workers do not read its counts any more"
 
 
 async def test_how_a_worker_ended_is_logged_by_its_exit_code(fleet: Fleet, logs: LogLines) -> None:
@@ -408,7 +408,8 @@ async def test_a_drain_informs_every_worker_and_kills_those_that_are_late(fleet:
 
 
 class Rolling:
-    """One roll of the first slot: the successor that the test makes, and how long the leaver was waited for."""
+    """One roll of the first slot: the successor that the test makes, and how long the roll waited for the
+    predecessor."""
 
     def __init__(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         self.supervisor, self.old = fleet.supervisor, fleet.workers[0]
@@ -448,7 +449,7 @@ async def test_a_roll_replaces_a_worker_once_its_successor_is_ready(
     await roll.run()
     assert roll.slot.worker is cast(Any, roll.successor)
     assert roll.old.calls[0] == Drain(False, 0.0, 5.0)
-    assert roll.old.calls[-1] == "kill", "one that has ended is not harmed by it"
+    assert roll.old.calls[-1] == "kill", "a call on a worker that has ended has no effect"
     assert roll.successor.calls == []
     assert roll.timeouts == [7.0, None]
     assert fleet.gone == [11]

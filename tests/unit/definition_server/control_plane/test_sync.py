@@ -51,7 +51,7 @@ class Bench:
         self.synchronizer = Synchronizer(self.source, self.publisher, clock=self.clock)
 
     def use_other_synchronizer(self, *, allow_empty: bool = False, signer: Signer | None = None) -> None:
-        """Replace it by one with another configuration, on the same parts."""
+        """Replace the synchronizer by one with another configuration and the same parts."""
         self.synchronizer.close()
         self.synchronizer = Synchronizer(
             self.source, self.publisher, allow_empty=allow_empty, signer=signer, clock=self.clock
@@ -118,14 +118,14 @@ async def test_an_unchanged_fingerprint_costs_no_reading_of_rows(bench: Bench) -
     assert bench.publication is publication
 
 
-async def test_what_a_cycle_has_read_of_a_large_served_catalogue_is_given_back(
+async def test_pages_of_a_large_served_catalogue_that_a_cycle_has_read_are_given_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident_memory, "NOTABLE_OCTETS", 0)
     gc.collect()  # snapshots of other tests
     others = resident_octets("avap-snapshot")
     await bench.cycle()
-    await bench.synchronizer._background.run(lambda: None)  # after what the publication gives back
+    await bench.synchronizer._background.run(lambda: None)  # after the publication has given back its own pages
     assert bytes(bench.publication.snapshot.buffer)
     assert resident_octets("avap-snapshot") > others
     bench.source.replace(row("if"), row("else"))
@@ -142,7 +142,7 @@ async def test_a_touched_table_with_the_same_content_is_not_published_again(benc
     assert bench.publication is publication
 
 
-async def test_a_touched_table_is_read_once_and_not_in_every_cycle_after(bench: Bench) -> None:
+async def test_a_touched_table_is_read_once_and_not_in_every_later_cycle(bench: Bench) -> None:
     await bench.cycle()
     bench.source.touch()
     await bench.cycle()
@@ -186,7 +186,10 @@ BREAKS: dict[str, tuple[Break, str]] = {
     ),
     "network fails": (lambda bench, _: bench.source.fail(ConnectionResetError("reset by peer")), "reset by peer"),
     "shared memory fails": (lambda _, patch: patch.setattr(os, "memfd_create", no_memory), "Too many open files"),
-    "catalogue too large": (lambda _, patch: patch.setattr(wire, "MAX_MESSAGE", 100), "protobuf ends at 100"),
+    "catalogue too large": (
+        lambda _, patch: patch.setattr(wire, "MAX_MESSAGE", 100),
+        "a protobuf message has at most 100",
+    ),
     "a bug": (lambda bench, _: bench.source.fail(ZeroDivisionError("oops")), "unexpected ZeroDivisionError: oops"),
     "a bug half way": (
         lambda bench, _: bench.source.fail(KeyError("name"), after_rows=2),
@@ -451,7 +454,7 @@ async def test_an_unconditional_cycle_reads_a_table_whose_fingerprint_is_the_sam
         publisher.close()
 
 
-async def test_the_table_is_read_when_the_last_reading_is_as_old_as_the_setting_says(
+async def test_the_table_is_read_when_the_last_reading_has_the_age_of_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop, late = asyncio.get_running_loop(), 0.0
@@ -493,7 +496,7 @@ async def test_rows_that_differ_only_in_their_ids_are_published() -> None:
         publisher.close()
 
 
-def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_are_as_the_kernel_says() -> None:
+def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_have_the_kernels_text() -> None:
     assert "ulimit -f" in sync._text(OSError(errno.EFBIG, "File too large"))
     assert sync._text(OSError(errno.ENOSPC, "No space left on device")) == "[Errno 28] No space left on device"
     assert sync._text(SourceError("no route")) == "no route"
@@ -509,6 +512,6 @@ def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_are
     ],
     ids=["memory", "thread", "another fault", "another class"],
 )
-def test_a_lack_of_resources_is_told_from_a_bug(failure: Exception, text: str | None) -> None:
+def test_a_lack_of_resources_is_distinguished_from_a_bug(failure: Exception, text: str | None) -> None:
     found = sync._limit_met(failure)
     assert found is None if text is None else found is not None and found.startswith(text)

@@ -1,4 +1,4 @@
-"""When cycles run: at once on request, otherwise at the interval, sooner while nothing is served; and when a start
+"""When cycles run: at once on request, otherwise at the interval, and sooner while nothing is served; and when a start
 without a database publishes the last-known-good snapshot.
 """
 
@@ -30,7 +30,7 @@ from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 
 NEVER = 3600.0
-"""An interval or a patience that no test waits out."""
+"""An interval or a patience that is longer than any test waits."""
 
 RESTORED = "Serving the last-known-good snapshot"
 
@@ -94,7 +94,7 @@ async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[Start
         return loop
 
     yield started
-    # Not cancelled in the middle of storing: that continues in a thread of its own.
+    # Not cancelled in the middle of storing, because storing would continue in its own thread.
     for state in (synchronizer.state for synchronizer in synchronizers):
         await eventually(lambda: sum(state.cycles.values()) == source.looks, "the end of the cycle")  # noqa: B023
     for task in tasks:
@@ -125,7 +125,7 @@ async def test_a_requested_sync_runs_at_once(start: StartLoop, source: FakeSourc
     assert source.looks == 2
 
 
-async def test_an_unscheduled_cycle_is_followed_by_a_share_of_the_interval(
+async def test_the_cycle_after_an_unscheduled_one_follows_in_a_share_of_the_interval(
     start: StartLoop, source: FakeSource
 ) -> None:
     shares = [0.0, 0.0]
@@ -133,7 +133,7 @@ async def test_an_unscheduled_cycle_is_followed_by_a_share_of_the_interval(
     await eventually(lambda: source.looks == 2, "the second cycle, at once")
     assert shares == [0.0]
     loop.sync_soon()
-    await eventually(lambda: source.looks == 4, "the cycle that was asked for, and one at once after it")
+    await eventually(lambda: source.looks == 4, "the requested cycle, and one at once after it")
     assert not shares
 
 
@@ -156,7 +156,7 @@ async def test_several_requests_at_once_run_one_cycle(
     for _ in range(5):
         loop.sync_soon()
     await eventually(lambda: source.looks == 2, "the second cycle")
-    for _ in range(100):  # far more turns than a cycle takes that finds nothing changed
+    for _ in range(100):  # far more turns than a cycle takes that finds no change
         await asyncio.sleep(0)
     assert source.looks == 2
 
@@ -292,7 +292,7 @@ async def test_a_first_cycle_that_fails_is_followed_by_the_last_known_good_snaps
     source.fail(SourceError("down"))
     start(interval=NEVER, patience=NEVER, store=store)
     await eventually(serves(publisher, "old"), "the last-known-good snapshot")
-    await eventually(lambda: logged(logs, RESTORED), "word of it")
+    await eventually(lambda: logged(logs, RESTORED), "the log line about it")
 
 
 async def test_a_disk_that_hangs_at_the_restore_does_not_hold_up_cycles(
@@ -320,7 +320,7 @@ async def test_a_disk_that_hangs_at_the_restore_does_not_hold_up_cycles(
     finally:
         disk_works.set()
     await eventually(lambda: not any(t.name == "disk" for t in threading.enumerate()), "the disk answers")
-    assert serves(publisher, "else")(), "what came late is not served"
+    assert serves(publisher, "else")(), "the snapshot that was loaded late is not served"
 
 
 async def test_a_first_cycle_that_hangs_is_replaced_by_the_last_known_good_snapshot_until_it_ends(
@@ -333,7 +333,7 @@ async def test_a_first_cycle_that_hangs_is_replaced_by_the_last_known_good_snaps
     await eventually(serves(publisher, "if"), "the table")
     assert publisher.current is not None
     assert publisher.current.snapshot.generation == 8
-    assert source.looks == 1, "the cycle that hung was not thrown away"
+    assert source.looks == 1, "the cycle that hung was not cancelled"
 
 
 async def test_the_last_known_good_snapshot_is_not_served_before_patience_has_run_out(
@@ -372,9 +372,9 @@ async def test_a_restore_that_fails_is_logged_once_and_tried_again(
     source.fail(SourceError("down"))
     start(interval=NEVER, patience=NEVER, store=store)
     await eventually(serves(publisher, "old"), "the last-known-good snapshot, at the fourth attempt")
-    await eventually(lambda: logged(logs, RESTORED), "word of it")
+    await eventually(lambda: logged(logs, RESTORED), "the log line about it")
     assert len(logged(logs, "Stored catalogue not served; tried again", log_level="error")) == 1
-    logs.clear()  # the frames of the exception have the catalogue
+    logs.clear()  # the frames of the exception refer to the catalogue
     error.__traceback__ = None
 
 
@@ -391,7 +391,7 @@ async def test_a_database_that_answers_in_time_prevents_the_restore(
     assert not logged(logs, RESTORED)
 
 
-async def test_after_a_restore_the_next_cycle_comes_soon(
+async def test_after_a_restore_the_next_cycle_follows_soon(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, logs: LogLines
 ) -> None:
     source.fail(SourceError("down"))

@@ -1,4 +1,4 @@
-"""What publications have changed: remembered for the last hundred versions, the newest publication last."""
+"""The changes of publications: remembered for the last hundred versions, with the newest publication last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_changes_of_the_last_hundred_versions_are_remembered() -> None:
     assert list(state.changes) == [f"v{number}" for number in range(1, 101)]
 
 
-def test_a_version_that_is_published_again_is_the_newest_with_its_last_changes() -> None:
+def test_a_version_that_is_published_again_becomes_the_newest_and_gets_its_new_changes() -> None:
     state = SyncState()
     for number, version in enumerate(("a", "b", "a")):
         state.note_changes(version, counts(number))

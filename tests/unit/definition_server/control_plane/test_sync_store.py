@@ -86,7 +86,7 @@ def store(tmp_path: Path) -> SnapshotStore:
 async def hanging(tmp_path: Path) -> AsyncIterator[HangingStore]:
     store = HangingStore(tmp_path)
     yield store
-    store.disk_works.set()  # before the loop closes, which waits for its threads
+    store.disk_works.set()  # before the loop closes, because that waits for its threads
 
 
 @pytest.fixture
@@ -187,13 +187,13 @@ async def test_a_failing_disk_keeps_no_replaced_snapshot_in_memory(
     synchronizer = make(store)
     gc.collect()
     before = snapshots_mapped()
-    gc.disable()  # it could run at any moment
+    gc.disable()  # a garbage collection could run at any moment
     try:
         for name in ("if", "else", "end"):
             source.replace(row(name))
             assert await cycle(synchronizer) is Outcome.PUBLISHED
-            assert await cycle(synchronizer) is Outcome.UNCHANGED  # and tries to store it once more
-        await eventually(lambda: snapshots_mapped() == before + 1, "the replaced ones are gone")
+            assert await cycle(synchronizer) is Outcome.UNCHANGED  # this cycle tries to store the catalogue once more
+        await eventually(lambda: snapshots_mapped() == before + 1, "the replaced snapshots are freed")
     finally:
         gc.enable()
 
@@ -219,7 +219,7 @@ async def test_a_failed_save_is_repeated_in_a_later_cycle_without_a_change(
     assert logged(logs, "Last-known-good snapshot stored again", log_level="info", generation=1)
     before = store.path.stat().st_ino
     assert await cycle(synchronizer, unconditional=unconditional) is Outcome.UNCHANGED
-    assert store.path.stat().st_ino == before, "what is stored is not stored again"
+    assert store.path.stat().st_ino == before, "a stored catalogue is not stored again"
 
 
 async def test_the_reason_for_a_restore_is_logged(
@@ -261,7 +261,7 @@ async def test_a_disk_that_answers_when_nothing_waits_any_more_leaves_no_descrip
     load = asyncio.ensure_future(LastKnownGood(hanging, background, on_stored_late=lambda: None).load(None))
     await asyncio.sleep(0)  # its thread is started
     await end(load)
-    background.close()  # and the disk works again: see `hanging` and `_nothing_left`
+    background.close()  # the disk works again at the end: see `hanging` and `_nothing_left`
 
 
 async def test_a_save_that_begins_as_another_ends_is_waited_for_by_itself(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ async def test_a_disk_that_works_again_stores_the_next_publication(
     await promptly(cycle(synchronizer))
     hanging.disk_works.set()
     await eventually(hanging.path.exists, "the hung snapshot stored")
-    # The publication it was taken from is gone, its descriptor closed; what was written is nonetheless whole.
+    # The publication was replaced and its descriptor closed, but the written file is whole.
     assert stored(hanging) == first
     monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 30.0)
     source.replace(row("startLoop"))
@@ -469,7 +469,7 @@ async def test_a_snapshot_with_our_mac_is_signed_as_is_wanted_now_with_the_same_
 
 
 @pytest.mark.parametrize("before", [OLD, None], ids=["signed with another key", "not signed"])
-async def test_what_was_not_signed_with_our_key_is_not_signed_and_the_table_is_read_instead(
+async def test_a_snapshot_without_our_mac_is_not_restored_and_the_table_is_read_instead(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines, before: Signer | None
 ) -> None:
     keep(store, "forged", signer=before)

@@ -1,4 +1,4 @@
-"""Which ranges of a source are read: those that changed, and all of them whenever less would not do."""
+"""Which ranges of a source are read: those that changed, or all of them where that would not be enough."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class RangedSource:
             raise self.error
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """No reading is open."""
 
 
 class Bench:
-    """A reader of such a source, whose readings are dealt with."""
+    """A reader of such a source, which also builds from its readings."""
 
     def __init__(self) -> None:
         self.source, self.background, self.signer = RangedSource(), Background(), Signer("key")
@@ -66,7 +66,8 @@ class Bench:
         self.snapshot: Snapshot | None = None
 
     async def read(self, *, unconditional: bool = False) -> Collection[int] | None:
-        """The ranges that were read; None: all. What is built has every row as the source has it now."""
+        """Read and build. Returns the ranges that were read; None: all rows. The build must hold every row in its
+        present state."""
         found = await self.reader.read(self.signer, serving=True, unconditional=unconditional)
         assert found is not None
         self.snapshot = Snapshot(found.builder.build(generation=1, created_at_ns=1).to_bytes())
@@ -86,7 +87,7 @@ async def bench() -> AsyncIterator[Bench]:
     made.background.close()
 
 
-async def test_of_a_change_its_range_alone_is_read(bench: Bench) -> None:
+async def test_only_the_range_of_a_change_is_read(bench: Bench) -> None:
     bench.source.change(3)
     assert await bench.read() == {3}
     bench.source.change(4)
@@ -117,7 +118,9 @@ def a_third_of_the_ranges(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "event", [another_basis, another_key, another_version_of_packages, no_memory_of_it, a_third_of_the_ranges]
 )
-async def test_all_rows_are_read_after(bench: Bench, event: Callable[[Bench], None]) -> None:
+async def test_all_rows_are_read_after_an_event_that_invalidates_ranges(
+    bench: Bench, event: Callable[[Bench], None]
+) -> None:
     bench.source.change(3)
     event(bench)
     assert await bench.read() is None
@@ -169,7 +172,7 @@ async def test_a_quarter_of_the_ranges_is_read_alone_and_more_is_all_rows(bench:
     assert await bench.read() is None
 
 
-async def test_what_is_read_is_announced_and_compared_with_what_is_known(bench: Bench) -> None:
+async def test_a_change_is_reported_before_the_reading_and_only_once(bench: Bench) -> None:
     changes: list[str] = []
     reader = TableReader(
         bench.source, bench.background, on_change=lambda: changes.append("change"), known=lambda: {b"if": b"hash"}

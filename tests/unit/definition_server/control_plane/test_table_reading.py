@@ -1,4 +1,5 @@
-"""What a reading rests on, without a database: batches by size, statements, ranges, and what is mistrusted."""
+"""The parts of a reading that need no database: batches by size, statements, ranges, and mistrusted columns and
+tables."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def test_small_rows_are_read_by_the_thousand_and_large_ones_alone() -> None:
     assert classes(MB) == [(1000, 8388), (100, 83886), (10, 838860), (8, MB)]
 
 
-def test_a_batch_has_as_many_rows_as_its_class_and_names_alone_come_by_the_thousand() -> None:
+def test_a_batch_has_as_many_rows_as_its_class_and_names_alone_are_read_by_the_thousand() -> None:
     assert [rows_of_batch(number, MB) for number in range(4)] == [1000, 100, 10, 8]
     assert rows_of_batch(4, MB) == 1000, "rows that are too large: only their names are read"
 
@@ -94,11 +95,14 @@ def plan(bytecode: Relation | None = None, **changes: Any) -> Plan:
     [
         ({}, None),
         ({"kind": "e", "of_postgresql": False}, None),
-        ({"kind": "e", "of_postgresql": False, "cast_by_user": True}, "what its type text looks like as text"),
-        ({"kind": "c"}, "what its type text looks like as text is decided elsewhere"),
-        ({"of_postgresql": False}, "what its type text looks like as text is decided elsewhere"),
-        ({"type": "regclass"}, "what its type regclass looks like as text is decided elsewhere"),
-        ({"cast_by_user": True}, "what its type text looks like as text is decided elsewhere"),
+        (
+            {"kind": "e", "of_postgresql": False, "cast_by_user": True},
+            "the text of its type text may change without a change of the row",
+        ),
+        ({"kind": "c"}, "the text of its type text may change without a change of the row"),
+        ({"of_postgresql": False}, "the text of its type text may change without a change of the row"),
+        ({"type": "regclass"}, "the text of its type regclass may change without a change of the row"),
+        ({"cast_by_user": True}, "the text of its type text may change without a change of the row"),
         ({"generated": "v"}, "it is computed when it is read"),
         ({"generated": "s"}, None),
     ],
@@ -141,7 +145,7 @@ def test_a_mistrusted_column_of_either_table_is_named() -> None:
     assert plan(faulty).blocks is None
 
 
-def test_facts_are_parsed_for_each_table_that_is_there() -> None:
+def test_facts_are_parsed_for_each_table_that_exists() -> None:
     one = {"kinds": ["r heap"], "rls": True, "one": False, "tables": 3, "blocks": 7,
            "columns": {"id": ["int4", "b", True, False, "s", False]}}  # fmt: skip
     assert Relation.parse(None) == (None, None)
@@ -160,8 +164,8 @@ def test_facts_are_parsed_for_each_table_that_is_there() -> None:
         ({}, None),
         ({"avbc_version": column("int4", readable=False)}, "the server's role has no SELECT on it"),
         ({"policies_apply": True}, "its row-level security hides rows from the server's role"),
-        ({"avbc_bytecode": column("text")}, "avbc_bytecode is no bytea, or avbc_version no whole number"),
-        ({"avbc_version": column("numeric")}, "avbc_bytecode is no bytea, or avbc_version no whole number"),
+        ({"avbc_bytecode": column("text")}, "avbc_bytecode is not of type bytea, or avbc_version not an integer"),
+        ({"avbc_version": column("numeric")}, "avbc_bytecode is not of type bytea, or avbc_version not an integer"),
     ],
 )
 def test_bytecode_is_read_from_a_table_of_the_right_columns_that_the_role_may_read(
@@ -250,7 +254,7 @@ def test_bytecode_is_joined_by_name_once_for_each_command_and_left_out_of_rows_t
     assert "ON t.name = convert_to(b.command_name::text, 'UTF8') WHERE" in octets
 
 
-def test_rows_of_ranges_come_from_their_blocks_and_name_their_own() -> None:
+def test_rows_of_ranges_are_read_from_their_blocks_with_the_number_of_their_range() -> None:
     made = plan()
     assert "ctid" not in made.rows_sql(0, MB)
     made.range_blocks = 8

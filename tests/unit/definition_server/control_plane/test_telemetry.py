@@ -1,4 +1,4 @@
-"""What is exported where: endpoints by the standard variables, and spans of sampled calls; no exporter is started."""
+"""Exports and their endpoints by the standard variables, and spans of sampled calls; no exporter is started."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def no_recorder() -> Iterator[None]:
     ],
     ids=["unset", "base", "slash", "traces", "both", "no-traces", "no-metrics", "disabled"],
 )
-def test_the_standard_variables_say_what_is_exported_where(
+def test_the_standard_variables_decide_the_exports_and_their_endpoints(
     variables: dict[str, str], endpoints: tuple[str | None, str | None]
 ) -> None:
     named = {
@@ -59,7 +59,7 @@ def test_the_standard_variables_say_what_is_exported_where(
 
 def test_an_endpoint_that_is_no_url_is_refused() -> None:
     (problem,) = failure(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318").problems
-    assert "it is no URL of HTTP" in str(problem)
+    assert "it is not an HTTP URL" in str(problem)
 
 
 def test_a_password_in_an_endpoint_and_the_header_fields_are_not_shown() -> None:
@@ -73,7 +73,7 @@ def test_a_password_in_an_endpoint_and_the_header_fields_are_not_shown() -> None
     assert "t0ken" not in str(shown)
 
 
-def test_other_variables_of_the_standard_are_not_taken_for_misspelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_variables_of_the_standard_are_not_reported_as_misspelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://x")
     assert [notice for notice in notices(Settings) if notice.variable.startswith("OTEL_")] == []
@@ -113,7 +113,7 @@ def test_a_failure_is_logged_once_until_another_or_a_success(monkeypatch: pytest
 
 
 class Exporter:
-    """Notes what it is given."""
+    """An exporter that notes the data that it gets."""
 
     def __init__(self, *given: Any) -> None:
         self.given = given
@@ -137,7 +137,7 @@ def telemetry() -> Telemetry:
     return Telemetry(load(OTEL_EXPORTER_OTLP_ENDPOINT=BASE, OTEL_METRIC_EXPORT_INTERVAL="2500"), service_status)
 
 
-def test_spans_are_taken_every_second_and_metrics_at_their_interval_and_all_once_more_at_the_end(
+def test_spans_are_exported_every_second_metrics_at_their_interval_and_both_at_the_end(
     telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, waited = [100.0], list[float]()
@@ -205,7 +205,7 @@ def test_a_bug_of_the_exporter_is_logged_and_ends_the_recording(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(telemetry, "_exporter", fail)
-    assert telemetry._thread.daemon, "it does not hold up the end of the process"
+    assert telemetry._thread.daemon, "the thread does not delay the end of the process"
     with captured_logs() as lines:
         telemetry._run()
     assert logged(lines, "Telemetry is not exported", remedy="see the variables OTEL_…", log_level="error")
@@ -240,7 +240,7 @@ def test_the_exporter_is_named_and_gets_endpoints_and_header_fields(
         ({}, "OpenTelemetry is not installed"),
     ],
 )
-def test_an_export_that_cannot_be_is_logged_and_left_out(
+def test_an_export_that_is_not_possible_is_logged_and_left_out(
     variables: dict[str, str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)

@@ -1,4 +1,4 @@
-"""The octets that were read are judged, whatever happens to the files meanwhile; a refusal names the variable."""
+"""The octets that were read are judged, even if the files change meanwhile; a refusal names the variable."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings(authority: Authority, shown: Certificate) -> Settings:
     )
 
 
-def test_what_was_read_stays_when_the_files_change(settings: Settings, shown: Certificate) -> None:
+def test_octets_that_were_read_stay_when_the_files_change(settings: Settings, shown: Certificate) -> None:
     before = shown.key.read_bytes()
     files = read_tls_files(settings)
     assert files is not None
@@ -82,7 +82,9 @@ def test_files_that_changed_since_they_were_judged_are_refused(
     assert "/proc/" not in str(problem)
 
 
-def test_where_descriptors_run_out_the_refusal_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_descriptors_run_out_the_refusal_names_that_reason(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def scarce(*_: bytes | None) -> None:
         raise OSError(24, "Too many open files")
 

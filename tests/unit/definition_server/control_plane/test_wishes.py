@@ -1,4 +1,4 @@
-"""Pins and accepted hashes: which counts, and what of them is found on disk again."""
+"""Pins and accepted hashes: which of them count, and which are read back from disk."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def file(tmp_path: Path) -> WishesFile:
     return WishesFile(tmp_path)
 
 
-# -- which counts ----------------------------------------------------------------------------------------------------
+# -- which of them count ---------------------------------------------------------------------------------------------
 
 
-def test_nothing_counts_where_nothing_was_asked_for() -> None:
+def test_no_wish_counts_where_none_was_made() -> None:
     merged = Wishes().merge(Policy(), NOW)
     assert merged.pin is None
     assert not merged.accepts(A)
 
 
-def test_a_pin_by_command_goes_before_one_of_the_policy_until_it_ends() -> None:
+def test_a_pin_by_command_takes_precedence_over_one_of_the_policy_until_it_ends() -> None:
     wishes, policy = Wishes(pinned=Pin(A, NOW + 1)), Policy(pin=Pin(B))
     assert wishes.merge(policy, NOW).pin == Pin(A, NOW + 1, "command")
     assert wishes.merge(policy, NOW + 1).pin == Pin(B, None, "policy")
@@ -48,7 +48,7 @@ def test_the_policy_may_shorten_a_hash_to_eight_digits_and_no_further() -> None:
     assert not Wishes().merge(Policy(accept=(A[:8],)), NOW).accepts(B)
 
 
-def test_a_hash_that_is_used_up_is_accepted_no_more_and_very_many_are_not_kept() -> None:
+def test_a_used_hash_is_not_accepted_again_and_a_limited_number_is_kept() -> None:
     wishes = Wishes().accept(A).accept(B).accept(A)
     assert wishes.accepted == (B, A)
     assert wishes.use_up(A).accepted == (B,)
@@ -70,14 +70,16 @@ def test_a_hash_that_is_used_up_is_accepted_no_more_and_very_many_are_not_kept()
     ],
     ids=["none", "all", "without end"],
 )
-def test_wishes_are_read_as_they_were_written_by_their_owner_alone(file: WishesFile, wishes: Wishes) -> None:
+def test_wishes_are_read_as_they_were_written_and_only_their_owner_may_read_them(
+    file: WishesFile, wishes: Wishes
+) -> None:
     file.write(wishes)
     assert file.read() == wishes
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
 
 
-def test_no_file_is_no_wish(file: WishesFile) -> None:
+def test_without_a_file_there_is_no_wish(file: WishesFile) -> None:
     assert file.read() == Wishes()
 
 
@@ -107,7 +109,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("octets", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_said_and_kept_aside_and_the_next_one_counts(file: WishesFile, octets: bytes) -> None:
+def test_a_damaged_file_is_reported_and_kept_aside_and_the_next_one_counts(file: WishesFile, octets: bytes) -> None:
     file.path.write_bytes(octets)
     file.path.chmod(0o600)
     with pytest.raises(StoreError, match="damaged"):
@@ -123,7 +125,7 @@ PINNED = Wishes((B,), Pin(A, 1234.5), 7)
 
 
 def forged(change: dict[str, object]) -> str:
-    """A file of ours with another content, and the MAC that the old content had."""
+    """A file of ours with another content, but with the MAC of the old content."""
     return json.dumps(json.loads(PINNED.to_json(OURS)) | change)
 
 
@@ -149,21 +151,21 @@ def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_mov
     file.path.chmod(0o600)
     with pytest.raises(NotOurs, match="MAC"):
         file.read(OURS)
-    assert file.path.read_text() == text, "evidence: nothing is changed by reading"
+    assert file.path.read_text() == text, "reading changes nothing, so the file is kept as evidence"
     file.write(Wishes((A,)), OURS)
     assert file.path.with_name("wishes.json.refused").read_text() == text
     assert file.read(OURS) == Wishes((A,))
 
 
 @pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
-def test_a_file_counts_with_the_mac_of_the_key_and_without_a_key_with_any_or_none(
+def test_a_file_counts_with_the_mac_of_the_key_or_where_no_key_is_set_with_any_mac_or_none(
     file: WishesFile, key: str | None
 ) -> None:
     signer = None if key is None else Signer(key)
     for written_by in (OURS, signer):
         file.write(PINNED, written_by)
         assert file.read(signer) == PINNED
-        assert json.loads(file.path.read_text())["pin"]["version"] == A, "it stays readable for people"
+        assert json.loads(file.path.read_text())["pin"]["version"] == A, "the file stays readable for people"
 
 
 def test_the_layout_of_the_text_is_not_part_of_the_mac_and_no_mac_of_a_snapshot_takes_its_place() -> None:
@@ -193,9 +195,9 @@ def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
         file.read()
 
 
-def test_a_fifo_does_not_count_and_holds_up_nobody(file: WishesFile) -> None:
+def test_a_fifo_does_not_count_and_does_not_block(file: WishesFile) -> None:
     os.mkfifo(file.path, 0o600)
-    with pytest.raises(NotOurs, match="no regular file"):
+    with pytest.raises(NotOurs, match="not a regular file"):
         file.read()
     file.write(Wishes((B,)))
     assert file.read() == Wishes((B,))

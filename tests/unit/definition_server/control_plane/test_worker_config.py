@@ -1,4 +1,4 @@
-"""What a worker is told of the settings."""
+"""The settings that are sent to a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a worker is sent, what its messages do, and when its process is killed; the test is the worker."""
+"""The messages to a worker, the effects of its messages, and when its process is killed. The test acts as the
+worker."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ KEYS, FRESH, FIRST = messages.Keys((DIGEST,)), messages.Freshness(True), message
 
 
 class Process:
-    """Runs until it is killed."""
+    """A process that runs until it is killed."""
 
     pid = 4711
 
@@ -42,7 +43,7 @@ class Process:
 
 
 class Page:
-    """The stats page of one, in a descriptor that the test has."""
+    """The stats page of a worker, in a descriptor that the test has."""
 
     def __init__(self) -> None:
         self.descriptor, self._other = os.pipe()
@@ -76,7 +77,7 @@ class Started:
         )  # fmt: skip
 
     def reconcile(self, **given: Any) -> list[messages.Message]:
-        """What the worker is sent."""
+        """The messages that the worker gets."""
         parts: dict[str, Any] = {"keys": KEYS, "freshness": FRESH, "certificate": messages.Certificate(0), "tls": None,
                                  "publication": None, "peers": {}}  # fmt: skip
         self.worker.reconcile(**parts | given)
@@ -154,7 +155,7 @@ async def test_a_worker_that_opens_no_file_any_more_is_outdated_where_its_transp
     await started.close()
 
 
-async def test_a_publication_is_sent_once_and_again_after_ten_seconds_where_it_was_not_taken(
+async def test_a_publication_is_sent_once_and_again_after_ten_seconds_if_the_worker_does_not_serve_it(
     started: Started, publication: Publication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
@@ -180,11 +181,11 @@ async def test_a_publication_is_sent_once_and_again_after_ten_seconds_where_it_w
     assert started.reconcile(publication=publication) == []
 
 
-async def test_pages_of_other_workers_are_sent_and_taken_back(started: Started) -> None:
+async def test_pages_of_other_workers_are_sent_and_their_removal_is_announced(started: Started) -> None:
     started.reconcile()
     other = cast(Any, SimpleNamespace(stats=SimpleNamespace(page=SimpleNamespace(descriptor=started.page.descriptor))))
     peers = {4711: started.worker, 5: other}
-    assert started.reconcile(peers=peers) == [messages.Peer(5)], "not its own"
+    assert started.reconcile(peers=peers) == [messages.Peer(5)], "not the page of the worker itself"
     assert started.reconcile(peers=peers) == []
     assert started.reconcile(peers={4711: started.worker}) == [messages.PeerGone(5)]
     assert started.reconcile(peers={4711: started.worker}) == []
@@ -207,13 +208,13 @@ async def test_messages_of_a_worker_reach_the_master(started: Started, publicati
         ([messages.Ready(0)], "Ready is out of order"),
         ([messages.KeysUsed(())], "KeysUsed is out of order"),
         ([messages.Mapped(), messages.Mapped()], "Mapped is out of order"),
-        ([messages.Mapped(), messages.Ready(1)], "generation 1 is READY, which it was not sent"),
+        ([messages.Mapped(), messages.Ready(1)], "it reports READY with generation 1, which was not sent to it"),
         ([messages.Mapped(), messages.CallsSampled((99,), (0,), (5,), (1,))], "calls were sampled that cannot be"),
         ([messages.CallsSampled((0,), (0,), (5000,), (1000,))], "CallsSampled is out of order"),
     ],
     ids=["ready first", "keys first", "mapped twice", "ready with a future one", "impossible calls", "calls first"],
 )
-async def test_a_worker_that_says_what_cannot_be_is_killed_and_not_heard_any_more(
+async def test_a_worker_that_sends_an_impossible_message_is_killed_and_not_read_any_more(
     started: Started, said: list[messages.Message], error: str, logs: LogLines
 ) -> None:
     await started.says(*said, messages.Mapped(), messages.Ready(0))
@@ -291,4 +292,4 @@ def test_a_worker_may_send_a_thousand_messages_at_once_and_fifty_a_second() -> N
     taken = sum(budget.take(100.0) for _ in range(1000))
     assert (taken, [budget.take(101.0) for _ in range(51)]) == (1000, [True] * 50 + [False])
     budget = _MessageBudget(100.0)
-    assert [budget.take(500.0) for _ in range(1001)] == [True] * 1000 + [False], "no more are saved up"
+    assert [budget.take(500.0) for _ in range(1001)] == [True] * 1000 + [False], "no more than a thousand are saved up"

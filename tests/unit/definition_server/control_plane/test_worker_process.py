@@ -73,7 +73,7 @@ async def test_a_worker_that_closes_its_control_socket_and_stays_is_reported_onc
     theirs.close()
     problem = await eventually(lambda: worker.problem(now() + 5.1), "the end of the socket is noticed")
     assert problem == "it has closed its control socket"
-    assert worker.problem(now() + 60) is None, "it is being killed already"
+    assert worker.problem(now() + 60) is None, "the worker is being killed already"
 
 
 async def test_a_worker_that_drains_gets_the_order_and_may_close_its_control_socket(

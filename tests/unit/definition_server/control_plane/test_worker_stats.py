@@ -1,4 +1,4 @@
-"""The master believes what a worker could have counted, and nothing else; the counts of other workers never change."""
+"""The master believes only counts that a worker could have reached, and a worker never changes the counts of others."""
 
 from __future__ import annotations
 
@@ -187,12 +187,12 @@ def judged(*, before: dict[str, Any] | None = None, elapsed: float = 1.0, **afte
 def test_a_process_id_is_the_workers_or_that_of_a_page_that_was_not_begun() -> None:
     assert judge(NOTHING, replace(NOTHING, pid=PID), pid=PID, elapsed=1.0) is None
     assert judge(NOTHING, NOTHING, pid=PID, elapsed=1.0) is None
-    assert judged(pid=PID + 1) == "the process id is another one's"
+    assert judged(pid=PID + 1) == "the process id is that of another process"
 
 
 def test_a_heartbeat_may_not_go_back() -> None:
     assert judged(before={"heartbeat_ns": 5}, heartbeat_ns=5) is None
-    assert judged(before={"heartbeat_ns": 5}, heartbeat_ns=2**63) is None, "by whatever clock"
+    assert judged(before={"heartbeat_ns": 5}, heartbeat_ns=2**63) is None, "whichever clock wrote it"
     assert judged(before={"heartbeat_ns": 6}, heartbeat_ns=5) == "the heartbeat goes back"
 
 

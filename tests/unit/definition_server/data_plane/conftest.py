@@ -1,4 +1,4 @@
-"""A transport of each kind, and what it serves."""
+"""A transport of each kind, and the catalogue that it serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker gives freed memory back to the kernel: when, and that it is gone."""
+"""A worker gives freed memory back to the kernel: the conditions, and the effect on resident memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MB = 1024 * 1024
 
 
 class Process:
-    """Its memory and CPU time are what the test says."""
+    """A process whose memory and CPU time the test sets."""
 
     def __init__(self) -> None:
         self.resident, self.in_use = 40 * MB, 40 * MB
@@ -65,7 +65,7 @@ def test_nothing_is_done_while_the_process_is_busy(process: Process) -> None:
     assert not any(process.check(busy=0.6) for _ in range(100))
 
 
-def test_memory_that_is_in_use_is_asked_for_at_growing_intervals(process: Process) -> None:
+def test_returning_memory_that_is_in_use_is_tried_at_growing_intervals(process: Process) -> None:
     process.resident += 90 * MB
     process.in_use = process.resident
     assert sum(process.check() for _ in range(600)) <= 8
@@ -91,7 +91,7 @@ def test_memory_that_grows_again_and_again_is_given_back_at_intervals(process: P
     assert 0.8 * 200 / INTERVAL_SECONDS < times <= 200 / INTERVAL_SECONDS
 
 
-def test_a_level_that_has_fallen_counts(process: Process) -> None:
+def test_growth_counts_from_a_level_that_has_fallen(process: Process) -> None:
     process.resident = process.in_use = 20 * MB
     process.check()
     process.resident += NOTABLE_GROWTH
@@ -140,7 +140,7 @@ def test_freed_blocks_of_input_are_not_resident_any_more() -> None:
     if done.stdout == "-1\n":
         pytest.skip("the C library has no malloc_trim")
     kept, left = map(int, done.stdout.split())
-    assert kept > 50, "otherwise giving back is superfluous"
+    assert kept > 50, "otherwise it would not be necessary to give memory back"
     assert left < 33
 
 
@@ -149,7 +149,7 @@ def test_growth_of_a_mebibyte_between_two_checks_means_that_memory_is_being_fill
     process: Process, growth: int, still: bool
 ) -> None:
     process.resident += 90 * MB
-    assert not process.check(), "it has just grown"
+    assert not process.check(), "the memory has just grown"
     process.resident += growth
     assert process.check() == still
 
@@ -197,7 +197,7 @@ def test_intervals_double_up_to_ten_minutes(process: Process) -> None:
     assert waited == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
 
 
-def test_memory_of_its_own_is_what_is_resident_and_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_its_own_is_resident_memory_that_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     page = 4096
     monkeypatch.setattr(allocator.os, "sysconf", {"SC_PAGESIZE": page}.__getitem__)
     freed = freed_memory()
@@ -206,10 +206,10 @@ def test_memory_of_its_own_is_what_is_resident_and_not_shared(monkeypatch: pytes
     read = [b"900 700 300 1 0 500 0\n", b"", b"900 x 300\n"]
     monkeypatch.setattr(allocator.os, "pread", lambda *_: read.pop(0))
     assert freed._resident() == 400 * page
-    assert freed._resident() == freed._resident() == 0, "what cannot be read is no growth"
+    assert freed._resident() == freed._resident() == 0, "memory that cannot be read does not count as growth"
 
 
-def test_memory_is_given_back_by_a_thread_that_does_not_hold_up_the_end_and_stays_where_none_can_start(
+def test_memory_is_given_back_by_a_thread_that_does_not_delay_the_end_and_stays_where_no_thread_can_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trimmed: list[int] = []

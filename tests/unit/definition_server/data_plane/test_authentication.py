@@ -39,7 +39,7 @@ def test_no_key_is_accepted_before_the_first_are_known() -> None:
     assert not accepted(KeyRing(), "key")
 
 
-def test_used_keys_are_taken_once_and_refused_ones_are_not_among_them() -> None:
+def test_used_keys_are_reported_once_and_refused_keys_are_not() -> None:
     keys = ring("a", "b", "c")
     assert keys.take_used() == ()
     for key in ("b", "wrong", "b", "a"):
@@ -56,7 +56,7 @@ def test_a_use_before_a_rotation_is_not_reported_as_that_of_another_key() -> Non
 
 
 @pytest.mark.parametrize("act", ["replace", "authorize_again"])
-def test_listeners_drop_what_they_remember(act: str) -> None:
+def test_listeners_drop_remembered_decisions_when_keys_change(act: str) -> None:
     keys, calls = ring("a"), []
     keys.on_change(lambda: calls.append(accepted(keys, "a")))
     if act == "replace":

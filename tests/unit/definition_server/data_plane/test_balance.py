@@ -1,4 +1,4 @@
-"""The worker with the fewest connections accepts the next one, by the counts on the stats page, and no connection waits
+"""The worker with the fewest connections accepts the next one, by the counts on the stats pages. No connection waits
 long for a worker that does not accept.
 """
 
@@ -67,7 +67,8 @@ class Fleet:
         return [balancer.connections for balancer in self.balancers]
 
     def connect(self, order: list[int]) -> int | None:
-        """A connection arrives, and the workers ask in ``order``: the number of the worker that accepts it."""
+        """A connection arrives, and the workers ask in ``order`` whether they may accept it. Returns the number of the
+        worker that does."""
         for number in order:
             if number not in self.hung and self.balancers[number].may_accept():
                 self.balancers[number].opened()
@@ -149,7 +150,8 @@ def test_a_worker_without_a_recent_heartbeat_is_not_waited_for(fleet: Fleet) -> 
 
 
 def look_on(fleet: Fleet, number: int, seconds: float) -> float | None:
-    """Worker ``number`` asks every millisecond: the seconds until it may accept, None if not within ``seconds``."""
+    """Worker ``number`` asks every millisecond. Returns the seconds until it may accept; None if that takes longer than
+    ``seconds``."""
     for millisecond in range(int(seconds * 1000)):
         if fleet.balancers[number].may_accept():
             return millisecond / 1000
@@ -162,14 +164,14 @@ def test_a_worker_that_has_just_hung_is_waited_for_only_briefly(fleet: Fleet) ->
     waited = look_on(fleet, 0, 0.5)
     assert waited == pytest.approx(PATIENCE_SECONDS, abs=0.002)
     fleet.balancers[0].opened()
-    assert look_on(fleet, 0, 0.5) == 0, "it is not waited for again, for a while"
+    assert look_on(fleet, 0, 0.5) == 0, "for a while, the others do not wait for the worker again"
     fleet.balancers[0].opened()
     fleet.clock.advance(DOUBT_SECONDS)
     fleet.beat()
-    assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "then it is"
+    assert look_on(fleet, 0, 0.5) == pytest.approx(PATIENCE_SECONDS, abs=0.002), "then they do"
 
 
-def test_a_worker_that_counts_connections_and_accepts_none_cannot_hold_one_up_for_ever(fleet: Fleet) -> None:
+def test_a_worker_that_counts_connections_and_accepts_none_cannot_delay_a_connection_for_ever(fleet: Fleet) -> None:
     fleet.hold(5, 0, 7, 6)
     asked = 0
     while not fleet.balancers[0].may_accept():
@@ -177,7 +179,7 @@ def test_a_worker_that_counts_connections_and_accepts_none_cannot_hold_one_up_fo
         fleet.clock.advance(0.001)
         fleet.beat()
         asked += 1
-    assert asked == pytest.approx(1000, abs=2), "asked once a millisecond for a second"
+    assert asked == pytest.approx(1000, abs=2), "the worker asked once a millisecond for a second"
 
 
 def test_patience_does_not_run_out_while_other_workers_accept(fleet: Fleet) -> None:
@@ -198,7 +200,7 @@ def test_patience_does_not_run_out_while_no_connection_waits(fleet: Fleet) -> No
         fleet.beat()
 
 
-def test_patience_does_not_run_from_the_last_connection_accepted_here(fleet: Fleet) -> None:
+def test_patience_does_not_begin_at_the_last_connection_accepted_here(fleet: Fleet) -> None:
     fleet.hold(1, 1, 1, 1)
     assert fleet.balancers[0].may_accept()
     fleet.balancers[0].opened()
@@ -226,7 +228,7 @@ def test_in_a_storm_a_worker_may_be_ahead_by_a_sixteenth(fleet: Fleet) -> None:
     assert 1000 + 1000 // 16 - 2 <= fleet.balancers[0].connections <= 1000 + 1000 // 16 + 1
 
 
-def test_a_storm_changes_nothing_among_few_connections(fleet: Fleet) -> None:
+def test_a_storm_does_not_change_the_balance_among_few_connections(fleet: Fleet) -> None:
     fleet.hold(16, 15, 15, 15)
     for _ in range(100):
         fleet.clock.advance(0.001)
@@ -235,7 +237,7 @@ def test_a_storm_changes_nothing_among_few_connections(fleet: Fleet) -> None:
         assert not fleet.balancers[0].may_accept()
 
 
-def test_a_full_worker_leaves_connections_to_those_with_room_and_says_so_once() -> None:
+def test_a_full_worker_leaves_connections_to_those_with_room_and_logs_that_once() -> None:
     fleet = Fleet(2, limit=3)
     fleet.hold(3, 3)
     fleet.balancers[1].closed()
@@ -243,7 +245,7 @@ def test_a_full_worker_leaves_connections_to_those_with_room_and_says_so_once() 
         assert [fleet.balancers[0].may_accept() for _ in range(3)] == [False] * 3
         assert fleet.balancers[1].may_accept()
         fleet.balancers[1].opened()
-        assert fleet.balancers[1].may_accept(), "nobody has room: the server makes some"
+        assert fleet.balancers[1].may_accept(), "no worker has room, so the server makes some"
         assert fleet.balancers[0].may_accept()
         fleet.balancers[0].closed()
         assert fleet.balancers[0].may_accept()
@@ -287,7 +289,7 @@ def test_the_counts_of_a_balancer_are_on_the_stats_page(fleet: Fleet) -> None:
     reading = fleet.page.slot(0).read()
     assert (reading.accepting, reading.connections, reading.opened) == (True, 2, 3)
     fleet.balancers[0].stop()
-    assert fleet.page.slot(0).read().connections == 2, "a draining worker still holds what it holds"
+    assert fleet.page.slot(0).read().connections == 2, "a draining worker still holds its connections"
 
 
 def test_in_a_storm_a_worker_that_is_ahead_by_exactly_a_sixteenth_still_accepts(fleet: Fleet) -> None:
@@ -305,7 +307,7 @@ def test_in_a_storm_a_worker_that_is_ahead_by_exactly_a_sixteenth_still_accepts(
     assert not fleet.balancers[0].may_accept(), "three ahead of 32 are more"
 
 
-def test_a_refused_connection_is_asked_about_again_long_before_patience_ends(fleet: Fleet) -> None:
+def test_a_refused_connection_is_tried_again_long_before_patience_ends(fleet: Fleet) -> None:
     assert 0 < fleet.balancers[0].retry_seconds <= PATIENCE_SECONDS / 4
 
 
@@ -318,7 +320,7 @@ def test_beside_a_worker_that_is_left_out_the_others_are_still_waited_for(fleet:
 
 
 def ask(fleet: Fleet, number: int, *nanoseconds: int, moves: bool = False) -> list[bool]:
-    """Worker ``number`` asks at these times after the beginning; with ``moves``, another accepts in between."""
+    """Worker ``number`` asks at these times after the beginning; with ``moves``, another worker accepts in between."""
     answers = []
     for instant in nanoseconds:
         fleet.clock.now = 10**12 + instant
@@ -355,7 +357,7 @@ def test_a_worker_that_did_not_accept_is_left_out_for_a_second(fleet: Fleet) -> 
     assert ask(fleet, 0, 0, doubted) == [False, True]
     assert ask(fleet, 0, doubted + 10**9 - 1) == [True]
     fleet.balancers[0].opened()
-    assert ask(fleet, 0, doubted + 10**9 - 1) == [False], "the one with as many as this one is not left out"
+    assert ask(fleet, 0, doubted + 10**9 - 1) == [False], "a worker with as many connections is not left out"
     fleet.balancers[2].stop()
     fleet.balancers[3].stop()
     assert ask(fleet, 0, doubted + 10**9 - 1, doubted + 10**9) == [True, False]
@@ -426,12 +428,12 @@ def test_a_full_server_is_logged_again_when_ten_seconds_have_passed() -> None:
         assert len(logged(lines, "MAX_CONNECTIONS is reached")) == 2
 
 
-def test_a_refused_connection_is_asked_about_again_after_a_millisecond(fleet: Fleet) -> None:
+def test_a_refused_connection_is_tried_again_after_a_millisecond(fleet: Fleet) -> None:
     assert fleet.balancers[0].retry_seconds == 0.001
     assert fleet.balancers[0].connections == 0
 
 
-def test_connections_that_others_accepted_are_counted_where_they_accept_no_more(fleet: Fleet) -> None:
+def test_connections_that_another_worker_accepted_still_count_after_it_has_stopped_accepting(fleet: Fleet) -> None:
     fleet.hold(1, 2, 3, 4)
     fleet.balancers[3].stop()
     assert fleet.balancers[0]._read_others(fleet.clock.now) == (2, 9)

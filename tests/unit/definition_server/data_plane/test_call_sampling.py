@@ -1,4 +1,4 @@
-"""Sampling of calls: every call is counted, one of so many is noted, and a report is small enough to be sent."""
+"""Sampling of calls: every call is counted, one in each interval is noted, and a report is small enough to be sent."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def configuration(one_call_in: int) -> Configure:
     return Configure("::", 0, "native", False, 0.0, 1, "production", "INFO", 1.0, trace_one_call_in=one_call_in)
 
 
-def test_without_sampling_a_worker_counts_on_its_page_and_nothing_stands_before_it() -> None:
+def test_without_sampling_a_worker_counts_directly_on_its_page() -> None:
     slot = unshared_slot()
     assert _sampling(slot, configuration(0)) is None
     assert isinstance(_sampling(slot, configuration(5)), CallSampling)
 
 
-def test_every_call_is_counted_and_one_of_so_many_is_noted() -> None:
+def test_every_call_is_counted_and_one_in_each_interval_is_noted() -> None:
     slot = unshared_slot()
     sampling = CallSampling(slot, 10)
     assert sampling.take() is None
@@ -66,5 +66,5 @@ def test_a_full_report_fits_into_a_datagram() -> None:
     ],
     ids=["method", "status", "lengths", "longer-than-time"],
 )
-def test_calls_that_cannot_be_are_not_plausible(report: CallsSampled) -> None:
+def test_impossible_reports_of_calls_are_not_plausible(report: CallsSampled) -> None:
     assert not report.plausible

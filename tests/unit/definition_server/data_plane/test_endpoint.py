@@ -1,4 +1,4 @@
-"""A call without a transport: authentication, answers, counters, and what a client sees of a bug."""
+"""A call without a transport: authentication, answers, counters, and the error that a client gets after a bug."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from definition_server.data_plane.services import DefinitionEngine
 from definition_server.ipc.stats import LATENCY_BOUNDS, STATUSES
 from definition_server.rpc import avap_pb2
 
-KEY, OTHER = "key", "the key after it"
+KEY, OTHER = "key", "the right key after a wrong one"
 LET_IN = (("x-avap-auth", KEY),)
 
 
@@ -77,7 +77,7 @@ REFUSED = (Status.UNAUTHENTICATED, "Invalid Credentials")
         (("x-avap-auth", KEY), ("x-avap-auth", KEY)),
         (("x-avap-auth", KEY), ("x-avap-auth", "wrong")),
         (("x-avap-auth-bin", KEY.encode()),),
-        (("X-Avap-Auth", KEY),),  # HTTP/2 knows no upper case in names; a transport delivers none
+        (("X-Avap-Auth", KEY),),  # names have no upper case in HTTP/2, so transports never pass any on
         (("x-avap-auth", b"\xfe\xff"),),
         (("authorization", KEY),),
     ],
@@ -93,7 +93,7 @@ def test_any_of_several_known_keys_is_accepted(key: str) -> None:
 
 @pytest.mark.parametrize("presented", [KEY, OTHER, "wrong"])
 def test_every_known_key_is_compared_whichever_matches(presented: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the time reveals neither which key matched nor whether one did."""
+    """The time must reveal neither which key matched nor whether one did."""
     compared: list[bytes] = []
     compare = hmac.compare_digest
 
@@ -126,7 +126,7 @@ def test_replaced_keys_are_accepted_at_once_and_old_ones_are_refused() -> None:
     ring.authenticate((("x-avap-auth", OTHER),))
 
 
-# -- what is answered -------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text(min_size=1, max_size=200), min_size=1, max_size=8, unique=True), st.text(max_size=200))
@@ -147,7 +147,7 @@ def test_every_request_is_answered_as_a_protobuf_parser_would_read_it(names: lis
         (b"\x0a\x02if\x12\x01x", "if"),  # a field from a newer contract
         (b"\x0a\x04else\x0a\x02if", "if"),  # the last one counts
         (b"\x12\x01x\x0a\x02if", "if"),
-        (b"\x0a\x82\x00if", "if"),  # a length longer than need be
+        (b"\x0a\x82\x00if", "if"),  # a length with more octets than necessary
     ],
 )
 def test_unusual_encodings_of_a_request_are_understood(request_bytes: bytes, name: str) -> None:
@@ -203,7 +203,7 @@ def test_the_error_repeats_a_name_of_up_to_200_characters_whole(length: int) -> 
     assert failure(engine("if").get_command, request) == (Status.NOT_FOUND, f"Command '{told}' not found")
 
 
-def test_a_call_that_holds_the_old_snapshot_can_still_read_it(page: Pages) -> None:
+def test_a_call_that_holds_a_replaced_snapshot_can_still_read_it(page: Pages) -> None:
     publisher, served = Publisher(), DefinitionEngine()
     publisher.publish(published("if"))
     served.snapshot = held = publisher.current.snapshot  # type: ignore[union-attr]
@@ -235,7 +235,7 @@ def test_without_a_snapshot_a_call_is_unavailable() -> None:
         assert failure(call, b"") == (Status.UNAVAILABLE, "The catalogue is not loaded yet")
 
 
-# -- what is counted --------------------------------------------------------------------------------------------------
+# -- counters ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_call_is_counted_by_its_outcome_and_in_its_own_slot(page: Pages) -> None:
@@ -260,7 +260,7 @@ def test_a_call_without_a_key_is_refused_before_its_request_is_read(page: Pages)
     assert failure(endpoint.handlers["GetCommand"], b"\xff", ()) == REFUSED
 
 
-def test_a_catalogue_that_memory_has_no_room_to_copy_fails_one_call_as_internal(page: Pages) -> None:
+def test_a_catalogue_for_whose_copy_memory_is_too_small_fails_one_call_as_internal(page: Pages) -> None:
     class Large:
         def __bytes__(self) -> bytes:
             raise MemoryError("no room for 200 MB")

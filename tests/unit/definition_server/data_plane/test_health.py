@@ -139,10 +139,10 @@ async def test_a_change_reaches_many_watches_a_few_in_each_iteration_of_the_loop
     assert most == 2, "the writes of one iteration"
     health.end_watches()
     await promptly(asyncio.gather(*watches))
-    assert sent[0] == 2000, "an end is no change of state"
+    assert sent[0] == 2000, "the end of a watch is not a change of state"
 
 
-async def test_a_watch_that_waits_when_its_state_changes_twice_gets_the_last_one(health: Health, stub: Any) -> None:
+async def test_a_watch_that_waits_while_its_state_changes_twice_gets_the_last_state(health: Health, stub: Any) -> None:
     await health.report(True)
     call = watch(stub, "")
     assert await next_state(call) == State.SERVING
@@ -241,7 +241,7 @@ async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
             calls = [watch(health_pb2_grpc.HealthStub(channel), "") for _ in range(5)]
             for _ in range(turns):
                 await asyncio.sleep(0)
-            if turns >= 60:  # a slow machine has not begun enough of them
+            if turns >= 60:  # a slow machine has not begun enough watches yet
                 await eventually(lambda before=before: begun > before, "a watch has begun")
             health.end_watches()
             await server.stop(0.5)

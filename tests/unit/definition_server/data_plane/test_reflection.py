@@ -155,7 +155,7 @@ async def test_a_question_for_nothing_ends_the_stream_as_invalid(pool: Any) -> N
     with pytest.raises(Aborted) as caught:
         await answers(Reflection([], pool), Request(host="here"))
     code, details = caught.value.args
-    assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it asks for nothing")
+    assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it has no request")
 
 
 async def test_streams_that_wait_end_when_told_to_and_later_ones_with_their_first_answer(pool: Any) -> None:

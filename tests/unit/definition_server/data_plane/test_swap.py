@@ -1,4 +1,4 @@
-"""A swap: its steps come in one order, and only the commit changes what is served."""
+"""A swap: its steps have a fixed order, and only the commit changes the served snapshot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from definition_server.data_plane.services import DefinitionEngine
 from definition_server.data_plane.swap import Swap, SwapState
 
 
-async def test_only_the_commit_changes_what_is_served() -> None:
+async def test_only_the_commit_changes_the_served_snapshot() -> None:
     engine, old, new = DefinitionEngine(), opened("if"), opened("else")
     assert Swap(engine, old).commit() is None
     swap = Swap(engine, new)

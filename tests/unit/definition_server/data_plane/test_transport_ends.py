@@ -48,7 +48,7 @@ async def test_several_workers_share_a_port(serve: Serve) -> None:
     assert (await serve(port=port))[1] == port
 
 
-async def test_it_listens_on_ipv6(serve: Serve) -> None:
+async def test_a_transport_listens_on_ipv6(serve: Serve) -> None:
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):
             pass

@@ -75,11 +75,11 @@ async def test_prepared_answers_are_used_only_for_the_snapshot_they_were_made_fr
         assert await raw(client, "GetCommand", b"\x0a\x03new") == coming.answer(b"new"), "it was remembered as missing"
         await transport.begin_swap(coming).prepare()
         transport.begin_swap(another).commit()
-        assert await answers() == expected(another), "what was prepared for another snapshot is not used"
+        assert await answers() == expected(another), "answers that were prepared for another snapshot are not used"
 
 
 @pytest.mark.transports("native")
-async def test_after_a_prepared_swap_no_call_looks_an_answer_up(
+async def test_after_a_prepared_swap_no_call_looks_up_an_answer(
     serve: Serve, engine: DefinitionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport, port = await serve()

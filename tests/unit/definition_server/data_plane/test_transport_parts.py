@@ -1,4 +1,4 @@
-"""Parts of the transports, of the first calls and of health whose effects show late, if at all, on a port."""
+"""Parts of the transports, of the first calls and of health whose effects are hardly visible from outside."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def endpoint() -> Endpoint:
 # -- Native ----------------------------------------------------------------------------------------------------------
 
 
-def test_settings_are_limits_of_the_engine() -> None:
+def test_settings_become_limits_of_the_engine() -> None:
     limits = native._limits(
         replace(
             NATIVE, keepalive_time_seconds=11.0, keepalive_timeout_seconds=12.0, keepalive_min_time_seconds=13.0,
@@ -219,7 +219,7 @@ async def test_the_core_gets_another_certificate_at_the_next_handshake_where_tls
     ],
     ids=["native", "native with reflection", "grpcio"],
 )  # fmt: skip
-def test_what_a_confined_worker_may_need_is_imported_before(
+def test_modules_that_a_confined_worker_may_need_are_imported_before(
     transport: str, reflection: bool, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported: list[str] = []
@@ -229,7 +229,7 @@ def test_what_a_confined_worker_may_need_is_imported_before(
 
 
 class Jail:
-    """What the kernel refuses, as the test says."""
+    """The refusals of the kernel, which the test sets."""
 
     def __init__(self, _: object, **given: Any) -> None:
         self.given = given
@@ -244,7 +244,7 @@ class Jail:
 
 @pytest.fixture
 def confinement(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Confinement, Any]]:
-    """Makes one in a jail of the test."""
+    """Makes a confinement in a jail of the test."""
     monkeypatch.setattr(confine, "Jail", Jail)
     monkeypatch.setattr(confine, "support", lambda: None)
     monkeypatch.setattr(confine, "preload", lambda _: None)
@@ -270,7 +270,7 @@ def test_a_jail_lets_grpcio_open_its_port_and_the_native_transport_its_certifica
 
 
 @pytest.mark.parametrize("step", ["enter", "start_is_over"])
-def test_what_the_kernel_refuses_is_logged_or_ends_the_worker_where_the_jail_is_required(
+def test_an_incomplete_jail_is_logged_or_ends_the_worker_where_it_is_required(
     step: str, confinement: Callable[..., tuple[Confinement, Any]]
 ) -> None:
     wanted, jail = confinement("auto")
@@ -313,7 +313,7 @@ async def test_first_calls_have_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_connection_that_cannot_be_made_leaves_no_socket_open() -> None:
     listening = socket.socket()
     with pytest.raises(OSError, match=r"refused|not"):
-        first_calls._connected(listening)  # it does not listen
+        first_calls._connected(listening)  # the socket does not listen
     assert listening.fileno() < 0
 
 
@@ -321,7 +321,7 @@ def test_a_connection_that_cannot_be_made_leaves_no_socket_open() -> None:
 
 
 class Client:
-    """Takes no message until the test lets it."""
+    """A stream that accepts no message until the test allows it."""
 
     def __init__(self) -> None:
         self.reads = asyncio.Event()
@@ -392,7 +392,7 @@ async def test_a_write_that_has_begun_is_finished_although_its_watch_is_cancelle
 # -- Failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_refusal_is_remembered_unless_it_stands_for_a_bug() -> None:
+def test_a_refusal_is_remembered_unless_a_bug_has_caused_it() -> None:
     method = endpoint().methods[0]
     for status in (Status.NOT_FOUND, Status.INTERNAL):
         answer = native._refusal(method, CallFailed(status, "text"))

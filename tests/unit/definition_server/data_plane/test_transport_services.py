@@ -33,7 +33,7 @@ async def test_health_needs_no_key_and_is_not_serving_until_set(serve: Serve) ->
     assert states == ["NOT_SERVING"] * 2 + ["SERVING"] * 2 + ["NOT_SERVING"] * 2
 
 
-async def test_health_says_whether_what_is_served_is_up_to_date(serve: Serve) -> None:
+async def test_health_reports_whether_the_served_catalogue_is_up_to_date(serve: Serve) -> None:
     transport, port = await serve()
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     async with channel(port) as client:
@@ -49,7 +49,8 @@ async def test_health_says_whether_what_is_served_is_up_to_date(serve: Serve) ->
             assert (await stub.Check(request, timeout=10)).status == expected
             listed = (await stub.List(health_pb2.HealthListRequest(), timeout=10)).statuses
             assert listed["avap.freshness"].status == expected
-            assert listed[""].status == listed["avap.DefinitionEngine"].status == serving  # never red for that
+            # Readiness does not depend on freshness.
+            assert listed[""].status == listed["avap.DefinitionEngine"].status == serving
         assert set(listed) == {"", "avap.DefinitionEngine", "avap.freshness", "liveness"}
 
 
@@ -63,7 +64,8 @@ async def services(client: grpc.aio.Channel) -> set[str]:
 async def test_reflection_is_off_unless_configured(serve: Serve) -> None:
     _, port = await serve()
     async with channel(port) as client:
-        # One batch: a write after the refusal would fail in the client, which would then report that instead.
+        # All in one batch, because a write after the refusal would fail in the client, which would then report that
+        # failure instead.
         call: Any = client.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"", timeout=10)
@@ -133,7 +135,7 @@ async def test_reflection_finds_services_methods_messages_and_enums(serve: Serve
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_reflection_answers_what_it_does_not_know_with_not_found(serve: Serve, version: str) -> None:
+async def test_reflection_answers_unknown_names_with_not_found(serve: Serve, version: str) -> None:
     _, port = await serve(reflection=True)
     extension = reflection_pb2.ExtensionRequest(containing_type="avap.CommandRequest", extension_number=7)
     async with channel(port) as client:
@@ -151,7 +153,7 @@ async def test_reflection_answers_what_it_does_not_know_with_not_found(serve: Se
             assert answer.error_response.error_message == "not found", wanted
 
 
-async def test_reflection_that_asks_for_nothing_is_an_invalid_argument(serve: Serve) -> None:
+async def test_a_reflection_request_without_a_query_is_an_invalid_argument(serve: Serve) -> None:
     _, port = await serve(reflection=True)
     async with channel(port) as client:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -58,7 +58,7 @@ async def test_a_generated_stub_reads_every_field(serve: Serve, engine: Definiti
     assert (catalog.total_count, catalog.version_hash) == (2, engine.snapshot.version_hash)
 
 
-async def test_every_answer_names_the_catalogue_it_comes_from(serve: Serve, engine: DefinitionEngine) -> None:
+async def test_every_answer_names_its_catalogue(serve: Serve, engine: DefinitionEngine) -> None:
     transport, port = await serve()
     requests = {"GetCommand": b"\x0a\x02if", "SyncCatalog": b""}
     async with channel(port) as client:
@@ -67,7 +67,7 @@ async def test_every_answer_names_the_catalogue_it_comes_from(serve: Serve, engi
             if snapshot is not engine.snapshot:
                 transport.begin_swap(snapshot).commit()
             for method, request in requests.items():
-                for _ in range(2):  # the second answer is a remembered one
+                for _ in range(2):  # the second answer comes from the memory
                     call: Any = client.unary_unary(f"/avap.DefinitionEngine/{method}")(request, metadata=AUTHENTIC)
                     assert list(await call.initial_metadata()) == [("avap-version", snapshot.version_hash[:16])]
                     await call
@@ -211,7 +211,7 @@ async def test_a_bug_is_logged_and_its_text_is_not_sent(
 
 
 class ExecuteBatchError(Exception):
-    """C-core's, by name: grpcio does not export it."""
+    """An exception of C-core, found by name, because grpcio does not export it."""
 
 
 async def test_grpcios_traceback_for_a_client_that_left_is_not_logged_and_others_are(
@@ -287,7 +287,7 @@ async def test_an_answer_above_4_mib_reaches_a_client_that_raised_its_limit(
 async def test_a_clients_certificate_is_accepted_by_each_certificate_of_the_trust_file_on_its_chain(
     serve: Serve, trusted: str, tmp_path: Path
 ) -> None:
-    """Both transports give the same answer, also where the file holds an intermediate authority alone."""
+    """Both transports give the same answer, also where the file holds only an intermediate authority."""
     root = Authority(tmp_path, "root")
     intermediate = root.intermediate("intermediate")
     server, client = root.sign("server"), intermediate.sign("client")

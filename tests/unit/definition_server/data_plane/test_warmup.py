@@ -43,12 +43,12 @@ socket.create_server = refuse
 
 
 def warmed_up(transport: str, before: str = "") -> dict[str, Any]:
-    """What a process shows after the warm-up of ``transport``; ``before`` is run first."""
+    """The figures of a process after the warm-up of ``transport``; ``before`` is run first."""
     done = subprocess.run(
         [sys.executable, "-c", before + PROGRAM, transport], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()  # and no log line: the calls are no client's
+    (line,) = done.stdout.splitlines()  # and no log line, because no client made the calls
     # gRPC's core may say how the warm-up's own connection ended.
     assert [line for line in done.stderr.splitlines() if "chttp2_transport.cc" not in line] == []
     shown: dict[str, Any] = json.loads(line)
@@ -60,12 +60,13 @@ def test_warm_up_freezes_existing_objects_and_raises_the_gc_threshold(name: str,
     shown = warmed_up(name)
     assert shown["frozen"] > 10_000
     assert shown["threshold"] == (young or shown["before"]), "None: as the interpreter has it"
-    assert shown["enabled"], "connections that come and go make cycles"
+    assert shown["enabled"], "connections that begin and end make reference cycles"
 
 
 @pytest.mark.parametrize("name", ["native", "grpcio"])
 def test_warm_up_makes_every_kind_of_first_call_once(name: str) -> None:
-    """Found, missing, refused, catalogue. (Health is not counted on the stats page.)"""
+    """A call that is found, one that is not, a refused one, and a catalogue. (Health is not counted on the stats
+    page.)"""
     shown = warmed_up(name)
     assert shown["requests"] == {"200": 2, "404": 1, "401": 1}
     assert shown["methods"] == {"GetCommand": 3, "SyncCatalog": 1}

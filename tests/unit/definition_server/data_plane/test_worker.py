@@ -1,5 +1,5 @@
-"""One worker, in the process of the test: what each message does, in which order it starts and ends, and how often it
-reports what. `test_worker_alone.py` has the process."""
+"""One worker in the process of the test: the effect of each message, the order of start and end, and the intervals of
+reports. `test_worker_alone.py` tests a worker process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEY_DIGEST = "ab" * 32
 
 
 class Transport:
-    """Notes what it is called for."""
+    """A transport that notes its calls."""
 
     def __init__(self, begin_swap: Callable[[Snapshot], Swap]) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -95,7 +95,7 @@ class Alone:
         os.close(descriptor)
 
     def received(self) -> list[messages.Message]:
-        """What the worker has sent."""
+        """The messages that the worker has sent."""
         found = []
         while (each := self.master.receive()) is not None:
             found.append(each[0])
@@ -145,10 +145,10 @@ async def test_a_worker_receives_warms_up_listens_and_is_confined_before_it_repo
     assert await asyncio.wait_for(running, 5) == 0
     assert alone.transport.calls[2:] == [("stop", 3.0)]
     await iterations()
-    assert len(asyncio.all_tasks()) == 1, "no report and no heartbeat goes on after the end"
+    assert len(asyncio.all_tasks()) == 1, "no report and no heartbeat continues after the end"
     alone.master.send(messages.Freshness(True))
     await iterations()
-    assert not alone.worker._fresh, "nobody reads the channel any more"
+    assert not alone.worker._fresh, "the channel is not read any more"
 
 
 async def test_a_port_that_is_taken_ends_the_worker_with_its_exit_code_and_its_heartbeat(alone: Alone) -> None:
@@ -161,7 +161,7 @@ async def test_a_port_that_is_taken_ends_the_worker_with_its_exit_code_and_its_h
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_tls_files_that_came_first_are_used_by_the_start_and_closed(make: Make) -> None:
+async def test_tls_files_that_arrive_before_the_start_are_used_by_it_and_closed(make: Make) -> None:
     files = TlsFiles.seal(*TLS)
     alone = make(tls=files)
     running = asyncio.create_task(alone.worker.run())
@@ -171,10 +171,10 @@ async def test_tls_files_that_came_first_are_used_by_the_start_and_closed(make: 
     alone.master.close()
     with captured_logs():
         assert await asyncio.wait_for(running, 5) == 0
-    assert alone.transport.calls[-1] == ("stop", 5.0), "the drain of a worker without a master has the time of one"
+    assert alone.transport.calls[-1] == ("stop", 5.0), "the drain of a worker without a master has the usual time"
 
 
-async def test_freshness_and_a_certificate_that_came_later_reach_the_transport(alone: Alone) -> None:
+async def test_freshness_and_a_later_certificate_reach_the_transport(alone: Alone) -> None:
     running = asyncio.create_task(alone.worker.run())
     await iterations()
     for number in (1, 2):
@@ -187,7 +187,7 @@ async def test_freshness_and_a_certificate_that_came_later_reach_the_transport(a
     assert [call[1] for call in later if call[0] == "certificate"] == [b"certificate 1", b"certificate 2"]
     alone.worker._certificate_replaced.set()
     await iterations()
-    assert len(alone.transport.calls) == 6, "without a certificate there is nothing to replace"
+    assert len(alone.transport.calls) == 6, "without a certificate nothing is replaced"
     assert not running.done()
     alone.master.send(messages.Drain(False, 0.0, 0.0))
     await asyncio.wait_for(running, 5)
@@ -217,7 +217,7 @@ async def test_an_unexpected_message_closes_its_descriptors_and_is_logged(alone:
             os.fstat(descriptor)
 
 
-async def test_pages_of_other_workers_are_added_and_removed_and_one_that_is_none_is_logged(alone: Alone) -> None:
+async def test_pages_of_other_workers_are_added_and_removed_and_an_invalid_one_is_logged(alone: Alone) -> None:
     page = StatsPage()
     alone.worker._act_on(messages.Peer(4), (os.dup(page.descriptor),))
     assert list(alone.worker._balancer._others) == [4]
@@ -261,7 +261,7 @@ async def test_the_first_snapshot_is_served_at_once_and_later_ones_by_a_swap(
         alone.publish(built(row("if", str(generation)), generation=generation))
         alone.worker._receive()
     assert alone.slot.read().generation == 1, "calls are answered while the next one is prepared"
-    assert released == [[None], [2]], "the second was overtaken while it waited"
+    assert released == [[None], [2]], "the second snapshot was overtaken while it waited"
     alone.worker._status_changed.clear()
     swapping = asyncio.create_task(alone.worker._swap_published())
     await iterations()
@@ -272,7 +272,7 @@ async def test_the_first_snapshot_is_served_at_once_and_later_ones_by_a_swap(
     assert alone.worker._status_changed.is_set()
     alone.worker._published.set()
     await iterations()
-    assert not swapping.done(), "a wake-up for nothing is none"
+    assert not swapping.done(), "a wake-up without a snapshot has no effect"
     swapping.cancel()
 
 
@@ -306,7 +306,7 @@ async def test_a_preparation_that_fails_is_logged_and_the_swap_is_made_and_relea
         (messages.Drain(True, 6.0, 5.0), [("serving", False), ("sleep", 6.0), ("stop", 0.0)]),
     ],
 )
-async def test_an_announced_drain_waits_and_what_it_waited_is_part_of_its_time(
+async def test_an_announced_drain_waits_and_the_wait_is_part_of_its_time(
     alone: Alone, drain: messages.Drain, calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def sleep(seconds: float) -> None:
@@ -317,7 +317,7 @@ async def test_an_announced_drain_waits_and_what_it_waited_is_part_of_its_time(
     assert alone.transport.calls == calls
 
 
-async def test_the_first_drain_counts_and_a_master_that_is_gone_is_one(alone: Alone) -> None:
+async def test_the_first_drain_counts_and_the_end_of_the_master_begins_one(alone: Alone) -> None:
     alone.worker._leave_soon(messages.Drain(True, 1.0, 2.0))
     alone.worker._leave_soon(messages.Drain(False, 0.0, 0.0))
     assert alone.worker._drain.result() == messages.Drain(True, 1.0, 2.0)
@@ -329,7 +329,7 @@ async def test_the_first_drain_counts_and_a_master_that_is_gone_is_one(alone: Al
     assert alone.worker._drain.result() == messages.Drain(False, 0.0, 5.0)
 
 
-async def test_a_report_to_a_master_that_is_gone_begins_the_drain(alone: Alone) -> None:
+async def test_a_report_to_a_master_that_has_ended_begins_the_drain(alone: Alone) -> None:
     alone.master.close()
     reporting = asyncio.create_task(alone.worker._report(cast(Any, alone.transport)))
     await iterations()
@@ -338,7 +338,7 @@ async def test_a_report_to_a_master_that_is_gone_begins_the_drain(alone: Alone) 
     assert alone.worker._drain.result() == messages.Drain(False, 0.0, 5.0)
 
 
-async def test_every_message_that_waits_is_acted_on_and_one_that_is_none_is_logged(alone: Alone) -> None:
+async def test_every_waiting_message_is_acted_on_and_an_invalid_one_is_logged(alone: Alone) -> None:
     for fresh in (True, False, True):
         alone.master.send(messages.Freshness(fresh))
     alone.master._socket.send(b"no message")
@@ -350,11 +350,11 @@ async def test_every_message_that_waits_is_acted_on_and_one_that_is_none_is_logg
 
 
 class Slept(Exception):
-    """The test has seen enough."""
+    """Raised when the test is over."""
 
 
 def sleeping(monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[list[float], list[float]]:
-    """Have ``asyncio.sleep`` return at once, ``times`` times: its seconds, and the clock that it moves."""
+    """Make ``asyncio.sleep`` return at once, ``times`` times. Returns its seconds, and the clock that it advances."""
     slept: list[float] = []
     clock = [1000.0]
 
@@ -370,7 +370,7 @@ def sleeping(monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[list[float], 
 
 
 @pytest.mark.parametrize(("connections", "seconds"), [(0, 11), (1000, 11), (1100, 12), (2000, 21)])
-async def test_keys_are_seen_again_every_ten_seconds_or_later_where_there_are_more_than_a_hundred_connections_a_second(
+async def test_connections_authorize_again_after_ten_seconds_and_later_where_there_are_many(
     alone: Alone, connections: int, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept, clock = sleeping(monkeypatch, 2 * seconds)
@@ -407,7 +407,7 @@ async def test_sampled_calls_are_reported_every_second(make: Make, monkeypatch: 
     assert sent.elapsed_ns == (5,)
 
 
-async def test_a_master_that_is_gone_ends_no_report(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_of_the_master_does_not_end_the_reports(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     def send(_: messages.Message) -> bool:
         raise ChannelClosed
 
@@ -444,7 +444,7 @@ async def test_memory_is_examined_and_the_heartbeat_is_set_at_intervals_of_a_sec
 
 
 class Thread:
-    """Notes how it was made, and runs where the test says."""
+    """A thread that notes its arguments, and runs when the test wants it."""
 
     made: list[Thread]
     refused = False
@@ -460,7 +460,7 @@ class Thread:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[Thread]:
-    """Processes that would have been started."""
+    """The processes that would have been started."""
     Thread.made, Thread.refused = [], False
     monkeypatch.setattr(threading, "Thread", Thread)
     return Thread.made
@@ -482,7 +482,7 @@ def test_a_replaced_snapshot_is_released_in_a_thread_that_does_not_hold_up_the_e
     module._release_soon([None])
 
 
-def test_a_worker_whose_master_is_gone_exits_with_its_code_when_its_time_is_over(
+def test_a_worker_whose_master_has_ended_exits_with_its_code_when_its_time_is_over(
     threads: list[Thread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[object] = []
@@ -498,7 +498,7 @@ def test_a_worker_whose_master_is_gone_exits_with_its_code_when_its_time_is_over
     assert steps == [10.0, 4]
 
 
-def test_the_configuration_comes_first_with_tls_files_beside_it_or_without() -> None:
+def test_the_configuration_is_the_first_message_with_or_without_tls_files() -> None:
     master, theirs = Channel.pair()
     channel = Channel.of_worker(theirs)
     master.send(CONFIG)
@@ -520,7 +520,7 @@ def test_the_configuration_comes_first_with_tls_files_beside_it_or_without() -> 
     channel.close()
 
 
-def test_only_the_native_transport_runs_on_uvloop_and_calls_are_sampled_where_that_is_asked_for() -> None:
+def test_only_the_native_transport_runs_on_uvloop_and_calls_are_sampled_where_that_is_configured() -> None:
     assert module._loop_factory(CONFIG) is uvloop.new_event_loop
     assert module._loop_factory(messages.Configure("", 0, "grpcio", False, 0.0, 1, "", "", 1.0)) is (
         asyncio.new_event_loop

@@ -1,4 +1,4 @@
-"""A worker process with the test as its master: what it accepts, what it refuses, and how it drains."""
+"""A worker process with the test as its master: the messages that it accepts and refuses, and its drain."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class WorkerAlone:
             [sys.executable, "-c", before + PROGRAM, str(theirs.fileno()), str(self.page.descriptor)],
             pass_fds=[theirs.fileno(), self.page.descriptor],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # where the C-core says things of its own
+            stderr=subprocess.DEVNULL,  # C-core writes lines of its own there
             text=True,
         )
         theirs.close()
@@ -110,7 +110,7 @@ class WorkerAlone:
     def wait_ready(self) -> int:
         """Wait for the next Ready; returns its generation."""
         message: messages.Message = messages.KeysUsed(())
-        while isinstance(message, messages.KeysUsed | messages.Mapped):  # it may come between any two
+        while isinstance(message, messages.KeysUsed | messages.Mapped):  # may arrive between any two others
             message = until(self.channel.receive, lambda: f"READY {self.lines}")[0]
         assert isinstance(message, messages.Ready)
         return message.generation
@@ -219,7 +219,8 @@ def test_a_snapshot_overtaken_during_a_preparation_is_left_out_and_released(port
             ready = [worker.wait_ready()]
             while ready[-1] != 4:
                 ready.append(worker.wait_ready())
-            # The second was read before or after the third and fourth came; what was read at once is served as one.
+            # The second was read before or after the third and fourth arrived; of snapshots that are read together only
+            # the last is served.
             assert ready in ([2, 4], [4])
             assert client.get("command4").name == "command4"
             assert failure(client.get, "command1")[0] == "NOT_FOUND"
@@ -259,7 +260,7 @@ def test_an_unknown_control_message_is_ignored(worker: WorkerAlone, port: int) -
 
 
 @pytest.mark.parametrize("how", ["drain", "master gone"])
-def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_is_gone(worker: WorkerAlone, how: str) -> None:
+def test_a_worker_exits_0_on_drain_on_sigterm_and_when_the_master_has_ended(worker: WorkerAlone, how: str) -> None:
     if how == "drain":
         assert worker.channel.send(messages.Drain(announce=True, wait_seconds=0.1, timeout_seconds=3))
     else:
@@ -284,7 +285,7 @@ def test_a_drain_waits_for_a_call_in_flight(worker: WorkerAlone, port: int) -> N
         open_call: Any = client.channel.stream_unary("/avap.DefinitionEngine/GetCommand")
         answer = open_call.future(iter(requests.get, None), metadata=client.metadata, timeout=30)
         try:
-            client.get("if")  # answered after the headers before it were seen
+            client.get("if")  # answered after the earlier headers were read
             assert worker.channel.send(messages.Drain(announce=False, wait_seconds=0, timeout_seconds=60))
             until(lambda: not listens(port), "the port closed")
             assert worker.process.poll() is None
@@ -314,7 +315,7 @@ def test_before_it_has_keys_a_worker_refuses_every_call(configure: messages.Conf
         worker.end()
 
 
-def test_a_worker_beats_on_its_stats_slot(worker: WorkerAlone) -> None:
+def test_a_worker_writes_its_heartbeat_to_its_stats_page(worker: WorkerAlone) -> None:
     slot = worker.page
     first = slot.read()
     assert first.pid == worker.process.pid

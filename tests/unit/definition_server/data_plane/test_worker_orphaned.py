@@ -29,7 +29,7 @@ def test_a_hung_worker_ends_some_time_after_its_master() -> None:
         worker.close()
         assert process.stdout is not None
         assert process.stdout.readline() == "hangs\n"
-        assert process.poll() is None, "while the master lives it stays"
+        assert process.poll() is None, "the worker stays while the master lives"
         closed = time.monotonic()
         master.close()
         assert process.wait(30) == EXIT_ORPHANED

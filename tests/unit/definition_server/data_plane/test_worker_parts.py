@@ -31,7 +31,7 @@ def test_the_listening_socket_of_the_master_is_inherited_by_no_further_process()
 
 
 class Jail:
-    """Reaches the extent that a test names; the kernel refuses nothing."""
+    """A jail that reaches the extent that the test sets; the kernel refuses nothing."""
 
     def __init__(self, extent: Extent) -> None:
         self.reached = self
@@ -85,7 +85,7 @@ async def test_a_heartbeat_carries_the_number_of_lost_log_lines(monkeypatch: pyt
     assert noted == [7]
 
 
-async def test_sampled_calls_are_sent_to_the_master_and_nothing_where_there_are_none(
+async def test_sampled_calls_are_sent_to_the_master_if_there_are_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken, sent = iter((None, "the calls")), list[str]()

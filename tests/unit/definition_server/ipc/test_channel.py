@@ -54,7 +54,7 @@ ALL = (*FROM_MASTER, *FROM_WORKER)
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, Channel]]:
-    """Both ends of a control socket. After the test nothing of it is left."""
+    """Both ends of a control socket. After the test no descriptor may be left."""
     with nothing_left():
         ours, raw = Channel.pair()
         theirs = Channel.of_worker(raw)
@@ -65,7 +65,7 @@ def ends() -> Iterator[tuple[Channel, Channel]]:
 
 @pytest.fixture
 def raw() -> Iterator[tuple[Channel, socket.socket]]:
-    """Our end, and the other one as a plain socket."""
+    """Our end, and the other end as a plain socket."""
     with nothing_left():
         ours, theirs = Channel.pair()
         yield ours, theirs
@@ -130,7 +130,7 @@ GARBAGE = [
     b'{"type": "Keys", "digests": []}',
     b'{"type": "Drain", "announce": false, "wait_seconds": 0, "timeout_seconds": 0}',
 ]  # fmt: skip
-"""For the master: the last ones are messages, of the other direction."""
+"""Invalid datagrams for the master. The last ones are messages that only a master sends."""
 
 GARBAGE_FOR_A_WORKER = [
     b'{"type": "Keys"}',
@@ -264,7 +264,7 @@ def test_a_descriptor_arrives_as_one_of_the_receivers_own(ends: tuple[Channel, C
     os.write(sent, b"snapshot")
     assert ours.send(Publish(1, "aa"), sent)
     identity = os.fstat(sent).st_ino
-    os.close(sent)  # the receiver's stays open
+    os.close(sent)  # the receiver's descriptor stays open
     received = theirs.receive()
     assert received is not None
     message, (descriptor,) = received
@@ -337,7 +337,7 @@ def test_send_to_a_full_queue_returns_false_until_it_is_read(ends: tuple[Channel
     assert theirs.receive() == (Certificate(0), ())
     assert ours.send(Certificate(sent)) is True
     received = [message.revision for message, _ in iter(theirs.receive, None) if isinstance(message, Certificate)]
-    assert received == list(range(1, sent + 1))  # nothing lost, nothing twice
+    assert received == list(range(1, sent + 1))  # no message is lost, and none arrives twice
 
 
 def test_a_full_queue_keeps_the_descriptor_with_its_sender(ends: tuple[Channel, Channel]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from definition_server.ipc import handover
 
 
-def test_workers_have_released_a_snapshot_before_the_master_does() -> None:
+def test_workers_release_a_snapshot_before_the_master_does() -> None:
     assert handover.PREPARATION_SECONDS + handover.RELEASE_SECONDS < handover.HOLD_SECONDS
 
 

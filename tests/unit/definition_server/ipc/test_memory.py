@@ -52,7 +52,7 @@ def content(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size + 1, 0)
 
 
-# -- what is in it -----------------------------------------------------------------------------------------------------
+# -- the content -------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.binary(max_size=20), max_size=30))
@@ -92,7 +92,7 @@ def test_as_many_pieces_as_a_system_call_takes_are_written_at_once_up_to_a_mebib
 
 
 def test_no_piece_waits_for_many_octets_behind_it() -> None:
-    """Its maker frees it when the next one is asked for: a catalogue is not in memory twice while it is written."""
+    """A piece is freed when the next one is requested, so a catalogue is not in memory twice while it is written."""
     octets, waiting = 1 << 20, 0
 
     def pieces() -> Iterator[bytes]:
@@ -129,7 +129,7 @@ def test_pieces_may_be_views_and_come_one_by_one() -> None:
 @example([b"abc", b"", b"defg", b"h"], [1])
 @example([b"abc", b"", b"defg", b"h"], [5, 1])
 def test_a_partial_write_loses_and_repeats_nothing(pieces: list[bytes], steps: list[int]) -> None:
-    """The kernel may write less than it was given (``write(2)``), of a vector as of one buffer."""
+    """The kernel may write less than it was given (``write(2)``), of a vector as well as of one buffer."""
     write, counts = os.write, iter(steps * 1000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)[: next(counts)]))
@@ -185,7 +185,7 @@ def test_two_mappings_of_one_memory_are_one_copy() -> None:
         assert inodes == {str(os.fstat(descriptor).st_ino)}
 
 
-# -- what could change is refused --------------------------------------------------------------------------------------
+# -- memory that could change is refused -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_memory_of_one_octet_is_mapped() -> None:
 
 
 def test_empty_memory_is_refused() -> None:
-    """With the documented exception: a worker must survive every descriptor that it is sent."""
+    """It raises the documented exception, because a worker must survive every descriptor that it gets."""
     with sealed() as descriptor, pytest.raises((NotSealedError, OSError)):
         map_sealed(descriptor)
 

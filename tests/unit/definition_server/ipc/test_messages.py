@@ -1,4 +1,4 @@
-"""What a message holds where its sender says nothing of it, and which reports of calls are plausible."""
+"""The defaults of the fields of messages, and which reports of calls are plausible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from definition_server.ipc.messages import (
 from definition_server.ipc.stats import METHODS, STATUSES
 
 
-def test_without_a_word_of_the_master_a_worker_has_no_limits_no_jail_and_reports_no_calls() -> None:
+def test_by_default_a_worker_has_no_limits_no_jail_and_reports_no_calls() -> None:
     defaults = {each.name: each.default for each in fields(Configure) if each.default is not MISSING}
     assert defaults == {
         "max_connections": 0, "max_connections_per_peer": 0, "max_connection_idle_seconds": 0.0,
@@ -57,7 +57,7 @@ def test_a_report_of_calls_is_plausible_where_its_lists_agree_and_its_indices_ex
     assert calls.plausible is plausible
 
 
-def test_a_descriptor_that_came_in_part_is_none() -> None:
+def test_a_descriptor_received_in_part_counts_as_none() -> None:
     whole = b"".join(number.to_bytes(4, sys.byteorder) for number in (7, 8))
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
     assert channel._descriptors([(*rights, whole)]) == (7, 8)

@@ -1,4 +1,5 @@
-"""A worker counts on its own page, and the master reads it; nobody else can change it once the worker has mapped it."""
+"""A worker counts on its own page, and the master reads it. No other process can change the page once the worker has
+mapped it."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def test_a_page_holds_every_word() -> None:
 
 
 def test_no_two_values_of_a_page_share_a_word(slot: Slot) -> None:
-    """Each is written with a value of its own, and all are read back as written."""
+    """Each word is written with its own value, and all values are read back."""
     slot.start(pid=1001, now_ns=1002)
     slot.serve(generation=1003, entries=1004, version_hash=bytes(range(1, 33)))
     slot.connected(1005, 1006)
@@ -161,7 +162,7 @@ def cumulated(counts: tuple[int, ...]) -> list[int]:
     return [sum(counts[: end + 1]) for end in range(len(counts))]
 
 
-# -- what a worker is --------------------------------------------------------------------------------------------------
+# -- the state of a worker ---------------------------------------------------------------------------------------------
 
 
 @given(st.binary(min_size=32, max_size=32).filter(any))
@@ -215,7 +216,7 @@ def test_the_counts_of_a_killed_process_are_read(page: StatsPage) -> None:
     assert reading.version_hash == bytes(range(32)).hex()
 
 
-def test_a_peer_reads_what_a_worker_writes(page: StatsPage, slot: Slot) -> None:
+def test_a_peer_reads_the_counts_that_a_worker_writes(page: StatsPage, slot: Slot) -> None:
     page.seal()
     peer = map_peer(os.dup(page.descriptor))
     slot.connected(3, 5)
@@ -270,7 +271,7 @@ def test_a_page_that_cannot_be_made_leaves_no_descriptor(monkeypatch: pytest.Mon
         monkeypatch.undo()
 
 
-def test_a_page_cannot_be_resized_by_anybody(page: StatsPage) -> None:
+def test_a_page_cannot_be_resized(page: StatsPage) -> None:
     for size in (0, SLOT_SIZE // 2, SLOT_SIZE * 2):
         with pytest.raises(PermissionError):
             os.ftruncate(page.descriptor, size)
@@ -289,7 +290,7 @@ def test_once_sealed_only_the_worker_that_mapped_the_page_can_write_it(page: Sta
     assert page.read().requests["200"] == 1
 
 
-def test_what_a_worker_sealed_itself_is_not_sealed_as_the_master_wants_it(page: StatsPage, slot: Slot) -> None:
+def test_a_page_that_its_worker_has_sealed_against_seals_cannot_be_sealed(page: StatsPage, slot: Slot) -> None:
     fcntl.fcntl(page.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
     with pytest.raises(PermissionError):
         page.seal()

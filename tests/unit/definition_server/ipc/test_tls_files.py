@@ -45,7 +45,7 @@ def test_another_number_of_descriptors_is_refused_and_closed(count: int) -> None
 
 
 @pytest.mark.parametrize("kind", ["open memory", "pipe"])
-def test_what_could_still_change_is_refused_and_closed(kind: str) -> None:
+def test_a_file_that_could_still_change_is_refused_and_closed(kind: str) -> None:
     ends: tuple[int, ...]
     if kind == "pipe":
         ends = os.pipe()
@@ -64,7 +64,7 @@ def test_memory_that_lacks_any_seal_could_still_change(seal: int) -> None:
         TlsFiles([create_sealed("test", [b"x"]), descriptor])
 
 
-def test_where_descriptors_run_out_those_that_were_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_descriptors_run_out_the_ones_already_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
     def scarce(name: str, pieces: list[bytes]) -> int:

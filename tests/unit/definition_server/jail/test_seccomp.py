@@ -124,7 +124,7 @@ def test_calls_of_another_architecture_and_of_x32_are_refused(machine: Architect
 
 
 @ARCHITECTURES
-def test_a_further_filter_is_installed_only_where_one_is_to_come(machine: Architecture) -> None:
+def test_a_second_filter_can_be_installed_only_where_one_is_planned(machine: Architecture) -> None:
     assert answer(machine, "seccomp", 1, stacks=True) == seccomp.ALLOW
     assert answer(machine, "seccomp", 1, reads_files=True, opens_port=True) == EPERM
 
@@ -148,7 +148,7 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine: Architecture) -> 
         pytest.skip("no headers of the kernel on this machine")
     found = re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", path.read_text(), re.MULTILINE)
     known = {name: int(number) for name, number in found}
-    if machine is AARCH64:  # names that the generic list hides behind macros
+    if machine is AARCH64:  # the generic list has these names only in macros
         known |= {"newfstatat": 79, "fstat": 80, "fcntl": 25, "lseek": 62, "mmap": 222}
     assert {name: calls.number(machine, name) for name in calls.NUMBERS if name in known} == {
         name: known[name] for name in calls.NUMBERS if name in known
@@ -167,7 +167,9 @@ def test_the_program_fits_into_the_kernels_limit(machine: Architecture) -> None:
     ("abi", "files", "net", "scopes"),
     [(1, 13, 0, 0), (2, 14, 0, 0), (3, 15, 0, 0), (4, 15, 2, 0), (5, 16, 2, 0), (6, 16, 2, 2), (9, 16, 2, 2)],
 )
-def test_each_abi_of_landlock_is_asked_for_all_that_it_can_refuse(abi: int, files: int, net: int, scopes: int) -> None:
+def test_the_ruleset_for_each_abi_of_landlock_refuses_all_that_the_abi_can_refuse(
+    abi: int, files: int, net: int, scopes: int
+) -> None:
     assert [bits.bit_count() for bits in landlock.refused_by(abi)] == [files, net, scopes]
 
 
@@ -193,7 +195,8 @@ def test_the_kernel_takes_the_ruleset_of_every_abi_up_to_its_own(abi: int) -> No
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of another account")
 def test_a_hidden_process_cannot_be_read_by_its_own_user() -> None:
     account: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    # The account cannot run this interpreter, so the process becomes it; that hides it too, which is undone.
+    # The account cannot run this interpreter, so the process changes to it. That also hides the process, which is
+    # undone.
     become = (
         "import os\n"
         "from definition_server.jail.kernel import PR_SET_DUMPABLE, hide_process, prctl\n"

@@ -1,4 +1,5 @@
-"""Lines are written in order by a thread; a sink that stands still, fails or is gone costs lines, never time."""
+"""Lines are written in order by a thread. If the reader stops, fails or ends, lines may be lost, but the caller never
+waits."""
 
 from __future__ import annotations
 
@@ -104,7 +105,7 @@ def test_a_pipe_that_is_not_read_delays_no_caller_and_costs_no_line_that_the_que
     filled = sink.fill()
     started = time.thread_time()
     put(sink.writer, *range(1000))
-    assert time.thread_time() - started < 5  # and it returns at all
+    assert time.thread_time() - started < 5  # the call must return at all
     assert sink.writer.waiting == 1000
     assert not sink.writer.flush(0.01)
     sink.read(filled)
@@ -141,7 +142,7 @@ def test_the_octets_that_wait_are_limited_too(sink: Sink, monkeypatch: pytest.Mo
     assert sink.writer.dropped == 1
 
 
-def test_a_reader_that_is_gone_costs_its_lines_and_the_next_reader_is_told_their_number(sink: Sink) -> None:
+def test_lines_for_a_reader_that_is_gone_are_lost_and_the_next_reader_gets_their_number(sink: Sink) -> None:
     os.close(sink.reading)
     sink.reading = os.dup(0)
     put(sink.writer, "a", "b")
@@ -193,7 +194,7 @@ def test_a_line_that_cannot_be_written_is_counted_and_the_next_one_is_written(
     sink: Sink, failing: Callable[[int | OSError], None], number: int
 ) -> None:
     failing(OSError(number, "gone"))
-    failing(OSError(number, "gone"))  # the report of it
+    failing(OSError(number, "gone"))  # the report of the lost line
     put(sink.writer, "a")
     until(lambda: sink.writer.dropped == 1, "the line is lost")
     put(sink.writer, "b")
@@ -230,7 +231,7 @@ def test_a_bug_costs_a_line_and_not_the_thread(sink: Sink, monkeypatch: pytest.M
     assert sink.writer.waiting == 0
 
 
-def test_a_write_that_takes_a_part_is_continued(sink: Sink, failing: Callable[[int | OSError], None]) -> None:
+def test_a_partial_write_is_continued(sink: Sink, failing: Callable[[int | OSError], None]) -> None:
     failing(1)
     failing(2)
     put(sink.writer, "abcd")

@@ -45,7 +45,7 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def configured(app_env: str, level: str) -> io.StringIO:
-    """Set up logging; returns what is then written to stdout."""
+    """Set up logging. Returns the text that is then written to stdout."""
     stdout = io.StringIO()
     with redirect_stdout(stdout):
         configure_logs(app_env, level)
@@ -151,7 +151,7 @@ def test_a_logger_made_before_configuring_follows_it() -> None:
     assert [line["msg"] for line in parsed(stdout)] == ["shown again"]
 
 
-# -- what cannot be rendered -------------------------------------------------------------------------------------------
+# -- values that cannot be rendered ------------------------------------------------------------------------------------
 
 
 class Plain:
@@ -222,7 +222,7 @@ def test_any_event_is_one_line_with_its_message(msg: str, fields: dict[str, Any]
 
 
 @pytest.mark.parametrize("field", ["ts", "level", "pid", "msg"])
-def test_an_events_own_field_cannot_take_the_place_of_the_contracts(production: Lines, field: str) -> None:
+def test_a_field_of_an_event_cannot_replace_a_field_of_the_contract(production: Lines, field: str) -> None:
     get_logger("x").info("the message", **{field: "nonsense"})
     (line,) = production()
     assert (line["level"], line["msg"], line["pid"]) == ("INFO", "the message", os.getpid())
@@ -384,7 +384,7 @@ def test_a_worker_starts_without_rich_although_it_is_installed() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-# -- what Python would print -------------------------------------------------------------------------------------------
+# -- errors that Python would print ------------------------------------------------------------------------------------
 
 FAILURES = {
     "Unhandled exception; the process ends": "raise ValueError('it broke')",
@@ -395,7 +395,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("message", FAILURES)
-def test_what_python_would_print_on_stderr_is_a_line_on_stdout(message: str) -> None:
+def test_errors_that_python_would_print_on_stderr_are_log_lines_on_stdout(message: str) -> None:
     program = (
         "import threading, warnings\n"
         "from definition_server.observability.logs import configure_logs\n"

@@ -198,7 +198,7 @@ NAMES = {
     "avap_request_duration_seconds_count": {"method"},
     "avap_request_duration_seconds_sum": {"method"},
 }
-"""Dashboards query them: a name or label may be added here, none changed or removed."""
+"""Dashboards query these names. A name or label may be added here, but none may be changed or removed."""
 
 
 def test_no_name_or_label_is_lost() -> None:

@@ -1,4 +1,5 @@
-"""The next steps on the page: a step for each fault, on a page that exists, and none without a fault."""
+"""The next steps on the page: each fault has a step with a link to an existing page, and without a fault there is
+none."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ UNREADABLE = with_sync(last_error=Reason.DATABASE_REFUSED_LOGIN)
 CRASHING = WorkerStatus(0, None, "down", 0, "", 0, None, 9, True)
 
 
-def test_where_nothing_is_wrong_there_is_nothing_to_do() -> None:
+def test_a_server_without_faults_has_no_next_step() -> None:
     assert next_steps(GOOD, NOW) == []
 
 
@@ -68,7 +69,7 @@ def test_each_fault_has_a_step_with_its_urgency_and_a_page(status: ServiceStatus
 
 
 @pytest.mark.parametrize("reason", [Reason.DATABASE_UNREACHABLE, Reason.PERMISSION_DENIED, Reason.TABLE_MISSING])
-def test_a_fault_of_the_database_beside_a_held_catalogue_has_its_own_step_before_it(reason: Reason) -> None:
+def test_a_fault_of_the_database_beside_a_held_catalogue_has_its_own_step_first(reason: Reason) -> None:
     both = [step.text for step in next_steps(with_sync(**HELD | {"last_error": reason}), NOW)]
     assert both[0] == BY_REASON[reason][0]
     assert "definition-server accept" in both[1]

@@ -54,5 +54,5 @@ def test_buckets_are_not_cumulated_and_labels_are_series() -> None:
     ],
     ids=["encoded", "plain", "blanks"],
 )
-def test_header_fields_are_read_as_the_variable_has_them(text: str, fields: dict[str, str]) -> None:
+def test_header_fields_are_parsed_from_the_variable(text: str, fields: dict[str, str]) -> None:
     assert parse_headers(text) == fields

@@ -1,4 +1,5 @@
-"""The page for people: whatever the table holds is text in it, its size is bounded, and it says how the server is."""
+"""The page for people: all content of the table is shown as text, the size of the page is bounded, and it shows the
+state of the server."""
 
 from __future__ import annotations
 
@@ -112,7 +113,7 @@ def test_the_policy_allows_exactly_the_script_and_the_style_of_the_page() -> Non
     assert "unsafe" not in policy
 
 
-def test_the_page_needs_no_other_file_and_leads_nowhere_else() -> None:
+def test_the_page_refers_to_no_other_server() -> None:
     for tag, attributes in read(hostile()).tags:
         for name in ("src", "href", "action"):
             target = attributes.get(name)
@@ -156,13 +157,13 @@ def test_the_size_of_the_page_is_bounded() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_headline_and_the_title_say_how_the_server_is(status: ServiceStatus, words: str) -> None:
+def test_the_headline_and_the_title_show_the_state_of_the_server(status: ServiceStatus, words: str) -> None:
     page = status_page(status, NOW).decode()
     assert f"<h2>{words}</h2>" in page
     assert f"<title>{words} · replica-0</title>" in page
 
 
-def test_the_page_shows_since_when_what_changed_what_is_held_and_whether_it_may_restart() -> None:
+def test_the_page_shows_times_changes_held_commands_and_whether_a_restart_is_safe() -> None:
     status = service_status()
     assert status.catalog is not None
     status = replace(

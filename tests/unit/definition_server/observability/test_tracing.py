@@ -1,4 +1,4 @@
-"""Spans: nested, bounded, and nothing where nobody records them."""
+"""Spans are nested and bounded, and cost nothing where they are not recorded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_exception_ends_a_step_with_its_type_and_not_its_text(recorder: Recor
     assert "secret" not in repr(ended)
 
 
-def test_a_reason_goes_before_the_type_of_an_exception(recorder: Recorder) -> None:
+def test_a_reason_takes_precedence_over_the_type_of_an_exception(recorder: Recorder) -> None:
     def work() -> None:
         with span("step") as step:
             step.fail("table_missing")
@@ -79,7 +79,7 @@ def test_a_step_that_outlives_its_parent_is_recorded_once(recorder: Recorder) ->
     assert (recorded.name, recorded.end_ns) == ("hand over", first)
 
 
-def test_where_nobody_takes_spans_the_oldest_are_dropped_and_counted(recorder: Recorder) -> None:
+def test_the_oldest_spans_are_dropped_and_counted_where_none_are_taken(recorder: Recorder) -> None:
     for number in range(5):
         with span(str(number)):
             pass
@@ -88,5 +88,5 @@ def test_where_nobody_takes_spans_the_oldest_are_dropped_and_counted(recorder: R
     assert recorder.take() == []
 
 
-def test_a_cycle_fits_into_what_waits() -> None:
+def test_the_queue_of_spans_holds_a_whole_cycle() -> None:
     assert tracing.MOST_WAITING > 100 * 9

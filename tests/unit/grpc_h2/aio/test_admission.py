@@ -1,4 +1,5 @@
-"""Which connections a server holds, and which give way: by address, by idleness, by what their peers have shown."""
+"""Which connections a server holds, and which make room for new ones: by address, idleness, and the trust in their
+peers."""
 
 from __future__ import annotations
 
@@ -131,7 +132,7 @@ def test_no_connection_gives_way_while_there_is_room() -> None:
     assert not any(one.dismissed for one in held)
 
 
-def test_a_probe_gets_in_where_all_connections_are_clients_and_other_probes_follow() -> None:
+def test_a_server_full_of_clients_accepts_a_probe_and_further_probes() -> None:
     house = House(max_connections=3)
     clients = [house.connect(client=True) for _ in range(3)]
     for _ in range(10 * module.RESERVE):
@@ -142,7 +143,7 @@ def test_a_probe_gets_in_where_all_connections_are_clients_and_other_probes_foll
     assert not any(one.dismissed or one.drained for one in clients)
 
 
-def test_a_place_of_the_reserve_is_lost_unless_something_is_shown_in_time() -> None:
+def test_a_place_of_the_reserve_is_lost_where_the_peer_proves_nothing_in_time() -> None:
     house = House(max_connections=1)
     house.connect(client=True)
     silent, probe, late = house.connect(), house.connect(), house.connect(client=True)
@@ -235,26 +236,26 @@ def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
         ExitStack() as stack,
     ):
         idle = []
-        for _ in range(3):  # one after the other: the first has been idle for the longest time
+        for _ in range(3):  # one after the other, so that the first has been idle for the longest time
             one = stack.enter_context(RawClient(server.port))
             one.until(lambda one=one: one.replies.settings_acks)  # type: ignore[misc]
             idle.append(one)
             begun = time.monotonic()
-            until(lambda begun=begun: time.monotonic() > begun + 0.002, "uvloop's clock, of milliseconds, goes on")  # type: ignore[misc]
+            until(lambda begun=begun: time.monotonic() > begun + 0.002, "uvloop's clock advances")  # type: ignore[misc]
         calls: tuple[tuple[Any, ...], ...] = ((b"/t.S/health",), (b"/t.S/Get", (b"key", b"right")))
-        # One after the other: until its call arrives, a new connection is an idle stranger too.
+        # One after the other, because a new connection is an idle stranger, too, until its call arrives.
         for one, call in zip(idle[:2], calls, strict=True):
             ask(stack.enter_context(RawClient(server.port)), 1, *call)
             one.until_eof()
             assert b"place of this idle connection" in one.replies.goaways[0][2]
-        until(lambda: server.server.connections == 3, "the others are held")
+        until(lambda: server.server.connections == 3, "the other connections are held")
         idle[2].send(ping())
     lines = [record for record in caplog.records if record.getMessage() == "A connection was closed"]
     assert len(lines) == 2
     assert all(line.__dict__["peer"].startswith("ipv4:127.0.0.1:") for line in lines)
 
 
-def test_a_connection_that_is_being_closed_gives_way_without_another_word(
+def test_a_connection_that_is_closing_already_makes_room_without_a_log_line(
     loop: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0)
@@ -265,7 +266,7 @@ def test_a_connection_that_is_being_closed_gives_way_without_another_word(
     ):
         for _ in range(2 * (module.RESERVE + 2)):
             broken = stack.enter_context(RawClient(server.port, b"\0" * 64))
-            broken.until_eof()  # and stays open on our side
+            broken.until_eof()  # the test keeps its own end open
         probe = stack.enter_context(RawClient(server.port))
         ask(probe, 1, b"/t.S/health")
     assert [record.getMessage() for record in caplog.records] == []

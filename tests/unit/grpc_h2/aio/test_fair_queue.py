@@ -50,7 +50,7 @@ def test_a_new_network_waits_for_one_piece_of_work_at_most(networks: int) -> Non
         assert "new" in queue.take(2)
 
 
-def test_a_network_that_comes_back_for_each_piece_of_work_is_not_new_each_time() -> None:
+def test_a_network_that_returns_for_each_piece_of_work_is_not_new_each_time() -> None:
     queue = Queue()
     queue.put("patient", *["patient"] * 1000)
     queue.put("hasty", "hasty")

@@ -1,4 +1,4 @@
-"""Peers that speak something else: what they are answered, and what is logged."""
+"""Peers that speak another protocol: the answers that they get, and the log lines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Secured:
 
 
 def answer(port: int, *pieces: bytes) -> bytes:
-    """All that the server sends."""
+    """Everything that the server sends."""
     got = b""
     with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -57,7 +57,9 @@ def answer(port: int, *pieces: bytes) -> bytes:
     return got
 
 
-def test_an_http_client_is_told_what_the_port_speaks(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_http_client_gets_an_answer_that_names_the_protocol_of_the_port(
+    loop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "grpc_h2"), ServerThread(loop, lambda _: None) as server:
         for method, body in (("GET", None), ("POST", b"x" * 100_000), ("HEAD", None), ("OPTIONS", None)):
             with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)) as client:
@@ -100,7 +102,7 @@ def test_other_protocols_are_recognised_whole_and_octet_by_octet(
 
 
 @pytest.mark.parametrize("octets", [b"hello\r\n", b"\0" * 30, b"INVALID CONNECTION PREFACE\r\n\r\n"])
-def test_anything_else_gets_goaway(octets: bytes) -> None:
+def test_an_unknown_protocol_gets_goaway(octets: bytes) -> None:
     with ServerThread(LOOPS["uvloop"], lambda _: None) as server:
         replies = Replies()
         replies.feed(answer(server.port, octets + b"\r\n" * 20))
@@ -136,7 +138,7 @@ def test_tcp_health_checks_of_a_tls_port_log_nothing_and_garbage_a_limited_numbe
     with caplog.at_level(logging.INFO, "grpc_h2"), ServerThread(loop, secured, listen=False) as server:
         for _ in range(50):
             socket.create_connection(("127.0.0.1", secured.port), SECONDS).close()
-        until(lambda: server.server.admission.held == 0, "all have gone")
+        until(lambda: server.server.admission.held == 0, "all connections have ended")
         assert not caplog.records
         for _ in range(60):
             answer(secured.port, b"\x16\x03\x01\0\x05hello" + bytes(40))
@@ -147,7 +149,7 @@ def test_tcp_health_checks_of_a_tls_port_log_nothing_and_garbage_a_limited_numbe
     assert all(record.__dict__["peer"] for record in caplog.records if record.levelno == logging.INFO)
 
 
-def test_a_client_hello_names_its_protocols_and_an_incomplete_one_none() -> None:
+def test_a_client_hello_names_its_protocols_and_an_incomplete_one_names_none() -> None:
     def hello(*protocols: str) -> bytes:
         context = ssl.create_default_context()
         if protocols:
@@ -169,7 +171,7 @@ def test_a_client_hello_names_its_protocols_and_an_incomplete_one_none() -> None
     assert offered_protocols(b"") is None
 
 
-def test_the_preface_of_http2_is_never_taken_for_something_else() -> None:
+def test_the_preface_of_http2_is_never_taken_for_another_protocol() -> None:
     for length in range(len(HELLO)):
         assert recognise(HELLO[:length], speaks=CLEARTEXT) is None
     assert recognise(HELLO, speaks=SECURE) is not None

@@ -33,7 +33,7 @@ def test_the_oldest_handshake_of_the_network_with_most_gives_way():
     begin("crowd 3", "10.0.0.2")
     assert (len(some), ended) == (4, ["crowd 0", "crowd 1"])
     some.end("crowd 1", "10.0.0.2")
-    assert len(some) == 4, "it has given way before"
+    assert len(some) == 4, "its handshake was ended before"
     for name, network in (("honest", "10.0.0.1"), ("another", "10.0.0.3"), ("crowd 2", "10.0.0.2")):
         some.end(name, network)
     assert len(some) == 1
@@ -51,7 +51,7 @@ def first_flight() -> bytes:
     return outgoing.read()
 
 
-async def test_beside_handshakes_that_are_never_finished_a_client_is_served(
+async def test_a_client_is_served_beside_handshakes_that_are_never_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(handshakes.Handshakes.__init__, "__defaults__", (8,))
@@ -64,23 +64,23 @@ async def test_beside_handshakes_that_are_never_finished_a_client_is_served(
     hello = first_flight()
 
     def gave_way() -> bool:
-        return any("no room for the next" in str(getattr(record, "error", "")) for record in caplog.records)
+        return any("there was no room for the next" in str(getattr(record, "error", "")) for record in caplog.records)
 
     with ExitStack() as stack:
         for _ in range(40):
             held = stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.9.0.1", 0)))
             held.sendall(hello)
-        await eventually(lambda: gave_way() and server.admission.held == 8, "40 have begun, and 8 are left")
+        await eventually(lambda: gave_way() and server.admission.held == 8, "40 handshakes have begun, and 8 are left")
         server.admission._known["127.9.0.2"] = None
         for _ in range(8):
             held = stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.9.0.2", 0)))
             held.sendall(hello)
-        await eventually(lambda: server.admission.held == 16, "those of a client's address are counted apart")
+        await eventually(lambda: server.admission.held == 16, "handshakes from a client's address are counted apart")
         context = ssl.create_default_context(cafile=str(authority.cert))
         context.set_alpn_protocols(["h2"])
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
         writer.close()
-    await eventually(lambda: not server.admission.held, "all are gone")
+    await eventually(lambda: not server.admission.held, "no connection is held any more")
     [listener] = server._listeners
-    assert [len(each) for each in listener._handshakes.values()] == [0, 0], "none counts that is over"
+    assert [len(each) for each in listener._handshakes.values()] == [0, 0], "handshakes that are over are not counted"
     await server.stop(None)

@@ -1,4 +1,5 @@
-"""The limit of KeyUpdates: 27 octets of a peer, and 30 µs of our CPU time, of which OpenSSL counts none."""
+"""The limit of KeyUpdates. Each takes a peer 27 octets and us 30 µs of CPU time, and OpenSSL does not limit their
+number."""
 
 from __future__ import annotations
 
@@ -29,18 +30,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Authority(tmp_path_factory.mktemp("authority")).sign("server")
 
 
-def test_what_has_arrived_behind_too_many_key_updates_is_not_processed(certificate: Certificate) -> None:
+def test_octets_behind_too_many_key_updates_are_not_processed(certificate: Certificate) -> None:
     pair = Pair(certificate)
     floods: list[int] = []
     updates = KeyUpdates(pair.server, lambda: floods.append(updates.count))
     send_key_updates(pair.client, 500)
     assert pair.read() == b""
     assert floods == [MOST + 1]
-    assert updates.count == MOST + 1, "the others were thrown away"
+    assert updates.count == MOST + 1, "the other KeyUpdates were thrown away"
     assert not pair.to_server.pending
 
 
-def test_a_few_key_updates_are_followed_by_what_the_client_sends(certificate: Certificate) -> None:
+def test_octets_behind_a_few_key_updates_are_processed(certificate: Certificate) -> None:
     pair = Pair(certificate)
     updates = KeyUpdates(pair.server, pytest.fail)
     send_key_updates(pair.client, MOST)
@@ -49,14 +50,14 @@ def test_a_few_key_updates_are_followed_by_what_the_client_sends(certificate: Ce
     assert updates.count == MOST
 
 
-def test_key_updates_of_a_client_are_not_counted_and_nothing_looks_at_its_messages(certificate: Certificate) -> None:
+def test_key_updates_of_a_client_are_not_counted_and_its_context_has_no_callback(certificate: Certificate) -> None:
     pair = Pair(certificate)
     before = pair.server.context
     updates = KeyUpdates(pair.server, pytest.fail)
     assert pair.server.context is not before
     updates.release()
     assert pair.server.context is before
-    assert updates not in gc.get_referents(vars(pair.server)), "no cycle is left"
+    assert updates not in gc.get_referents(vars(pair.server)), "no reference cycle is left"
     send_key_updates(pair.client, 3 * MOST)
     pair.client.write(b"request")
     assert pair.read() == b"request"
@@ -89,7 +90,7 @@ def answers_a_ping(client: ssl.SSLSocket) -> bool:
     return True
 
 
-def test_a_stranger_that_floods_with_key_updates_is_cut_off_and_a_client_is_not(
+def test_a_stranger_that_floods_with_key_updates_is_disconnected_and_a_client_is_not(
     running: ServerThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connected(running.port) as client:
@@ -98,7 +99,7 @@ def test_a_stranger_that_floods_with_key_updates_is_cut_off_and_a_client_is_not(
         running.call(protocol.vouch, Trust.CLIENT)
         send_key_updates(client, 3 * MOST)
         assert answers_a_ping(client)
-    until(lambda: running.server.connections == 0, "it has gone")
+    until(lambda: running.server.connections == 0, "the connection has ended")
     with caplog.at_level(logging.WARNING, "grpc_h2"), connected(running.port) as stranger:
         assert answers_a_ping(stranger)
         send_key_updates(stranger, 3 * MOST)

@@ -42,7 +42,7 @@ def answered(port: int) -> bool:
 
 
 class Policy:
-    """Accepts as the test says."""
+    """An accept policy that accepts when the test allows it."""
 
     retry_seconds = 0.01
 
@@ -75,7 +75,7 @@ class Policy:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "0.0.0.0:0", "localhost:0", "[::1]:0", "[::]:0"])
-def test_every_form_of_address_is_listened_on(loop: Any, address: str) -> None:
+def test_a_server_listens_on_every_form_of_address(loop: Any, address: str) -> None:
     if address.startswith("[") and not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     ports: list[int] = []
@@ -139,8 +139,8 @@ def test_the_policy_is_informed_of_every_connections_beginning_and_end(loop: Any
     with ServerThread(loop, add, listen=False):
         assert all([answered(port) for _ in range(5)])  # noqa: C419
         with RawClient(port):
-            until(lambda: policy.opened_count == 6, "the sixth is counted")
-        until(lambda: policy.closed_count == 6, "all have gone")
+            until(lambda: policy.opened_count == 6, "the sixth connection is counted")
+        until(lambda: policy.closed_count == 6, "all six connections have ended")
         assert policy.clients == 0
 
 
@@ -156,10 +156,10 @@ def test_a_refusal_of_the_policy_leaves_the_connection_waiting_without_a_busy_lo
     port = listening.getsockname()[1]
     with ServerThread(loop, add, listen=False) as server, RawClient(port) as client:
         client.send(call(1))
-        until(lambda: policy.asked >= 3, "it is asked again")
+        until(lambda: policy.asked >= 3, "the policy is asked again")
         before, began = policy.asked, server.call(server.loop.time)
-        until(lambda: server.call(server.loop.time) > began + 0.2, "time goes by")
-        assert policy.asked - before < 60, "not more often than every retry_seconds"
+        until(lambda: server.call(server.loop.time) > began + 0.2, "0.2 s go by")
+        assert policy.asked - before < 60, "the policy is asked at most once in retry_seconds"
         assert policy.opened_count == 0
         policy.open = True
         client.until(lambda: client.replies.stream(1).ended)
@@ -175,11 +175,12 @@ def test_a_stop_while_the_policy_refuses_leaves_nothing_behind(loop: Any) -> Non
         ServerThread(loop, lambda server: server.add_listener(listening, policy=policy), listen=False),
         RawClient(port),
     ):
-        until(lambda: policy.asked >= 1, "it is asked")
+        until(lambda: policy.asked >= 1, "the policy is asked")
 
 
 def test_a_connection_that_arrives_during_a_stop_is_drained(loop: Any) -> None:
-    """It is accepted before the stop, and established after it: the client gets GOAWAY, and need not find out."""
+    """The connection is accepted before the stop and set up after it: the client gets GOAWAY, and need not wait for an
+    error."""
     stops: list[asyncio.Task[None]] = []
 
     class Stopping(Policy):
@@ -192,7 +193,7 @@ def test_a_connection_that_arrives_during_a_stop_is_drained(loop: Any) -> None:
     with ServerThread(loop, lambda server: server.add_listener(listening, policy=policy), listen=False) as running:
         with RawClient(listening.getsockname()[1]) as client:
             client.until(lambda: client.replies.goaways)
-        until(lambda: policy.closed_count == 1, "the policy is informed of its end")
+        until(lambda: policy.closed_count == 1, "the policy is notified of the end")
         until(lambda: stops[0].done(), "the stop")
 
 
@@ -217,26 +218,26 @@ def test_clients_above_the_limit_and_its_reserve_are_refused_with_goaway_until_o
         ServerThread(loop, prepare, max_connections=2) as server,
     ):
         with client_of(server.port), client_of(server.port):
-            until(lambda: server.server.connections == 2, "both are held")
+            until(lambda: server.server.connections == 2, "both connections are held")
             for _ in range(3):
                 with RawClient(server.port, b"") as refused:
                     refused.until_eof()
                     assert b"as many connections as it can" in refused.replies.goaways[0][2]
-        until(lambda: server.server.connections == 0, "both have gone")
+        until(lambda: server.server.connections == 0, "both connections have ended")
         assert answered(server.port)
     assert {record.getMessage() for record in caplog.records} == {"A connection was refused"}
     assert all(record.__dict__["peer"].startswith("ipv4:127.0.0.1:") for record in caplog.records)
 
 
 class Exhausted(socket.socket):
-    """A listening socket whose ``accept`` fails as the test says."""
+    """A listening socket whose ``accept`` raises the errors that the test sets."""
 
     failures: list[int]
 
     def accept(self) -> Any:
         if self.failures:
             code = self.failures.pop()
-            raise OSError(code, "as the test says")
+            raise OSError(code, "set by the test")
         return super().accept()
 
 
@@ -256,7 +257,7 @@ def test_exhausted_descriptors_pause_accepting_and_log_one_line(
     with caplog.at_level(logging.ERROR, "grpc_h2"), ServerThread(loop, add, listen=False) as server:
         began = server.call(server.loop.time)
         assert answered(port)
-        assert server.call(server.loop.time) - began >= 0.25, "a tenth of a second for each"
+        assert server.call(server.loop.time) - began >= 0.25, "a pause of a tenth of a second for each error"
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 

@@ -37,7 +37,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 class Clock:
-    """Time that passes whenever it is asked for."""
+    """A clock that advances whenever it is read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float) -> None:
         self.now, self.step = 1.0, step
@@ -49,7 +49,7 @@ class Clock:
 
 
 def read_all(pair: Pair) -> bytes:
-    """What one iteration of an event loop reads."""
+    """The octets that one iteration of an event loop reads."""
     received = b""
     while octets := pair.read():
         received += octets
@@ -83,7 +83,7 @@ def test_records_that_arrive_together_are_decrypted_a_time_slice_at_a_time(
 
 
 @pytest.mark.parametrize("size", [1, PIECE, PIECE + 1, 16_384, 100_000])
-def test_whatever_arrives_is_decrypted_whole_and_in_order(certificate: Certificate, size: int) -> None:
+def test_all_octets_that_arrive_are_decrypted_in_order(certificate: Certificate, size: int) -> None:
     pair = Pair(certificate)
     pair.server.on_more = lambda: True  # type: ignore[attr-defined]
     sent = random.Random(size).randbytes(size)
@@ -97,7 +97,7 @@ def test_whatever_arrives_is_decrypted_whole_and_in_order(certificate: Certifica
     assert received == sent
 
 
-def test_nothing_is_divided_where_nobody_would_continue(certificate: Certificate) -> None:
+def test_nothing_is_divided_where_no_protocol_would_continue(certificate: Certificate) -> None:
     pair = Pair(certificate)
     for _ in range(200):
         pair.client.write(b"x")
@@ -119,7 +119,7 @@ def test_a_connection_that_closes_is_read_for_a_limited_time(
     assert pair.to_server.pending
 
 
-def test_the_end_of_a_connection_is_found_behind_what_has_arrived(
+def test_close_notify_is_processed_behind_other_records_that_have_arrived(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = Pair(certificate)
@@ -146,7 +146,7 @@ def test_a_client_of_tls_1_2_cannot_renegotiate(certificate: Certificate) -> Non
 
 
 class Client:
-    """A client of a server, whose records a test makes before it sends them together."""
+    """A client whose TLS records a test makes first and then sends together."""
 
     def __init__(self, port: int) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -223,7 +223,7 @@ class LongestIteration:
 
 
 def test_key_updates_of_a_client_with_a_key_do_not_hold_the_loop(running: ServerThread) -> None:
-    """They are 108 kB, and 50 to 120 ms of CPU time."""
+    """The KeyUpdates are 108 kB, and take 50 to 120 ms of CPU time."""
     with Client(running.port) as client:
         client.tls.write(frames.ping(b"abcdefgh", ack=False))
         assert client.answers_a_ping()
@@ -235,7 +235,7 @@ def test_key_updates_of_a_client_with_a_key_do_not_hold_the_loop(running: Server
             client.send()
             assert client.answers_a_ping()
         assert longest.seconds < 0.02
-    until(lambda: running.server.connections == 0, "it has gone")
+    until(lambda: running.server.connections == 0, "the connection has ended")
 
 
 @pytest.mark.parametrize("trust", [Trust.STRANGER, Trust.CLIENT])
@@ -244,7 +244,7 @@ def test_small_records_are_decrypted_in_many_iterations_and_answered(
 ) -> None:
     monkeypatch.setattr(piecewise_tls, "TIME_SLICE", 0.0)
     with Client(running.port) as client:
-        until(lambda: running.server.connections == 1, "it is connected")
+        until(lambda: running.server.connections == 1, "the client is connected")
         (protocol,) = running.server._protocols
         running.call(protocol.vouch, trust)
         reads: list[bool] = []
@@ -258,5 +258,5 @@ def test_small_records_are_decrypted_in_many_iterations_and_answered(
         client.send()
         assert client.answers_a_ping()
         assert reads
-        assert not any(reads), "it waits for its time slice"
-    until(lambda: running.server.connections == 0, "it has gone")
+        assert not any(reads), "the rest waits for its time slice"
+    until(lambda: running.server.connections == 0, "the connection has ended")

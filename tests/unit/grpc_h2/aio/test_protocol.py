@@ -1,4 +1,4 @@
-"""The asyncio protocol around a connection: its writes, when it reads, its timers, and how it closes."""
+"""The asyncio protocol around a connection: its writes, its reads, its timers, and how it closes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECONDS = 10.0
 
 
 class FakeTransport(asyncio.Transport):
-    """Records every write. Its buffer fills when the test says so."""
+    """A transport that records every write. Its buffer counts as full when the test wants it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,8 +268,8 @@ def test_a_client_that_does_not_read_its_answers_is_disconnected(loop: Any) -> N
     ):
         request = data(1, grpc_message(b"50000000"), end_stream=True)
         client.send(headers(1, request_block(b"/t.S/large")) + request)
-        until(lambda: server.server.connections == 1, "it is connected")
-        until(lambda: server.server.connections == 0, "it is cut")
+        until(lambda: server.server.connections == 1, "the client is connected")
+        until(lambda: server.server.connections == 0, "the client is disconnected")
 
 
 def test_a_client_that_shuts_its_side_has_its_calls_cancelled(running: ServerThread) -> None:
@@ -301,21 +301,21 @@ def test_goaway_arrives_although_the_client_continues_to_send(running: ServerThr
             client.send(call(1))
         client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [PROTOCOL_ERROR]
-        for _ in range(10):  # half-closed: these are heard, no RST answers them
+        for _ in range(10):  # the server has only half-closed: it reads these, and its kernel answers with no RST
             client.send(call(1))
 
 
 def test_a_flooding_client_gets_goaway_and_is_disconnected_before_the_flood_is_read(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 40_000)
-        with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where it comes late
+        with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where the machine is slow
             client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
-        until(lambda: running.server.connections == 0, "it is gone", seconds=LINGER / 2)
+        until(lambda: running.server.connections == 0, "the connection has ended", seconds=LINGER / 2)
 
 
 @pytest.mark.requirement("A50")
-def test_a_client_that_calms_down_after_goaway_is_read_until_the_linger_ends(running: ServerThread) -> None:
+def test_a_client_that_stops_flooding_after_goaway_is_read_until_the_linger_ends(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 10)
         client.until_eof()
@@ -325,7 +325,7 @@ def test_a_client_that_calms_down_after_goaway_is_read_until_the_linger_ends(run
             client.send(ping(b"12345678"))
         until(
             lambda: protocol._lingering_close.octets >= 10 * len(ping(b"12345678")),
-            "they are read, no RST answers them",
+            "the PINGs are read, and not answered by RST",
         )
         assert running.server.connections == 1
 
@@ -335,7 +335,7 @@ def test_a_client_that_does_not_close_is_closed_a_second_later(running: ServerTh
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
         client.until_eof()
-        until(lambda: running.server.connections == 0, "it is closed", seconds=LINGER + SECONDS)
+        until(lambda: running.server.connections == 0, "the connection is closed", seconds=LINGER + SECONDS)
 
 
 async def test_input_after_goaway_is_read_in_pieces_with_pauses() -> None:
@@ -347,11 +347,11 @@ async def test_input_after_goaway_is_read_in_pieces_with_pauses() -> None:
     assert protocol.closing
     protocol.data_received(bytes(250_000))
     assert transport.paused
-    await eventually(lambda: not transport.paused, "it reads on")
+    await eventually(lambda: not transport.paused, "the protocol continues to read")
     protocol.connection_lost(None)
 
 
-async def test_a_peer_that_is_gone_before_the_half_close_is_aborted() -> None:
+async def test_a_peer_that_has_ended_before_the_half_close_is_aborted() -> None:
     class Gone(FakeTransport):
         aborted = False
 
@@ -392,7 +392,7 @@ def test_a_probe_that_connects_and_leaves_is_not_logged(
         with RawClient(running.port) as client:
             client.send(call(1))
             client.until(lambda: client.replies.stream(1).ended)
-        until(lambda: running.server.connections == 0, "both are gone")
+        until(lambda: running.server.connections == 0, "both connections have ended")
     assert caplog.text == ""
 
 
@@ -460,7 +460,7 @@ def test_an_old_or_idle_connection_is_drained(loop: Any, limits: dict[str, float
         assert [goaway[1] for goaway in client.replies.goaways] == [0, 0]
 
 
-async def test_traffic_sets_no_more_than_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_traffic_sets_at_most_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     _, protocol, _ = await connected()
     armed: list[float] = []
     running = asyncio.get_running_loop()

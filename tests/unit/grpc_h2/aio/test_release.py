@@ -30,7 +30,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[ServerThread]:
     methods = handlers(
         echo=grpc.unary_unary_rpc_method_handler(echo), collect=grpc.stream_unary_rpc_method_handler(collect)
     )
-    limits = Limits(drain_timeout=0.05)  # and so a deadline is noticed at most so late
+    limits = Limits(drain_timeout=0.05)  # so that a deadline is noticed at most 50 ms late
     with ServerThread(
         LOOPS[request.param], lambda server: server.add_generic_rpc_handlers([methods]), limits=limits
     ) as server:
@@ -38,14 +38,15 @@ def running(request: pytest.FixtureRequest) -> Iterator[ServerThread]:
 
 
 def alive(kind: type, before: set[int]) -> int:
-    """Objects of that type, without those of earlier tests."""
+    """The number of objects of that type, without those of earlier tests."""
     gc.collect()
     return sum(type(each) is kind and id(each) not in before for each in gc.get_objects())
 
 
 @pytest.fixture(autouse=True)
 def few_objects() -> Iterator[None]:
-    """The collector leaves out what exists before the test, and looking for what the test made is quick."""
+    """Excludes the objects that exist before the test from garbage collection, so that those of the test are found
+    quickly."""
     gc.collect()
     gc.freeze()
     yield
@@ -58,7 +59,7 @@ def existing(kind: type) -> set[int]:
 
 
 def request(method: bytes, stream: int, *, end_stream: bool) -> bytes:
-    """With a deadline of an hour."""
+    """A request with a deadline of an hour."""
     block = request_block(b"/t.S/" + method, (b"grpc-timeout", b"1H"))
     return headers(stream, block) + data(stream, grpc_message(b"x"), end_stream=end_stream)
 

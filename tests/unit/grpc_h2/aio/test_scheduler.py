@@ -1,4 +1,4 @@
-"""Deferred work: shared fairly, and never more than a time slice of it before the loop polls its sockets."""
+"""Deferred work is shared fairly, and takes no more than a time slice before the loop polls its sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CROWD = 40
 
 
 class Clock:
-    """The scheduler's clock: it stands still, however slow the machine is, unless a test advances it."""
+    """The scheduler's clock. It advances only when a test sets it, however slow the machine is."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -74,7 +74,7 @@ async def test_many_connections_with_deferred_work_take_no_more_of_the_loop_than
     for step in range(1, 4 * CONNECTIONS + 1):
         await asyncio.sleep(0)
         assert sum(written()) == CONNECTIONS + step, "one turn of one connection in one turn of the loop"
-        assert max(written()) - min(written()) <= 1, "each in its turn"
+        assert max(written()) - min(written()) <= 1, "the connections take turns"
     assert written() == [5] * CONNECTIONS
     await loop_until(lambda: all(each.is_reading() for each in transports))
     await server.stop(0)
@@ -111,7 +111,8 @@ async def test_work_that_returns_true_ends_its_time_slice() -> None:
 
 
 async def test_a_few_returning_connections_are_set_up_in_one_time_slice() -> None:
-    """Strangers cannot multiply them, and in iterations that strangers make long one at a time would not suffice."""
+    """Strangers cannot increase their number, and where strangers make iterations long, one at a time would not be
+    enough."""
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(8):
         scheduler.defer(loop, lambda number=number: taken.append(number) or True, Share.RETURNING)  # type: ignore[misc]
@@ -156,7 +157,7 @@ async def test_one_closing_connection_is_read_per_loop_iteration() -> None:
     await server.stop(0)
 
 
-async def test_accepting_takes_its_share_of_an_iteration_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_accepting_takes_no_more_than_its_share_of_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "ACCEPT_SLICE", 0.0)
     server = Server()
     prepare(server)
@@ -382,8 +383,8 @@ async def test_a_connection_is_set_up_before_the_crowd_of_another_address(monkey
             stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.8", 0)))
         stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.9", 0)))
         listener._readable()
-        assert server.admission.held == CROWD + 1, "all are counted at once"
-        assert not server.connections, "none is set up yet"
+        assert server.admission.held == CROWD + 1, "all connections are counted at once"
+        assert not server.connections, "no connection is set up yet"
         await loop_until(lambda: any(protocol.network == "127.0.0.9" for protocol in server._protocols))
         assert server.connections <= module.SETUPS + 3
         await loop_until(lambda: server.connections == CROWD + 1)
@@ -499,7 +500,7 @@ async def test_the_streams_of_an_ended_connection_are_released_a_few_at_a_time()
     await loop_until(lambda: protocol.connection._streams.last_id == 399 and not protocol.connection.backlog)
     protocol.close()
     left = len(protocol.connection.released)
-    assert left == 200 - 32, "some at once"
+    assert left == 200 - 32, "a few were released at once"
     for _ in range(10):
         await asyncio.sleep(0)
         now = len(protocol.connection.released)

@@ -326,7 +326,7 @@ def test_a_unary_request_is_exactly_one_message(channel: grpc.Channel, count: in
 def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_peer(
     channel: grpc.Channel, caplog: pytest.LogCaptureFixture, key: str, value: str, reason: str
 ) -> None:
-    """The client sees INTERNAL with RST_STREAM alone, which has no room for a reason."""
+    """The client gets INTERNAL from RST_STREAM alone, which has no room for a reason."""
     caplog.set_level(logging.INFO, "grpc_h2")
     with pytest.raises(grpc.RpcError, match="RST_STREAM"):
         ask(channel, "unary", metadata=((key, value),))
@@ -344,7 +344,8 @@ def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_p
 def test_messages_that_cannot_be_parsed_cost_no_more_log_lines_than_other_faults_of_clients(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A client needs no key to send them. (On a server of its own: the limit is the server's.)"""
+    """A client needs no key to send them. The test has a server of its own, because the limit of log lines is the
+    server's."""
     caplog.set_level(logging.INFO, "grpc_h2")
     with (
         ServerThread(next(iter(LOOPS.values())), prepare, eof=grpc.aio.EOF) as server,
@@ -410,7 +411,7 @@ def test_metadata_passes_both_ways(channel: grpc.Channel, method: str) -> None:
 def test_the_context_has_the_peer_and_the_deadline(channel: grpc.Channel) -> None:
     peer, remaining = ask(channel, "facts")[0].split()
     assert peer.startswith(b"ipv4:127.0.0.1:")
-    assert SECONDS / 2 < float(remaining) <= SECONDS * 1.05  # the client rounds up
+    assert SECONDS / 2 < float(remaining) <= SECONDS * 1.05  # the client rounds the timeout up
     call: Any = channel.unary_unary("/t.S/facts")
     assert call(b"x").endswith(b" None")
 
@@ -444,7 +445,7 @@ def test_the_reflection_servicer_of_grpcio_works_unchanged(loop: str, servicer: 
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Records what it sees; refuses methods named ``secret``; redirects ``renamed``."""
+    """An interceptor that records its calls, refuses methods named ``secret`` and redirects ``renamed``."""
 
     def __init__(self, name: str, seen: list[str]) -> None:
         self._name = name

@@ -206,7 +206,7 @@ def test_a_client_that_cancels_cancels_the_handler(
     answers.cancel()
     assert acquired(work.cancelled)
     assert acquired(work.finished)
-    until(lambda: running.server.open_calls == 0, "the call counts no more")
+    until(lambda: running.server.open_calls == 0, "the call is no longer counted")
     assert work.seen_cancelled == [True]
 
 
@@ -230,7 +230,7 @@ def test_a_connection_that_breaks_cancels_its_handlers(running: ServerThread, wo
             headers(1, request_block(b"/t.S/" + method)) + data(1, grpc_message(b"x"), end_stream=method != b"collect")
         )
         assert acquired(work.started)
-        # The kernel sends RST where SO_LINGER is zero: the client is gone at once, its octets with it.
+        # With SO_LINGER of zero the kernel sends RST, so the connection and all octets in flight are lost at once.
         client.socket.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")
     assert acquired(work.cancelled)
     until(lambda: running.server.connections == 0, "the connection is gone")
@@ -252,7 +252,7 @@ def test_a_handlers_thread_counts_as_a_call_until_it_ends(
     future = call.future(b"x", timeout=SECONDS)
     assert acquired(work.started)
     future.cancel()
-    with RawClient(running.port) as other:  # a turn of the loop, and another: the reset has been seen
+    with RawClient(running.port) as other:  # after two turns of the loop the reset has been processed
         other.send(request(b"gives_up"))
         other.until(lambda: other.replies.stream(1).ended)
     assert running.server.open_calls == 1
@@ -347,7 +347,7 @@ def test_the_shortest_grace_counts(running: ServerThread, channel: grpc.Channel,
 
 
 @pytest.mark.requirement("A47")
-def test_calls_that_crossed_the_drains_goaway_are_served(running: ServerThread, work: Handlers) -> None:
+def test_calls_that_cross_with_the_goaway_of_a_drain_are_served(running: ServerThread, work: Handlers) -> None:
     with RawClient(running.port) as client:
         client.send(request(b"wait"))
         assert acquired(work.started)
@@ -359,7 +359,7 @@ def test_calls_that_crossed_the_drains_goaway_are_served(running: ServerThread, 
         go(running, work)
         client.until(lambda: client.replies.stream(1).ended and client.replies.stream(3).ended)
         assert client.replies.stream(3).status == 0
-        client.until(lambda: len(client.replies.goaways) == 2)  # the PING was never answered
+        client.until(lambda: len(client.replies.goaways) == 2)  # because the PING was never answered
         assert client.replies.goaways[1][0] == 3
         client.until_eof()
         client.socket.close()
@@ -382,7 +382,7 @@ def test_a_handler_that_ignores_its_cancellation_is_logged_and_not_waited_for(
         running.stop(None).result(SECONDS)
     assert "do not end although cancelled" in caplog.text
     assert future.code() is grpc.StatusCode.UNAVAILABLE
-    until(lambda: running.server.open_calls == 0, "it ends in its own time")
+    until(lambda: running.server.open_calls == 0, "the handler ends later by itself")
 
 
 def test_waiting_for_termination_may_time_out(running: ServerThread) -> None:
@@ -417,7 +417,7 @@ def test_a_call_that_begins_when_grace_is_over_is_refused(running: ServerThread,
 def test_a_peer_that_reads_nothing_and_whose_connection_is_to_close_is_dropped(
     loop: str, how: str, work: Handlers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is written waits in the transport, which alone would wait for ever."""
+    """Written octets wait in the transport, which by itself would wait for ever."""
     with (
         caplog.at_level(logging.WARNING, "grpc_h2"),
         ServerThread(LOOPS[loop], work.register, limits=Limits(stall_timeout=0.2)) as running,
@@ -431,11 +431,11 @@ def test_a_peer_that_reads_nothing_and_whose_connection_is_to_close_is_dropped(
         client.send(frames.settings(((frames.INITIAL_WINDOW_SIZE, 5_000_000),)))
 
         def waits() -> bool:
-            # Little by little: a transport whose buffer is full would not see the end of what the peer sends.
+            # Little by little, because a transport whose buffer is full would not notice that the peer has closed.
             client.send(frames.window_update(0, 20_000))
             return running.call(transport.get_write_buffer_size) > 0
 
-        until(waits, "octets that the kernel does not take")
+        until(waits, "octets that the kernel does not accept")
         if how == "half-closes":
             client.socket.shutdown(socket.SHUT_WR)
         else:

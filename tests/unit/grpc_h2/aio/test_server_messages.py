@@ -233,7 +233,7 @@ def test_a_client_waits_for_a_handler_that_does_not_read(
     while steady < 10:  # until nothing has moved for a while
         steady, seen = (steady + 1, seen) if seen == written > 0 else (0, written)
         threading.Event().wait(0.02)
-    assert written < 200, "2 MB is far beyond the window of 256 KiB"
+    assert written < 200, "2 MB is far above the window of 256 KiB"
     assert work.taken == 0
     running.loop.call_soon_threadsafe(work.go.set)
     assert future.result() == b"20000000"

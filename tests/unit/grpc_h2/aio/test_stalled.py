@@ -12,14 +12,14 @@ class Connection:
     unread: int
 
 
-def test_a_peer_that_reads_nothing_is_found_after_the_time_for_that() -> None:
+def test_a_peer_that_reads_nothing_for_the_stall_time_is_reported() -> None:
     peers, stuck = StalledPeers(), Connection(100)
     assert list(peers.check([stuck], 0.0)) == [None]
     assert list(peers.check([stuck], STALL_SECONDS - 0.1)) == [None]
     assert list(peers.check([stuck], STALL_SECONDS)) == [stuck]
 
 
-def test_a_peer_that_reads_an_octet_has_the_time_again() -> None:
+def test_a_peer_that_reads_an_octet_gets_the_stall_time_anew() -> None:
     peers, slow = StalledPeers(), Connection(100)
     for number in range(20):
         slow.unread -= 1
@@ -34,7 +34,7 @@ def test_a_peer_with_nothing_to_read_is_not_stalled() -> None:
     assert list(peers.check([idle], 100.0)) == [None], "its time begins with the answer"
 
 
-def test_what_has_ended_is_forgotten() -> None:
+def test_a_connection_that_has_ended_is_forgotten() -> None:
     peers, stuck = StalledPeers(), Connection(100)
     list(peers.check([stuck], 0.0))
     list(peers.check([], 1.0))

@@ -149,7 +149,7 @@ def test_a_client_hello_that_cannot_be_read_ahead_is_judged_after_the_handshake_
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with ServerThread(loop, secured, listen=False), connect(secured.port, ["http/1.1"]) as client:
         assert client.selected_alpn_protocol() is None
-        assert client.recv(100) == b"", "the end, not an error: close_notify came"
+        assert client.recv(100) == b"", "the stream ends without an error, because close_notify was sent"
 
 
 @pytest.mark.requirement("A1")
@@ -170,7 +170,7 @@ def test_goaway_is_delivered_before_the_connection_closes(loop: Any, certificate
         while got := client.recv(10_000):
             replies.feed(got)
         assert [goaway[1] for goaway in replies.goaways] == [PROTOCOL_ERROR]
-        until(lambda: running.server.connections == 0, "the client's close_notify is not waited for", seconds=5)
+        until(lambda: running.server.connections == 0, "the client need not send close_notify", seconds=5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -217,7 +217,7 @@ def test_plain_octets_on_a_tls_port_end_the_connection(loop: Any, certificate: C
                 pass
         except ConnectionResetError:
             pass
-        until(lambda: running.server.connections == 0, "nothing is held")
+        until(lambda: running.server.connections == 0, "no connection is held")
 
 
 # --- reload ----------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_a_reload_serves_the_new_certificate_to_new_connections(
             shutil.copy(renewed.key, files.key)
             running.call(secured.credentials.reload)
             assert common_name(secured.port, authority) == "renewed"
-            call(b"x", timeout=SECONDS)  # the old connection lives
+            call(b"x", timeout=SECONDS)  # the old connection still works
 
 
 @pytest.mark.parametrize("damage", ["other key", "no certificate", "no file", "empty", "half"])
@@ -272,7 +272,7 @@ def test_other_files_replace_the_certificate_and_unusable_ones_do_not(
         with pytest.raises(CertificateFault, match=r"renewed\.pem"):
             running.call(lambda: secured.credentials.replace(renewed.cert, files.key))
         assert common_name(secured.port, authority) == "server"
-        running.call(secured.credentials.reload)  # still the files from before
+        running.call(secured.credentials.reload)  # the earlier files are still in use
         assert common_name(secured.port, authority) == "server"
         running.call(lambda: secured.credentials.replace(renewed.cert, renewed.key))
         assert common_name(secured.port, authority) == "renewed"
@@ -344,13 +344,13 @@ def test_an_invalid_client_authority_is_named_in_the_error(certificate: Certific
 def test_a_connection_without_a_handshake_does_not_delay_a_stop(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grpc_h2.aio.server.LINGER", 60.0)  # for connections whose handshake has begun
+    monkeypatch.setattr("grpc_h2.aio.server.LINGER", 60.0)  # the time for connections whose handshake has begun
     secured = Secured(TlsCredentials(certificate.cert, certificate.key))
     with (
         ServerThread(LOOPS["asyncio"], secured, listen=False) as server,
         socket.create_connection(("127.0.0.1", secured.port), SECONDS) as silent,
     ):
         (tls,) = server.server._listeners
-        until(lambda: server.call(lambda: bool(tls._silent)), "it waits for the handshake")
+        until(lambda: server.call(lambda: bool(tls._silent)), "the connection waits for its handshake")
         server.stop(60.0).result(SECONDS)
         assert silent.recv(1) == b""

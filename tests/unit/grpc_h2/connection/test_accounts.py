@@ -1,5 +1,5 @@
-"""The octets that a connection holds for its calls are given back with every message and every ended call: small
-limits, each exceeded many times over by the sum of what passes through."""
+"""The octets that a connection holds for its calls are given back with every message and every ended call. The limits
+here are small, and the messages of a test add up to many times each limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.h2_wire import data, grpc_message, headers, request_block, rs
 from grpc_h2.connection.limits import Limits
 
 SMALL = Limits(max_message=1_000, max_unread=2_000, max_buffered=2_000, glitches=100_000)
-"""A message of 100 octets counts as 228 unread ones."""
+"""A message of 100 octets counts as 228 unread octets."""
 MESSAGE = grpc_message(bytes(100))
 
 

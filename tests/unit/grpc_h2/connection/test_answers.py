@@ -134,7 +134,7 @@ def resets(peer: Peer) -> list[int]:
 
 @pytest.mark.requirement("A45")
 @three_ways
-def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error_when_the_rest_does_not_come(feed: Feed):
+def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error_when_the_rest_does_not_arrive(feed: Feed):
     peer = Peer(feed).send(handled(1, end_stream=False))
     peer.answer(1, status=5)
     peer.advance(0.9)
@@ -188,7 +188,7 @@ def test_a_rest_that_does_not_end_is_stopped_and_holds_nothing():
 
 
 @pytest.mark.requirement("A45")
-def test_a_part_of_a_rest_gives_it_no_more_time():
+def test_a_part_of_a_rest_does_not_prolong_the_time_for_it():
     peer = Peer().send(handled(1, end_stream=False), handled(3, end_stream=False))
     peer.answer(1, status=5)
     peer.advance(0.5)
@@ -201,7 +201,7 @@ def test_a_part_of_a_rest_gives_it_no_more_time():
 
 
 @pytest.mark.requirement("A45")
-def test_of_many_rests_the_first_are_stopped():
+def test_of_too_many_rests_the_oldest_are_reset():
     peer = Peer()
     for stream in range(1, 601, 2):
         peer.send(handled(stream, end_stream=False))
@@ -215,7 +215,7 @@ def test_of_many_rests_the_first_are_stopped():
 
 
 @pytest.mark.requirement("A45")
-def test_a_connection_that_leaves_stops_the_rests_first():
+def test_a_connection_that_drains_resets_the_streams_whose_rest_it_awaits_first():
     peer = Peer().send(handled(1, end_stream=False))
     peer.answer(1, status=5)
     peer.connection.drain(peer.now)

@@ -1,4 +1,4 @@
-"""Attacks on a connection, each with a victim's connection beside it: what they may cost, and that they end.
+"""Attacks on a connection, each with a victim's connection beside it: their cost is limited, and they end.
 
 Time does not advance during an attack, so that every figure is that of the worst burst.
 """
@@ -253,7 +253,7 @@ def test_a_header_bomb_costs_at_most_ten_times_the_cpu_of_honest_octets():
 
 @pytest.mark.requirement("B-hpack-bomb")
 def test_the_largest_header_lists_on_all_streams_take_bounded_memory():
-    # 256 streams of 16 KiB, plus what their fields cost as objects; the peer may send references to one entry.
+    # 256 streams of 16 KiB, plus the memory of their fields as objects; the peer may send references to one entry.
     limits = Limits()
     value = b"v" * 1900
     block = request_block(HANDLED) + b"".join(plain(b"k%d" % n, value) for n in range(8))
@@ -342,7 +342,7 @@ def test_goaway_and_ping_ack_floods_take_no_memory(name: str):
 
 @pytest.mark.requirement("B-rapid-reset")
 @pytest.mark.parametrize("together", [True, False], ids=["in one read", "behind the answer"])
-def test_a_client_that_resets_every_stream_after_its_answer_goes_on_without_end(together: bool):
+def test_a_client_that_resets_every_stream_after_its_answer_is_served_without_end(together: bool):
     peer = Peer().send(window_update(0, 2**30))
     for stream in range(1, 10_001, 2):
         if together:
@@ -361,11 +361,11 @@ def test_resets_of_ended_streams_without_end_are_a_flood():
         peer.send(rst_stream(1) * 100)
         sent += 100
     peer.assert_closed(ENHANCE_YOUR_CALM)
-    assert sent > 3000, "far above honest use"
+    assert sent > 3000, "far above the number of an honest client"
 
 
 @pytest.mark.requirement("B-rapid-reset")
-def test_ids_that_were_passed_over_entitle_to_no_frames_on_ended_streams():
+def test_skipped_stream_ids_allow_no_frames_on_ended_streams():
     peer = Peer().send(call(1), call(2**31 - 50_001))
     for _ in range(100):
         if peer.code is None:

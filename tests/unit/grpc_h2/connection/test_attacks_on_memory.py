@@ -106,7 +106,7 @@ def test_messages_that_no_handler_takes_use_bounded_memory(size: int):
             for _ in range(400):
                 attacker.flood([attack], keep=True)
 
-        # As objects in a handler's queue; 8 octets each where Python shares the message.
+        # Messages as objects in a handler's queue; 8 octets each where Python shares the object.
         assert peak_memory(flood) < 24 * MIB
         assert attacker.received < 200_000
 
@@ -145,7 +145,7 @@ def test_a_request_that_inflates_above_the_limit_of_its_method_ends_with_resourc
     block = request_block(STATIC, grpc_encoding=b"gzip")
     peer = Peer(router=router).send(
         settings((INITIAL_WINDOW_SIZE, MIB)), window_update(0, MIB)
-    )  # the answer is as long
+    )  # the answer is as long as the request
     for stream, octets in ((1, most), (3, most + 1)):
         peer.send(headers(stream, block), data(stream, grpc_message(gzip.compress(bytes(octets)), 1), end_stream=True))
     peer.assert_answered_with(1, 0)

@@ -1,4 +1,5 @@
-"""The budget of all connections together: what is counted, and which connection goes when it is exceeded."""
+"""The budget of all connections together: the memory that counts in it, and which connection ends when it is
+exceeded."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def sharing(budget: Budget, evicted: list[Connection] | None = None) -> Peer:
 
 
 def partly(stream: int, octets: int) -> bytes:
-    """A handler's call with ``octets`` of a message that is not whole."""
+    """A call with a handler, and ``octets`` of a message that is not whole."""
     body = grpc_message(bytes(2 * octets))[:octets]
     cut = [body[at : at + 16_384] for at in range(0, octets, 16_384)]
     return headers(stream, request_block(HANDLED)) + b"".join(data(stream, piece) for piece in cut)
@@ -69,7 +70,7 @@ def test_an_idle_connection_and_calls_that_were_answered_hold_nothing():
     ],
     ids=["partial message", "unread message", "header block", "streams", "waiting", "long fields", "part of a frame"],
 )
-def test_what_a_connection_holds_is_reported_and_given_back_at_its_end(octets: bytes, least: int):
+def test_memory_of_a_connection_is_reported_and_given_back_at_its_end(octets: bytes, least: int):
     budget = Budget(1024 * KIB)
     peer = sharing(budget)
     peer._consumes = False
@@ -114,7 +115,7 @@ def test_octets_that_the_transport_has_not_sent_count_while_it_takes_no_more():
 
 
 @pytest.mark.requirement("B-held-octets")
-def test_beyond_the_budget_the_connection_that_holds_most_ends_and_the_others_go_on():
+def test_beyond_the_budget_the_connection_that_holds_most_ends_and_the_others_continue():
     evicted: list[Connection] = []
     budget = Budget(340 * KIB)
     small = [sharing(budget, evicted) for _ in range(5)]
@@ -125,7 +126,7 @@ def test_beyond_the_budget_the_connection_that_holds_most_ends_and_the_others_go
     assert heavy.code is None
     small[0].send(partly(3, 25 * KIB), partly(5, 25 * KIB))
     heavy.read()
-    assert evicted == [heavy.connection], "its protocol is informed, once"
+    assert evicted == [heavy.connection], "the protocol of the ended connection is notified once"
     assert heavy.code == ENHANCE_YOUR_CALM
     assert heavy.replies.goaways[-1][2] == b"the server is short of memory, and this connection holds most"
     heavy._take_events(heavy.connection.take_events())
@@ -160,7 +161,7 @@ def test_many_connections_of_equal_weight_stay_within_the_budget_whatever_they_a
 
 
 @pytest.mark.requirement("B-held-octets")
-def test_a_connection_that_changes_its_budget_counts_in_the_new_one_alone():
+def test_a_connection_that_changes_its_budget_counts_only_in_the_new_one():
     strangers, clients = Budget(64 * KIB), Budget(1024 * KIB)
     peer = sharing(strangers).send(partly(1, 40 * KIB))
     held = strangers.held
@@ -174,7 +175,7 @@ def test_a_connection_that_changes_its_budget_counts_in_the_new_one_alone():
         each.check_invariants()
 
 
-def test_a_connection_that_is_drained_before_its_preface_is_whole_holds_nothing_more():
+def test_a_connection_that_is_drained_before_its_preface_is_whole_holds_no_memory_afterwards():
     budget = Budget(1024 * KIB)
     connection = Connection(some_router(), QUIET, 0.0, budget=budget)
     connection.receive_data(HELLO[:20], 0.0)

@@ -1,4 +1,4 @@
-"""Instants by which calls must have moved on: requests that are not whole, answers that nobody reads."""
+"""Deadlines for the progress of calls: requests that are not whole, and answers that are not read."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_many_unfinished_requests_are_ended_a_few_at_a_time():
     ids = range(1, 400, 2)
     peer.send(*(headers(stream, request_block()) for stream in ids))
     peer.now += 2 * BODY_TIMEOUT
-    peer.connection.tick(peer.now)  # makes a mark
+    peer.connection.tick(peer.now)  # this makes a mark
     peer.now += 2 * BODY_TIMEOUT
     peer.connection.tick(peer.now)
     peer.read()
     ended = sum(peer.result(stream).ended for stream in ids if stream in peer.replies.streams)
     assert 0 < ended <= 16
-    assert peer.connection.next_deadline() <= peer.now, "and the rest at once after the others"
+    assert peer.connection.next_deadline() <= peer.now, "the other calls are due at once"
     peer.advance(1.0)
     for stream in ids:
         peer.assert_answered_with(stream, 4)
@@ -165,7 +165,7 @@ def test_a_refused_call_whose_body_comes_with_its_headers_is_answered_without_a_
 
 
 @pytest.mark.requirement("B-slow-body")
-def test_calls_with_a_wrong_key_whose_bodies_come_later_go_on_without_end():
+def test_calls_with_a_wrong_key_whose_bodies_come_later_are_refused_without_end():
     peer = Peer()
     for stream in range(1, 6001, 2):
         peer.send(headers(stream, WRONG))
@@ -281,7 +281,7 @@ def test_a_handler_that_streams_for_hours_to_a_client_that_reads_is_not_cut_off(
 
 
 @pytest.mark.requirement("B-slow-read")
-def test_answers_from_replaced_data_are_given_up_where_the_application_says_so():
+def test_answers_from_replaced_data_are_given_up_when_the_application_asks_for_it():
     peer, _ = reading(500_000, max_read_time=1000.0)
     peer.send(settings((INITIAL_WINDOW_SIZE, 1)), large_call(1))
     peer.advance(5.0)

@@ -1,4 +1,4 @@
-"""The fast path for one call a read: `Connection.answer_one` does what `receive_data` does, in fewer steps."""
+"""The fast path for one call a read: `Connection.answer_one` has the same effects as `receive_data`, in fewer steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATHS = (STATIC, GUARDED, HANDLED)
 
 
 class Pair:
-    """Two connections with the same input: one may take the fast path, the other may not."""
+    """Two connections with the same input, of which only one may take the fast path."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.keys = Keys("Bearer k1")
@@ -35,7 +35,7 @@ class Pair:
         self.send(wire.HELLO + wire.SETTINGS_ACK)
 
     def send(self, octets: bytes) -> bytes:
-        """Feed both, and compare output, events and state. Returns the output."""
+        """Feed both connections, and compare output, events and state. Returns the output."""
         self.now += 0.001
         one, other = self.both
         said = one.answer_one(octets, self.now)
@@ -55,7 +55,7 @@ class Pair:
 
 
 def state(thing: Any, depth: int = 4) -> Any:
-    """The state of ``thing``, as far as it can be compared, without the budgets of a time slice."""
+    """The state of ``thing`` as far as it can be compared, without the budgets of a turn."""
     if isinstance(thing, dict):
         return {getattr(key, "id", key): state(value, depth - 1) for key, value in thing.items()}
     names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
@@ -85,10 +85,10 @@ def test_a_known_call_takes_the_fast_path() -> None:
     pair = Pair()
     pair.send(wire.window_update(0, 1 << 24))
     pair.send(call(1))
-    assert pair.shorter == 0, "its block has to be understood first"
+    assert pair.shorter == 0, "its block has to be decoded first"
     for stream in range(3, 603, 2):
         pair.send(call(stream, message=b"x" * 300))
-    assert 290 < pair.shorter < 300, "now and then a window has to be announced"
+    assert 290 < pair.shorter < 300, "sometimes a WINDOW_UPDATE has to be sent"
 
 
 UNTIL_NOW = {

@@ -106,7 +106,7 @@ def test_a_new_initial_window_shifts_every_stream_even_below_zero(feed: Feed):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("frame", [16_384, 20_000, 65_536, 1 << 20])
 @pytest.mark.parametrize("seed", range(6))
-def test_frames_that_are_cut_at_once_are_those_that_are_cut_one_by_one(
+def test_frames_that_are_cut_at_once_equal_those_that_are_cut_one_by_one(
     frame: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ):
     taken: list[int] = []
@@ -118,7 +118,7 @@ def test_frames_that_are_cut_at_once_are_those_that_are_cut_one_by_one(
 
     monkeypatch.setattr(Stream, "whole_frames", counted)
     quick = _replies_to_large_answers(random.Random(seed), frame)
-    assert frame >= 65_536 or sum(taken) > 5, "this test shows something"
+    assert frame >= 65_536 or sum(taken) > 5, "the test covers frames that are cut at once"
     monkeypatch.setattr(Stream, "whole_frames", lambda *_: [])
     assert quick == _replies_to_large_answers(random.Random(seed), frame)
 
@@ -220,7 +220,7 @@ def test_an_exhausted_connection_window_holds_back_all_streams(feed: Feed):
 def test_a_large_static_answer_stays_within_the_windows(feed: Feed):
     large = bytes(range(256)) * 400
     peer = Peer(feed).send(window_update(0, 10**6))
-    # The request of 102,405 octets goes in pieces of the largest frame; the static method returns its message.
+    # The request of 102,405 octets is sent in frames of the largest size; the static method returns its message.
     body = grpc_message(large)
     parts = [body[at : at + 16384] for at in range(0, len(body), 16384)]
     peer.send(headers(1, request_block()), *(data(1, part) for part in parts), data(1, end_stream=True))
@@ -304,7 +304,7 @@ def test_all_data_counts_on_the_connection_and_is_given_back(name: str):
             moved = piece[:5] + stream.to_bytes(4, "big") + piece[9:]
             if piece[3] == DATA:
                 used += len(piece) - 9
-                assert used <= credit(peer, 0), f"a leak: the window is spent after {stream // 2} calls"
+                assert used <= credit(peer, 0), f"a leak: the window is exhausted after {stream // 2} calls"
             peer.send(moved)
         if stream in peer.calls and stream not in peer.cancelled and "answer" not in frames:
             peer.answer(stream, status=9)

@@ -141,7 +141,7 @@ def test_a_wrong_priority_length_is_a_stream_error(feed: Feed, size: int):
 @pytest.mark.requirement("A3", "A8", "A21", "A15")
 @three_ways
 @pytest.mark.parametrize("wrong", [frame(PRIORITY, 0, 1, b""), priority(1, 1), window_update(1, 0), headers(1, b"")])
-def test_a_stream_error_resets_a_static_call_whose_data_has_not_come(feed: Feed, wrong: bytes):
+def test_a_stream_error_resets_a_static_call_whose_data_has_not_arrived(feed: Feed, wrong: bytes):
     peer = Peer(feed).send(headers(1, request_block()), wrong, data(1, grpc_message(b"world"), end_stream=True))
     assert peer.result(1).headers is None
     peer.assert_reset(1, FRAME_SIZE_ERROR, PROTOCOL_ERROR)

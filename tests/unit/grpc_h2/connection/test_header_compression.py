@@ -29,7 +29,7 @@ from grpc_h2.connection.headers import FIELDS_AT_ONCE, Headers
 from grpc_h2.connection.limits import Limits
 from grpc_h2.wire.hpack import Decoder
 
-LITERAL = b"\x00\x01a"  # a literal without indexing: the name "a", without a value yet
+LITERAL = b"\x00\x01a"  # a literal without indexing with the name "a"; its value is still missing
 
 BROKEN = {
     "index zero": b"\x80",

@@ -114,7 +114,7 @@ def test_a_decoder_without_either_rule_of_the_memo_fails_the_replays(
             replay(Oracle(), name)
         except AssertionError:
             caught.add(name)
-    assert caught, "the law's other half is not tested"
+    assert caught, "no replay detects this fault of the decoder"
     if mutant is StandingEpoch:
         assert {"insertion", "eviction", "a smaller size that evicts"} <= caught
 
@@ -128,7 +128,7 @@ def _blind_to(unseen: str) -> type[engine_hpack.Decoder]:
         def decode_some(self, octets: bytes, most: int) -> tuple[tuple[bytes, bytes], ...] | None:
             before = self.epoch
             fields = super().decode_some(octets, most)
-            assert fields is not None, "these blocks have few fields"
+            assert fields is not None, "the blocks of this test have few fields"
             size_update_in_front = octets[0] & 0xE0 == 0x20
             oversize = any(len(name) + len(value) + 32 > 4096 for name, value in fields)
             if (unseen == "size update" and size_update_in_front) or (unseen == "oversize insertion" and oversize):

@@ -1,4 +1,4 @@
-"""The memo of decoded header blocks changes no answer: each is the one that a decoder without a memo would give.
+"""The memo of decoded header blocks changes no answer: each equals that of a decoder without a memo.
 
 The static method under test answers with the metadata that it sees, so that a wrong header list shows in the answer;
 the oracle is the independent `hpack` library, which decodes every block.
@@ -157,7 +157,7 @@ def test_fields_of_a_remembered_block_in_continuations_do_not_reach_the_next_req
 
 @pytest.mark.requirement("D3")
 def test_a_remembered_request_block_as_trailers_is_a_stream_error():
-    oracle = Oracle(whole)  # a refused call waits for no trailers
+    oracle = Oracle(whole)  # a refused call does not wait for trailers
     oracle.call(b"")
     oracle.call(b"")
     oracle.stream += 2
@@ -350,7 +350,7 @@ def test_requests_with_different_metadata_do_not_share_a_route():
 @pytest.mark.interpreted
 @pytest.mark.requirement("D1")
 @pytest.mark.parametrize(("length", "routed"), [(384, 1), (385, 2)], ids=["short", "long"])
-def test_a_block_of_up_to_384_octets_is_remembered_and_no_longer_one(
+def test_a_block_of_384_octets_is_remembered_and_a_longer_one_is_not(
     length: int, routed: int, monkeypatch: pytest.MonkeyPatch
 ):
     lengths: list[int] = []
@@ -371,7 +371,7 @@ def test_a_block_of_up_to_384_octets_is_remembered_and_no_longer_one(
     assert len(lengths) == routed
 
 
-def test_a_call_that_its_static_method_refuses_is_reported_and_no_other():
+def test_only_a_call_that_its_static_method_refuses_is_reported():
     peer = Peer()
     for stream, path in ((1, GUARDED), (3, HANDLED)):
         peer.send(headers(stream, request_block(path, authorization=b"x")), data(stream, BODY, end_stream=True))

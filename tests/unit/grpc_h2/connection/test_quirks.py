@@ -1,4 +1,4 @@
-"""Habits of real clients: the captures of `tests/data/captures`, and what the sources of other clients show."""
+"""Habits of real clients, from the captures in `tests/data/captures` and from the sources of other clients."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ REPEATABLE = [name for name in CAPTURES if name != TOO_LARGE and not name.starts
 @pytest.mark.requirement("C-captures")
 @pytest.mark.parametrize("name", REPEATABLE)
 def test_the_last_call_of_a_capture_is_answered_300_times(name: str):
-    # Its last call 300 times over, with growing ids: no bucket overflows, no window is spent.
+    # With growing ids: no bucket overflows, and no window is exhausted.
     peer = Peer(hello=None).send(CAPTURES[name])
     last = max(streams_of(name))
     again = [got for got in frames_of(name) if got.stream == last and got.kind in (HEADERS, DATA, WINDOW_UPDATE)]
@@ -215,7 +215,8 @@ def test_a_cancel_of_grpcio_ends_its_call_only(feed: Feed, path: bytes):
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
 def test_window_updates_of_grpcio_for_failed_calls_are_no_misdeed(feed: Feed, path: bytes, extra: bytes):
     peer = Peer(feed, hello=GRPCIO_HELLO)
-    # A hundred calls in one go and in chunks; octet by octet, where each is two orders slower, ten show the same.
+    # A hundred calls at once and in chunks. Octet by octet takes a hundred times as long for each call, so ten are
+    # enough.
     for stream in range(1, 21 if feed is bytewise else 201, 2):
         block = request_block(path) + extra
         peer.send(

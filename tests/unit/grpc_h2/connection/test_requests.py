@@ -169,7 +169,7 @@ def test_two_host_fields_end_the_call_with_internal(feed: Feed):
         (415, {"content_type": b""}),
     ],
 )
-def test_a_request_that_is_not_grpc_gets_a_plain_http_answer_before_its_body_has_come(
+def test_a_request_that_is_not_grpc_gets_a_plain_http_answer_before_its_body_has_arrived(
     feed: Feed, status: int, replaced: dict[str, bytes]
 ):
     peer = Peer(feed).send(headers(1, request_block(**replaced)))
@@ -428,7 +428,7 @@ def test_a_bad_binary_value_ends_its_call_and_nothing_else(feed: Feed, value: by
 
 
 @three_ways
-def test_a_static_method_with_a_key_answers_its_holders_only(feed: Feed):
+def test_a_static_method_with_a_key_answers_only_calls_with_that_key(feed: Feed):
     peer = Peer(feed)
     peer.send(requested(request_block(GUARDED)), requested(request_block(GUARDED, authorization=b"Bearer x"), stream=3))
     peer.assert_answered(1)

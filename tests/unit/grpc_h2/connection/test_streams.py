@@ -58,7 +58,7 @@ def test_a_stream_that_depends_on_itself_is_a_stream_error(feed: Feed):
 
 @pytest.mark.requirement("A9")
 @three_ways
-def test_a_ping_is_answered_ahead_of_data_and_an_ack_is_not(feed: Feed):
+def test_a_ping_is_answered_ahead_of_data_and_the_ack_of_a_ping_is_not_answered(feed: Feed):
     peer = Peer(feed, reads=False).send(headers(1, request_block(HANDLED), end_stream=True))
     handled = peer.calls[1]
     peer.connection.send_initial_metadata(handled, ())
@@ -87,7 +87,7 @@ def test_an_even_or_lower_stream_id_is_a_connection_error(feed: Feed, first: int
 @pytest.mark.requirement("A10")
 @three_ways
 @pytest.mark.parametrize("skipped", [3, 4, 2 * 3 * 199 - 1])
-def test_a_stream_id_that_was_skipped_is_closed_however_many_there_are(feed: Feed, skipped: int):
+def test_a_skipped_stream_id_is_closed_even_if_very_many_were_skipped(feed: Feed, skipped: int):
     peer = Peer(feed).send(*(call(stream) for stream in range(1, 6 * 200, 6)))
     for stream in range(1, 6 * 200, 6):
         peer.assert_answered(stream)

@@ -288,7 +288,7 @@ def test_the_third_ping_strike_ends_the_connection(feed: Feed):
         peer.send(ping())
     peer.assert_closed(ENHANCE_YOUR_CALM)
     assert peer.replies.goaways[-1][2] == b"too_many_pings"
-    # One PING is free, two strikes are forgiven.
+    # One PING is free, and two strikes are forgiven.
     assert 3 <= len(peer.replies.pongs) <= 4
 
 
@@ -407,7 +407,7 @@ def test_a_preface_that_waits_for_the_server_is_not_late():
     peer.replies.note_sent(HELLO)
     peer.connection.hold(HELLO, peer.now)
     peer.advance(11)
-    assert peer.closing is None, "the client has sent it in time"
+    assert peer.closing is None, "the client has sent the preface in time"
     peer.connection.receive_data(b"", peer.now)
     peer.read()
     peer.send(SETTINGS_ACK).advance(11)

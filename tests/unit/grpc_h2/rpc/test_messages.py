@@ -1,4 +1,5 @@
-"""Cutting DATA into gRPC messages: the result does not depend on the pieces, and limits hold before octets are kept."""
+"""Splitting DATA into gRPC messages: the result does not depend on the pieces, and limits apply before octets are
+kept."""
 
 from __future__ import annotations
 
@@ -137,7 +138,7 @@ def test_compressed_and_plain_messages_in_one_stream_are_read() -> None:
 
 
 @pytest.mark.requirement("A39")
-def test_a_declared_length_above_the_limit_fails_from_the_prefix_alone() -> None:
+def test_a_declared_length_above_the_limit_fails_when_only_the_prefix_has_arrived() -> None:
     assert MessageReader(limit=10).feed(prefixed(bytes(10))) == [bytes(10)]
     assert status_of(b"\0" + (11).to_bytes(4, "big"), limit=10) == 8
     assert status_of(b"\1" + (2**32 - 1).to_bytes(4, "big"), "gzip") == 8
@@ -179,7 +180,7 @@ def test_tiny_pieces_take_linear_time_and_no_more_memory_than_the_message() -> N
         return time.process_time() - started
 
     small = min(seconds(20_000) for _ in range(3))
-    assert min(seconds(160_000) for _ in range(2)) < 8 * small * 3  # quadratic would be 64 times as long
+    assert min(seconds(160_000) for _ in range(2)) < 8 * small * 3  # quadratic time would be 64 times as long
 
     reader = MessageReader()
     tracemalloc.start()
@@ -219,7 +220,7 @@ def test_a_framed_message_is_read_back(message: bytes) -> None:
 
 @pytest.mark.requirement("B-inflate-bomb")
 def test_a_message_that_inflated_too_far_is_freed_without_the_garbage_collector() -> None:
-    """A fault that the reader keeps would keep its traceback, whose frames hold 4 MiB."""
+    """If the reader kept the fault, that would keep its traceback, whose frames hold 4 MiB."""
     bomb = prefixed(compress_gzip(bytes(8 * MIB)), flag=1)
     gc.disable()
     try:
@@ -255,7 +256,7 @@ def test_a_piece_of_many_messages_is_cut_a_few_at_a_time_with_the_same_result(co
     assert reader.buffered == 2
 
 
-def test_what_one_call_inflates_is_bounded_by_octets_too() -> None:
+def test_the_octets_that_one_call_inflates_are_bounded() -> None:
     piece = frame_message(bytes(16_000), compress=True) * 20
     reader = MessageReader(16_384, "gzip")
     assert len(reader.feed(piece)) == 2

@@ -53,7 +53,7 @@ def call_fault(*extra: Field, fields: tuple[Field, ...] = CALL) -> CallFault:
 
 
 def assert_malformed(fields: tuple[Field, ...]) -> None:
-    for _ in range(2):  # a remembered verdict is the same
+    for _ in range(2):  # the second time, the verdict is remembered
         with pytest.raises(StreamFault) as raised:
             interpret(fields)
         assert raised.value.code is ErrorCode.PROTOCOL_ERROR
@@ -401,7 +401,7 @@ SHOWN_AND_HIDDEN = (
 )
 
 
-async def test_a_servicer_sees_the_metadata_that_grpcio_shows() -> None:
+async def test_a_servicer_gets_the_same_metadata_as_on_grpcio() -> None:
     fields = CALL + SHOWN_AND_HIDDEN
     shown: asyncio.Future[list[tuple[str, str | bytes]]] = asyncio.get_running_loop().create_future()
 
@@ -426,7 +426,7 @@ async def test_a_servicer_sees_the_metadata_that_grpcio_shows() -> None:
         writer.close()
         await writer.wait_closed()
         await server.stop(None)
-    # C-core puts the names it knows first; the order among equal names is what counts.
+    # C-core puts the names that it knows first, so only the order of fields with the same name is compared.
     assert sorted(interpret(fields).metadata, key=lambda entry: entry[0]) == sorted(
         expected, key=lambda entry: entry[0]
     )

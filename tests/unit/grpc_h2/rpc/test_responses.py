@@ -1,4 +1,4 @@
-"""The header blocks of answers: their fields, and that no metadata and no message gives a block that clients refuse."""
+"""The header blocks of answers: their fields, and that no metadata and no message makes a block that clients reject."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_long_message_is_cut_between_characters(part: str, repeats: int, lead:
         text = dict(fields)[b"grpc-message"]
         assert text == text.strip(b" ")
         assert message.startswith(unquote(text.decode(), errors="strict"))
-        # No more is cut than necessary: one character, and spaces that would have ended the message.
+        # No more is cut off than necessary: one character, and spaces at the end of the message.
         assert MAX_TRAILERS - list_size(fields) <= 13 + len(part) or part.strip(" ") == ""
 
 
@@ -216,6 +216,6 @@ def test_edge_spaces_of_a_value_are_not_sent() -> None:
 @pytest.mark.parametrize("length", [499, 500, 501, 502])
 @pytest.mark.parametrize("character", ["x", "%", " ", "é", "🦊"])
 def test_messages_on_both_sides_of_the_short_path_are_encoded_alike(character: str, length: int):
-    """Messages of up to 500 characters take a shorter path."""
+    """Messages of up to 500 characters are encoded by a shorter path."""
     told = dict(decoded(trailers_only_block(5, character * length)))[b"grpc-message"]
     assert told == percent_encode(character * length)

@@ -1,4 +1,4 @@
-"""Answers of static methods: what is remembered, for how long, and that it is bounded."""
+"""Answers of static methods: which are remembered, for how long, and that their number and size are bounded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_bound_method_that_a_route_holds_gives_new_answers_after_forget() -> N
 
 
 @pytest.mark.requirement("D5")
-def test_an_answer_asked_for_again_survives_a_generation_and_others_are_dropped() -> None:
+def test_an_answer_that_is_requested_again_survives_a_generation_and_others_are_dropped() -> None:
     catalogue = Catalogue()
     for number in range(3 * answer_cache.REMEMBERED_ANSWERS):
         catalogue.ask(b"%d" % number)
@@ -237,14 +237,14 @@ def test_prepared_answers_are_given_after_renew_without_a_look_up() -> None:
     prepared = catalogue.method.prepare(to_come(catalogue))
     for steps, _ in enumerate(prepared.steps(), 1):
         assert len(catalogue.asked) == steps, "one look-up a step"
-        assert catalogue.ask(b"a") == b"a1", "until then the old ones are"
+        assert catalogue.ask(b"a") == b"a1", "until then the old answers are given"
     assert catalogue.asked == [b"a", b"b"]
     catalogue.edition = b"2"
     prepared.install()
     assert [catalogue.ask(b"a"), catalogue.ask(b"b")] == [b"a2", b"b2"]
     answer = answer_payload(payload(b"a"))
     assert answer is not None
-    assert answer.message == b"a2", "routes of open connections too"
+    assert answer.message == b"a2", "routes of open connections give them, too"
     assert catalogue.asked == [b"a", b"b"]
     assert catalogue.ask(b"c") == b"c2"
 
@@ -270,7 +270,7 @@ def test_all_remembered_answers_are_prepared_the_most_recent_first() -> None:
     assert asked[10] == b"no"
 
 
-def test_an_answer_that_was_not_prepared_is_looked_up_when_asked_for() -> None:
+def test_an_answer_that_was_not_prepared_is_looked_up_on_demand() -> None:
     catalogue = remembering(b"a", b"b", b"c")
     prepared = catalogue.method.prepare(to_come(catalogue))
     next(prepared.steps())

@@ -1,4 +1,4 @@
-"""Frames that the engine makes: a header block is cut where the peer's longest frame ends."""
+"""Frames that the engine makes: a header block is divided into frames that the peer accepts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grpc_h2.wire import frames
     ("octets", "lengths"),
     [(0, [0]), (9, [9]), (10, [10]), (11, [10, 1]), (20, [10, 10]), (21, [10, 10, 1]), (30, [10, 10, 10])],
 )
-def test_a_block_longer_than_a_frame_goes_on_in_continuations_of_which_only_the_last_ends_it(
+def test_a_block_longer_than_a_frame_continues_in_continuations_and_only_the_last_ends_it(
     octets: int, lengths: list[int], end_stream: bool
 ) -> None:
     block = bytes(range(octets))

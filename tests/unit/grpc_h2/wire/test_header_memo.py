@@ -1,8 +1,8 @@
-"""When a decoded header block may be remembered: the rules that `Decoder.epoch` and `Decoder.changed` serve.
+"""When a decoded header block may be remembered: the rules for which `Decoder.epoch` and `Decoder.changed` exist.
 
 Decoding is a function of (block, dynamic table, limits). A memo of blocks is therefore sound if and only if a hit would
-neither have changed the table nor read it in another state: it keeps blocks that did not advance the epoch, and is
-emptied whenever the epoch has advanced. Here a decoder with the smallest such memo runs beside one without a memo;
+neither have changed the table nor read it in another state: the memo keeps blocks that did not advance the epoch, and
+is emptied whenever the epoch has advanced. Here a decoder with the smallest such memo runs beside one without a memo;
 fields, refusals and tables must be the same after each block. Memos and decoders that break one rule each prove that
 the comparison detects a fault.
 """
@@ -21,7 +21,7 @@ from grpc_h2.wire.hpack import Decoder, Field, encode_size_update
 
 Block = bytes
 Step = Block | int
-"""A header block, or the size that an acknowledged SETTINGS_HEADER_TABLE_SIZE gives."""
+"""A header block, or the table size of an acknowledged SETTINGS_HEADER_TABLE_SIZE."""
 
 TABLE_SIZE = 100
 
@@ -36,7 +36,7 @@ class Memo:
         self.hits = 0
 
     def fresh(self) -> bool:
-        """Whether what is remembered was decoded in the present epoch."""
+        """Whether the remembered blocks were decoded in the present epoch."""
         return self.decoder.epoch == self.epoch
 
     def worth(self) -> bool:
@@ -75,7 +75,7 @@ class FlushedButOfEverything(Memo):
 
 
 class SilentInsertion(Decoder):
-    """A decoder that does not count one kind of change; so are the others below."""
+    """A decoder that does not count one kind of change, like the others below."""
 
     def _insert(self, field: Field, size: int) -> None:
         before = self.epoch

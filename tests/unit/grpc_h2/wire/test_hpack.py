@@ -1,4 +1,4 @@
-"""The decoder follows RFC 7541: its examples, its errors, its limits, and what advances the epoch."""
+"""The decoder follows RFC 7541: its examples, its errors and its limits; and the changes that advance the epoch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ REQUESTS = list(zip([GET, GET_AGAIN, GET_SECURE], REQUEST_TABLES, strict=True))
 RESPONSES = list(zip([FOUND, MOVED, OK], RESPONSE_TABLES, strict=True))
 
 Exchange = list[tuple[str, tuple[list[Field], tuple[list[Field], int]]]]
-"""Blocks in hexadecimal; the fields; the dynamic table after it, and its size."""
+"""Sequences of blocks in hexadecimal, each with its fields, the dynamic table after it, and the size of the table."""
 
 EXAMPLES: dict[str, tuple[int, Exchange]] = {
     "C.2.1": (4096, [("400a637573746f6d2d6b65790d637573746f6d2d686561646572",
@@ -426,7 +426,7 @@ def test_the_huffman_memo_is_bounded_and_gives_the_decoded_text(monkeypatch: pyt
             assert memo[string] == b"text-%d" % n
             assert memo[coded[0]] == b"text-0"
             assert memo.held <= 20
-    assert coded[0] in memo | memo.old  # a string that is used again and again stays
+    assert coded[0] in memo | memo.old  # a string that is used repeatedly is kept
     size = memo.held
     long = reference.hpack.Encoder().huffman_coder.encode(b"x" * 200)
     assert memo[long] == b"x" * 200

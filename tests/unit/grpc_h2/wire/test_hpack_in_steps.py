@@ -1,4 +1,4 @@
-"""A block that is decoded in steps gives what it gives at once, and each step is short."""
+"""A block that is decoded in steps gives the same result as at once, and each step is short."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def test_a_block_decoded_in_steps_equals_the_block_decoded_at_once(
         seen = outcome(first, whole, block)
         assert outcome(second, in_pieces(most), block) == seen
         if isinstance(seen, str) or first.beyond_hard_limit:
-            return  # the decoder cannot go on
+            return  # the decoder must not be used again
 
 
 @pytest.mark.requirement("B-long-reads")
-def test_a_step_decodes_no_more_fields_than_asked_for() -> None:
+def test_a_step_decodes_no_more_fields_than_requested() -> None:
     subject = decoder()
     block = b"".join(literal(b"n", b"%d" % number) for number in range(10))
     for done in (4, 8):
@@ -111,7 +111,7 @@ def test_a_long_huffman_string_is_decoded_in_short_pieces_with_the_same_result(f
         whole.epoch,
     )
     assert pieces >= (1 + names) * len(coded) // 512
-    assert subject.decode(b"\x82") == whole.decode(b"\x82"), "and the next block is decoded as ever"
+    assert subject.decode(b"\x82") == whole.decode(b"\x82"), "and the next block is decoded as usual"
 
 
 @pytest.mark.requirement("B-long-reads")
@@ -133,10 +133,9 @@ def test_a_piece_of_a_block_ends_early_where_steps_of_the_huffman_tree_are_taken
 @pytest.mark.requirement("B-long-reads")
 @pytest.mark.parametrize("first", [0x00, 0x10, 0x40], ids=["plain", "never indexed", "inserting"])
 @pytest.mark.parametrize(("octets", "kept"), [(900, 900), (4050, 4050), (4100, 4100), (60_000, 4300)])
-def test_of_a_text_that_no_list_and_no_table_holds_only_the_beginning_is_kept(
-    first: int, octets: int, kept: int
-) -> None:
-    """4,096 octets is the table's size here, 1,000 the list's: the outcome is that of the whole text."""
+def test_only_the_beginning_of_a_text_too_long_for_list_and_table_is_kept(first: int, octets: int, kept: int) -> None:
+    """The table's size is 4,096 octets here, the limit of the list 1,000: the outcome is the same as with the whole
+    text."""
     coded = huffman_encode(b"a" * octets)
     block = b"\x82" + bytes((first,)) + b"\x01n" + _coded_string(coded) + b"\x83"
     subject = Decoder(max_list_size=1000, max_fields=10, hard_list_size=131_072)
@@ -152,7 +151,7 @@ def test_of_a_text_that_no_list_and_no_table_holds_only_the_beginning_is_kept(
         assert getattr(subject, name) == getattr(plain, name), name
     assert subject.dynamic_table == plain.dynamic_table
     assert max(kept_pieces) <= kept
-    assert subject.decode(b"\x84\x85") == plain.decode(b"\x84\x85"), "and the next block is decoded as ever"
+    assert subject.decode(b"\x84\x85") == plain.decode(b"\x84\x85"), "and the next block is decoded as usual"
 
 
 @pytest.mark.requirement("B-long-reads")

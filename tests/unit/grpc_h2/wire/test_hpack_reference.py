@@ -1,5 +1,5 @@
-"""The decoder and the encoder against the independent `hpack` package: each decodes what the other encodes, and any
-octets give the same fields and the same table with both, or are refused by both.
+"""The decoder and the encoder beside the independent `hpack` package. Each decodes blocks of the other, and for any
+octets both give the same fields and the same table, or both refuse them.
 """
 
 from __future__ import annotations

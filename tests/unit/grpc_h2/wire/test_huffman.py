@@ -1,4 +1,4 @@
-"""The Huffman code is the one of RFC 7541 appendix B, and as strict as section 5.2 demands."""
+"""The Huffman code is that of RFC 7541 appendix B, and the decoder is as strict as section 5.2 demands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EOS_BITS = "1" * 30
 
 
 def coded(bits: str) -> bytes:
-    """Bits as octets; their number is a multiple of eight."""
+    """The octets of ``bits``, whose number is a multiple of eight."""
     assert len(bits) % 8 == 0
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
@@ -80,7 +80,7 @@ def test_no_octets_are_the_empty_string() -> None:
 @pytest.mark.requirement("A24")
 @pytest.mark.parametrize("ones", range(1, 8))
 def test_up_to_seven_ones_are_padding(ones: int) -> None:
-    # Symbols of 5, 6, 7 and 8 bits, in a number that leaves this much room.
+    # As many symbols of 5 and 6 bits as leave this many bits of the last octet.
     text = next(t for n in range(1, 20) for t in (b"0" * n, b"0" * n + b"A") if -sum(map(code_length, t)) % 8 == ones)
     data = encode(text)
     assert data[-1] & (1 << ones) - 1 == (1 << ones) - 1

@@ -1,6 +1,4 @@
-"""The attackers' connection: header blocks over several frames, windows that it keeps, and answers that
-it notes.
-"""
+"""The attackers' connection: header blocks over several frames, windows that it respects, and answers that it notes."""
 
 from __future__ import annotations
 

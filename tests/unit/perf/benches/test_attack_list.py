@@ -1,5 +1,5 @@
-"""``perf/attacks.toml``: read strictly. Of the two limits of a time, its own and a multiple of the undisturbed
-victim's, the larger counts.
+"""``perf/attacks.toml`` is read strictly. A time has two limits, its own and a multiple of the undisturbed victim's
+time; the larger one counts.
 """
 
 from __future__ import annotations

@@ -38,13 +38,13 @@ def test_the_verdict_names_every_limit_that_is_not_kept_and_missing_figures() ->
     assert row[8] == "**missed**: log_lines 99, not <= 60; peers_named missing, not >= 1"
 
 
-def test_a_run_without_figures_tells_its_error() -> None:
+def test_a_run_without_figures_shows_its_error() -> None:
     found = [Row("native, cleartext · garbage: measured", "", error="the victim does not start")]
     (row,) = cells(table(PLAN, found))
     assert row[8] == "**missed**: no figure: the victim does not start"
 
 
-def test_where_limits_are_not_judged_the_row_says_why() -> None:
+def test_where_limits_are_not_judged_the_row_gives_the_reason() -> None:
     (row,) = cells(table(PLAN, rows("grpcio, cleartext", "gzip-bombs", steady_p99_ms=50)))
     assert row[8].startswith("not judged: C-core")
 

@@ -1,4 +1,4 @@
-"""The verdict on what a first check costs other clients."""
+"""The verdict on the effect that a first check has on other clients."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from perf.benches.row_gate import judged
 
 
 def test_the_figure_is_the_median_of_the_ratios_within_each_round() -> None:
-    # The machine becomes three times slower in the second round, which is no fault of the check.
+    # The machine becomes three times slower in the second round, but not because of the check.
     row = judged("p99", [1.0, 3.0, 1.0], [1.2, 3.6, 9.0], [1.0, 3.0, 1.0], promised=True)
     assert row.value == pytest.approx(1.2)
     assert row.kept
 
 
-def test_a_check_that_disturbs_misses_the_promise() -> None:
+def test_a_check_that_delays_the_victim_too_much_misses_the_promise() -> None:
     row = judged("p99", [1.0, 1.1, 1.0], [1.7, 1.6, 1.8], [1.1, 1.0, 1.0], promised=True)
     assert row.kept is False
     assert row.verdict == "**missed**"

@@ -34,7 +34,7 @@ class Client(LoadConnection):
 
 
 class Server:
-    """The server's end of one connection; the test decides what it sends."""
+    """The server's end of one connection; the test decides which octets it sends."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -50,7 +50,7 @@ class Server:
             each.close()
 
     def heard(self, octets: bytes) -> bool:
-        """Whether the client sends ``octets``, possibly after other octets."""
+        """Whether the client sends ``octets``, perhaps after other octets."""
         told = b""
         while octets not in told:
             told += self._sock.recv(65_536)
@@ -73,7 +73,8 @@ class Server:
         )
 
     def says(self, octets: bytes) -> list[Call]:
-        """Send ``octets``. Returns the calls that the client accepts as answered; a PING shows that it has read all."""
+        """Send ``octets``. Returns the calls that the client accepts as answered; a PING shows that it has read
+        everything."""
         self._pings += 1
         self._sock.sendall(octets + wire.frame(wire.PING, 0, 0, b"%08d" % self._pings))
         self.client.sock.settimeout(5)
@@ -122,7 +123,7 @@ def test_a_known_block_is_decoded_again_after_the_table_has_changed(server: Serv
         wire.DATA, 0, 5, prefix(FOUND.length) + FOUND.content
     )
     trailers = server.block(OK, table=True)
-    moved = server.block([(b"grpc-status", b"13")], table=True)  # now the newest entry: the index of OK grows by one
+    moved = server.block([(b"grpc-status", b"13")], table=True)  # the newest entry now: the index of OK grows by one
     with pytest.raises(WrongAnswer, match="13"):
         server.says(
             stale + wire.frame(wire.HEADERS, 4, 5, moved) + wire.frame(wire.HEADERS, wire.END_STREAM | 4, 5, trailers)

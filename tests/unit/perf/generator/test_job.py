@@ -50,7 +50,7 @@ def test_the_shares_of_a_mix_are_kept(catalogue: Catalogue) -> None:
     calls = job(names="zipf", unknown=0.01, bad_key=0.001).calls(catalogue.snapshot)
     shares = {status: count / len(calls) for status, count in Counter(call.status for call in calls).items()}
     assert shares == pytest.approx({0: 0.989, 5: 0.01, 16: 0.001}, abs=1e-4)
-    # Mixed, not in blocks: every part has about its share.
+    # The calls are mixed and not in blocks, so every part has about its share.
     assert all(5 < sum(call.status == 5 for call in calls[at : at + 2000]) < 45 for at in range(0, 100_000, 2000))
 
 

@@ -70,7 +70,8 @@ def run(target: Target, catalogue: Catalogue, **more: Any) -> Run:
 
 
 def good(made: Run) -> Run:
-    """``made``, which is valid, or invalid only because the machine was busy with other work: it has all figures."""
+    """Returns ``made``, which must have all figures: it is valid, or invalid only because the machine was busy with
+    other work."""
     assert made["valid"] or made["fault"] == "machine", made["reason"]
     assert made["fault"] != "machine" or "answered" in made, made["reason"]
     return made
@@ -93,7 +94,7 @@ def test_a_closed_loop_reports_answers_and_their_cost(served: Target, catalogue:
 def test_the_histogram_holds_every_answer_that_was_measured(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue))
     counted = HdrHistogram.decode(made["histogram"])
-    # It contains the calls in flight at the end, but not those in flight at the start.
+    # The histogram contains the calls in flight at the end, but not those in flight at the start.
     assert counted.get_total_count() == pytest.approx(made["answered"], abs=2 * 4 * 8)
     assert counted.get_value_at_percentile(95) / 1e6 == pytest.approx(made["latency"]["p95"], rel=0.01)
 
@@ -132,7 +133,7 @@ def test_a_delay_of_the_generator_counts_unless_calls_are_stamped(
     load = Load(job, Snapshot(map_sealed(catalogue.descriptor)))
     try:
         (connection,), delay = load.connections, 0.05
-        while select.select([connection], [], [], 0.2)[0]:  # the server's SETTINGS: only the answer is to come next
+        while select.select([connection], [], [], 0.2)[0]:  # read the server's SETTINGS, so that the answer comes next
             load.turn(0.0)
         began = time.monotonic()
         connection.send([(load.calls[0], began)])
@@ -306,14 +307,14 @@ class Owing:
             self.unanswered, self.answered = self.unanswered - 1, self.answered + 1
 
 
-def test_a_slow_server_is_waited_for_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_a_slow_server_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     load = Owing(20, silent_at=0)
     monkeypatch.setattr("perf.generator.loops.monotonic", lambda: load.now)
     load.drain()
     assert load.now == pytest.approx(12.0)
 
 
-def test_a_silent_server_is_not_waited_for_longer_than_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_a_silent_server_no_longer_than_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     load = Owing(20, silent_at=15)
     monkeypatch.setattr("perf.generator.loops.monotonic", lambda: load.now)
     with pytest.raises(WrongAnswer, match=r"no answer for 1 s, 15 calls in flight"):

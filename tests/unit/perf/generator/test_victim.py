@@ -1,4 +1,4 @@
-"""The victim: two kinds of honest calls on a schedule, and failures that count."""
+"""The victim makes two kinds of honest calls on a schedule, and counts failures."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def test_the_process_reports_that_there_is_no_server(
     assert "ConnectionRefused" in told["error"]
 
 
-def test_lost_instants_of_the_schedule_are_not_made_up_for() -> None:
+def test_instants_of_the_schedule_that_have_passed_are_skipped() -> None:
     assert _wait(0.0, 1.0) > 1.0

@@ -77,7 +77,9 @@ def test_the_work_runs_in_bursts_until_it_is_stopped_and_leaves_no_process() -> 
     assert not is_alive(pid)
 
 
-def test_work_that_fails_is_an_invalid_run_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_fails_is_an_invalid_run_with_its_error_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "work.py"
     program.write_text("raise SystemExit('no loopback')")
     monkeypatch.setattr(reference, "_PROGRAM", program)

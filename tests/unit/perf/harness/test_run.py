@@ -91,9 +91,9 @@ def test_the_order_of_servers_changes_from_round_to_round() -> None:
     done.measure([plan("ours", "theirs", "other", gates=(GATE,))])
     assert there.measured[:6] == ["ours", "theirs", "other", "theirs", "other", "ours"]
     assert there.measured.count("ours") == there.measured.count("theirs") == 6
-    assert there.measured.count("other") == 2, "no gate judges it: it has fewer rounds"
+    assert there.measured.count("other") == 2, "no gate judges this server, so it has fewer rounds"
     assert there.measured[6:] == ["ours", "theirs", "theirs", "ours"] * 2
-    assert sorted(there.started) == ["other", "ours", "theirs"], "each is started once"
+    assert sorted(there.started) == ["other", "ours", "theirs"], "each server is started once"
     assert not there.running
     assert [(each.gate.name, each.verdict) for each in done.verdicts] == [("g", sla.KEPT)]
 
@@ -472,7 +472,9 @@ def test_a_comparison_measures_only_candidate_and_base() -> None:
     assert all(gate.server == compare.CANDIDATE for each in planned for gate in each.gates)
 
 
-def test_a_comparison_without_a_gate_is_refused_and_says_what_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_without_a_gate_is_refused_and_the_scenarios_with_gates_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["--against", "HEAD", "--only", "tls", "--list"]) == outcome.CANNOT_MEASURE
     assert capsys.readouterr().err.endswith(
         "a comparison judges only one-by-one, get-hot, rated; none of them was chosen, but tls\n"

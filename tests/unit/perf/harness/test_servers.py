@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def catalogue() -> Iterator[Catalogue]:
-    """A small one."""
+    """A small catalogue."""
     made = Catalogue(2, 400)
     yield made
     made.close()
@@ -103,7 +103,7 @@ def test_a_worker_whose_engine_has_the_other_form_is_not_measured(catalogue: Cat
         servers.target("compiled")
 
 
-def test_a_compiled_engine_does_not_pass_for_the_pure_one(
+def test_a_compiled_engine_is_not_measured_as_the_pure_one(
     catalogue: Catalogue, compiled_form: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(compiled_form))

@@ -44,7 +44,7 @@ def test_jobs_divide_the_cores_evenly() -> None:
     database = Sharing(cores=1, network=1e12, stream=1e8)
     database.add(Sharing.READING, 1, 1.0)
     database.add(Sharing.READING, 2, 2.0)
-    # Both at half speed until the first is done, then the second alone.
+    # Both jobs run at half speed until the first is done, then the second one alone.
     assert drain(database) == {1: pytest.approx(2.0), 2: pytest.approx(3.0)}
 
 

@@ -123,7 +123,7 @@ def test_runs_of_a_load_that_rises_in_steps_are_not_combined() -> None:
         assert cell.per_core.median == expected
 
 
-def test_runs_of_one_load_are_combined_although_what_was_offered_differs_a_little() -> None:
+def test_runs_of_one_load_are_combined_although_their_offered_rates_differ_a_little() -> None:
     offered = [8766.0047, 8766.0061, 8766.0037, 8766.0062, 8766.0001]
     latencies = [0.1235, 0.095, 0.0941, 0.1962, 0.1903]
     pairs = zip(offered, latencies, strict=True)
@@ -149,7 +149,7 @@ def test_the_page_and_a_gate_have_one_value_for_one_figure() -> None:
     assert checked > 8
 
 
-def test_the_page_is_small_and_says_nothing_twice(record: Record, html: str) -> None:
+def test_the_page_is_small_and_repeats_no_paragraph(record: Record, html: str) -> None:
     assert len(html.encode()) < 2_500_000
     visible = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     paragraphs = list(re.findall(r"<(?:p|li|small)[^>]*>([^<]{60,})<", visible))
@@ -223,7 +223,7 @@ def test_tables_hold_every_scenario_and_server_and_mark_invalid_cells(record: Re
     assert rows["saturate"][column].strip() == "–"
 
 
-def test_the_kernels_share_is_what_is_not_user_time_of_all_valid_runs() -> None:
+def test_the_kernels_share_is_the_time_of_all_valid_runs_that_is_not_user_time() -> None:
     spent = ((1.0, 0.9), (3.0, 1.1), (None, 9.0), (5.0, None))
     runs = [one_run(server_cpu_seconds=whole, server_user_seconds=user) for whole, user in spent]
     cell = Cell([*runs, one_run(valid=False, server_cpu_seconds=9.0, server_user_seconds=0.0)], "x")
@@ -309,7 +309,7 @@ def test_the_readme_has_three_rows_and_the_latency_of_the_rated_load(tmp_path: P
         ("", "commit unknown ("),
     ],
 )
-def test_the_readme_says_which_commit_was_measured(record: Record, commit: str, words: str) -> None:
+def test_the_readme_names_the_commit_that_was_measured(record: Record, commit: str, words: str) -> None:
     assert words in text.brief(record.model_copy(update={"commit": commit}), "x.json")
 
 
@@ -476,10 +476,12 @@ def test_a_record_with_only_invalid_runs_can_be_shown(tmp_path: Path) -> None:
 def test_a_missing_self_test_is_taken_from_another_record_of_the_same_machine(tmp_path: Path) -> None:
     proof = load(write(tmp_path, sample() | {"runs": []}, "proof.json"))
     bare = small() | {"selftest": None, "witnesses": []}
-    assert "Can it fail?" not in page(load(write(tmp_path, bare, "bare.json")))
-    assert "Can it fail?" in page(load(tmp_path / "bare.json"), [proof])
+    assert "Do the gates detect a slower server?" not in page(load(write(tmp_path, bare, "bare.json")))
+    assert "Do the gates detect a slower server?" in page(load(tmp_path / "bare.json"), [proof])
     foreign = sample() | {"runs": [], "machine": {"cpu": "another", "cpus": 64}}
-    assert "Can it fail?" not in page(load(tmp_path / "bare.json"), [load(write(tmp_path, foreign, "foreign.json"))])
+    assert "Do the gates detect a slower server?" not in page(
+        load(tmp_path / "bare.json"), [load(write(tmp_path, foreign, "foreign.json"))]
+    )
 
 
 @pytest.mark.parametrize("bound", ["least", "most"])
