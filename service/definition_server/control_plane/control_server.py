@@ -105,8 +105,14 @@ class ControlServer:
                 self.problem = None
             return
         await self._stop()
+        self._socket = None
+        try:
+            await self._start(opened)
+        except BaseException:  # a socket that nothing serves would count as open, and would keep the next one out
+            opened.remove()
+            opened.listening.close()
+            raise
         self._socket = opened
-        await self._start(opened)
         self.problem = None
         log.info("Control socket open", path=str(self._path.absolute()))
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, SnapshotError
+from definition_server.catalog.layout import SnapshotError
 from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.store import SnapshotStore, StoreError, has_mac_of, read_footer
@@ -35,7 +35,6 @@ class HistoryEntry:
 
     version_hash: str
     definitions: int
-    bytes: int
     created_at: float
     """When it was built, seconds since the epoch."""
     published_at: float
@@ -93,7 +92,7 @@ class History:
         if footer.version_hash.hex() != version:
             self.problems.append(f"{path} is not used: it holds another catalogue ({footer.version_hash.hex()})")
             return None
-        return HistoryEntry(version, footer.count, _size(footer), footer.created_at_ns / 1e9, modified)
+        return HistoryEntry(version, footer.count, footer.created_at_ns / 1e9, modified)
 
     def add(self, descriptor: int, version: str, signer: Signer | None, spare: Collection[str] = ()) -> None:
         """Keep the snapshot in the sealed memory behind ``descriptor``, and remove the oldest beyond `keep`.
@@ -185,7 +184,3 @@ class History:
 
     def _path(self, version: str) -> Path:
         return self.directory / (version + _SUFFIX)
-
-
-def _size(footer: Footer) -> int:
-    return footer.body_length + footer.slots * SLOT.size + FOOTER_SIZE

@@ -182,7 +182,6 @@ class ServedCatalogue:
                 return False
             self._newest = self.newest
             self._stored.forget()
-            self._state.newest_version = None if self._newest is None else self._newest.version_hash
             await self._settle()
             if self.served is None:
                 return False
@@ -329,7 +328,6 @@ class ServedCatalogue:
             to_keep = Publication(snapshot, os.dup(publication.descriptor))
         served_before = self.served
         self._newest = snapshot
-        self._state.newest_version = version
         self._stored.forget()
         self._note_version(version)
         self._held.release("it was accepted" if accepted else "another version passed")

@@ -87,8 +87,6 @@ class SyncState:
     pin: PinState | None = None
     pin_unsaved: bool = False
     """Whether the last pin by command, or its end, is not stored on disk."""
-    newest_version: str | None = None
-    """The newest catalogue that passed the guard. While a pin is in effect, another one is served."""
     changes: dict[str, ChangeCounts] = field(default_factory=dict)
     """Version → the changes by its last publication, for the last `MOST_CHANGES` publications since the start."""
     history_entries: int = 0

@@ -249,6 +249,17 @@ async def test_a_death_that_the_row_may_not_have_caused_is_not_remembered() -> N
         await checker.close()
 
 
+@pytest.mark.parametrize("codings", [True, False])
+async def test_a_process_is_told_to_load_all_codings_where_they_are_needed_and_not_elsewhere(codings: bool) -> None:
+    told = program("for code in rows():\n  end.sendall(b'A' if 'codings' in sys.argv else b'@')")
+    with nothing_left():
+        process = await module._CheckerProcess.start(told, "off", 10.0, patient=False, codings=codings)
+        judged: list[Judgement] = []
+        await process.ask([GOOD], judged)
+        await process.end()
+        assert (judged == [FINE]) is not codings
+
+
 async def test_surplus_answers_are_not_taken_for_later_ones() -> None:
     with nothing_left():
         checker = Checker(program=program("for code in rows():\n  end.sendall(b'@' * 9)"))

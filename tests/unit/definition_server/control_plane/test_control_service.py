@@ -65,8 +65,9 @@ class Master:
         self.seconds_to_next: float | None = 20.0
         self.worker = Worker()
         self.published: Snapshot | None = opened("if", "else", generation=2)
+        self.accepted = opened("if", generation=3)
         self.exported = opened("if", "else")
-        self.entries = [HistoryEntry(each * 32, 3, 10, 1.0, 2.0) for each in ("ab", "cd")]
+        self.entries = [HistoryEntry(each * 32, 3, 1.0, 2.0) for each in ("ab", "cd")]
         publications = SimpleNamespace(
             accept=self._asked("accept"), pin=self._asked("pin"), unpin=self._asked("unpin"), history=self._history,
             diff=self._diff, export=self._export,
@@ -95,8 +96,8 @@ class Master:
             if self.fault is not None:
                 raise self.fault
             if name == "accept":
-                self.worker.generation = 3
-                self.serve(opened("if", generation=3))
+                self.worker.generation = self.accepted.generation
+                self.serve(self.accepted)
             return self.note
 
         return act
@@ -159,7 +160,7 @@ async def test_the_status_has_the_times_of_the_publication_and_the_notices_of_th
 async def test_the_history_shows_the_served_version_and_the_changes_of_each(master: Master) -> None:
     assert master.published is not None
     served = master.published.version_hash
-    master.entries.append(HistoryEntry(served, 2, 10, 1.0, 2.0))
+    master.entries.append(HistoryEntry(served, 2, 1.0, 2.0))
     master.state.changes[served] = ChangeCounts(4, 5, 6)
     history = await master.call("ListHistory", pb.ListHistoryRequest())
     assert [(version.served, version.changes.changed) for version in history.versions] == [
@@ -188,12 +189,19 @@ async def test_an_order_is_answered_with_the_version_that_every_worker_serves_an
 
 
 async def test_an_accepted_catalogue_is_served_at_once_or_when_the_pin_ends(master: Master) -> None:
-    accepted = opened("if", generation=3).version_hash
+    accepted = master.accepted.version_hash
     served = await master.call("Accept", pb.AcceptRequest(version_hash=accepted[:8]))
     assert master.calls == [("accept", accepted[:8])]
     assert (served.version_hash, served.unchanged, served.note) == (accepted, False, "")
     served = await master.call("Accept", pb.AcceptRequest(version_hash="00"))
     assert served.note == "the accepted catalogue is served when the pin ends"
+
+
+async def test_the_first_catalogue_that_is_served_is_a_change(master: Master) -> None:
+    master.serve(None)
+    master.accepted = opened("if", generation=1)
+    served = await master.call("Accept", pb.AcceptRequest(version_hash=master.accepted.version_hash))
+    assert (served.generation, served.unchanged) == (1, False)
 
 
 async def test_a_pin_has_an_end_where_one_is_given(master: Master) -> None:

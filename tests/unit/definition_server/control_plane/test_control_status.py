@@ -171,7 +171,7 @@ def test_unknown_values_are_unset_in_the_message() -> None:
 
 
 def test_a_version_of_the_history_has_its_known_changes_even_if_they_are_zero() -> None:
-    entry = HistoryEntry("ab" * 32, 3, 1000, 1_800_000_000.0, 1_800_000_001.5)
+    entry = HistoryEntry("ab" * 32, 3, 1_800_000_000.0, 1_800_000_001.5)
     message = version_message(entry, ChangeCounts(1, 2, 3), served=True)
     assert (message.version_hash, message.definitions, message.served) == ("ab" * 32, 3, True)
     assert message.created_at.ToNanoseconds() == at(1_800_000_000.0)

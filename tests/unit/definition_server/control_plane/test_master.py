@@ -18,10 +18,13 @@ from pydantic import SecretStr
 from tests.support.logs import LogLines, logged
 from tests.support.loop import end
 
+from definition_server.catalog.gate import Gate
+from definition_server.catalog.guard import Thresholds
 from definition_server.control_plane import master
 from definition_server.control_plane.reload import Reloadable
 from definition_server.control_plane.source import ReadLimits
 from definition_server.control_plane.supervisor import Supervisor
+from definition_server.control_plane.worker_config import worker_config
 from definition_server.observability.status import DatabaseStatus
 from definition_server.settings import Settings
 
@@ -505,3 +508,62 @@ def test_the_earliest_end_of_each_certificate_file_is_known(monkeypatch: pytest.
     assert master._expiries(files) == {"server": 5.0, "client_authorities": 7.0}
     files.client_authorities = None
     assert master._expiries(files) == {"server": 5.0}
+
+
+async def test_a_master_that_leaves_says_for_how_long_it_drains_and_that_it_has_stopped(logs: LogLines) -> None:
+    settings = SETTINGS.model_copy(update={"drain_wait_seconds": 0.25, "drain_timeout_seconds": 7.0})
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        made: Any = master._Master(settings, holder, None, hangup_stops=False)
+        drained: list[dict[str, float]] = []
+
+        async def drain(**given: float) -> None:
+            drained.append(given)
+
+        made._supervisor = SimpleNamespace(drain=drain)
+        await made._leave([asyncio.create_task(asyncio.sleep(0))])
+        assert holder.fileno() == -1, "from now on the port is open only for as long as a worker has it open"
+    (line,) = logged(logs, "Draining", log_level="info")
+    assert (line["wait_seconds"], line["timeout_seconds"]) == (0.25, 7.0)
+    assert drained == [{"wait": 0.25, "timeout": 7.0}]
+    assert logs[-1]["event"] == "Stopped"
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("stores", [True, False], ids=["with a directory", "without one"])
+async def test_each_setting_reaches_the_part_that_it_is_for(stores: bool, transport: str, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={
+        "transport": transport, "workers": 3, "snapshot_dir": tmp_path if stores else None, "history_snapshots": 7,
+        "control_socket": None, "guard_max_removed_percent": 11.0, "guard_max_growth_percent": 12.0,
+        "guard_max_held_percent": 13.0, "guard_max_changed_percent": 14.0, "allow_empty_catalog": True,
+        "full_read_interval_seconds": 15.0, "sync_interval_seconds": 16.0, "connect_timeout_seconds": 17.0,
+        "heartbeat_timeout_seconds": 18.0, "start_timeout_seconds": 19.0, "gate_code": "function",
+        "gate_interface": "off", "jail": "require",
+    })  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        made: Any = master._Master(settings, holder, None, hangup_stops=True)
+        port = holder.getsockname()[1]
+        catalogue, supervisor = made._synchronizer.catalogue, made._supervisor
+        assert catalogue._guard._limits == Thresholds(11.0, 12.0, 13.0, 14.0)
+        assert catalogue._guard._allow_empty is True
+        assert catalogue.disk.keeps_history is stores
+        assert (catalogue.disk._last_known_good is not None, catalogue.disk._wishes is not None) == (stores, stores)
+        assert catalogue._wishes.now().pin is None
+        assert made._synchronizer._reader._full_read_interval == 15.0
+        assert (made._sync_loop._interval, made._sync_loop._patience) == (16.0, 17.0)
+        assert (made._proof._interval, made._proof._stores) == (16.0, stores)
+        assert made._synchronizer.observer is made._proof
+        assert (supervisor._heartbeat_timeout, supervisor._start_timeout, len(supervisor.slots)) == (18.0, 19.0, 3)
+        assert supervisor._config == worker_config(settings, port)
+        assert supervisor._listener is (holder if transport == "native" else None)
+        gate = made._gate
+        assert gate._gate.checks == Gate("function", "off").checks
+        assert (gate._checker._patient, gate._patient._patient) == (False, True)
+        assert (gate._checker._jail, gate._patient._jail) == ("require", "require")
+        status = made._status.read()
+        assert status.engine == ("grpcio" if transport == "grpcio" else master.ENGINE)
+        assert status.database == DatabaseStatus(("127.0.0.1:1",), "db", "u", None)
+        assert status.control_socket == ("unavailable" if stores else "off")
+        assert (status.keys_last_used, status.certificates_expire) == ({}, {})
+        assert (status.ready, status.stopping, len(status.workers)) == (False, False, 3)
+        await made._leave([asyncio.create_task(asyncio.sleep(0))])
+        assert made._status.read().stopping

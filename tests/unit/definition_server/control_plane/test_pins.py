@@ -44,7 +44,10 @@ async def test_a_pin_serves_an_old_version_under_a_new_generation_and_the_newest
     assert logged(logs, another, version_hash=old, generation=3, pinned=True, log_level="warning")
     assert await server.cycle(row("c00", "newest"), *ALL[1:]) is Outcome.UNCHANGED
     assert server.version == old
-    newest = server.synchronizer.state.newest_version
+    waiting = server.synchronizer.catalogue.newest
+    assert waiting is not None
+    newest = waiting.version_hash
+    del waiting
     assert logged(logs, "Catalogue waits for the end of the pin", version_hash=newest, count=len(ALL))
     assert await promptly(server.publications.unpin()) is None
     assert server.version == newest != old

@@ -15,7 +15,8 @@ from psycopg.pq import ConnStatus
 from psycopg.waiting import Ready, Wait
 from tests.support.logs import captured_logs, logged
 
-from definition_server.control_plane.postgres import PostgresSource, _Connection, _Reading
+from definition_server.control_plane.database_address import Host
+from definition_server.control_plane.postgres import PostgresSource, _Connection, _passes, _Reading
 from definition_server.control_plane.source import ReadLimits, SourceError
 from definition_server.observability.reasons import Reason
 
@@ -137,6 +138,139 @@ async def test_another_url_closes_the_connection_and_the_same_one_keeps_it() -> 
     assert source.address is not None
     assert len(source.address.hosts) == 2
     await source.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        (Host("db", "10.0.0.1", ""), "10.0.0.1"),
+        (Host("", "10.0.0.1", ""), "10.0.0.1"),
+        (Host("10.0.0.2", "", ""), "10.0.0.2"),
+        (Host("::1", "", "5433"), "::1"),
+        (Host("/run/postgresql", "", ""), ""),
+        (Host("@abstract", "", ""), ""),
+        (Host("", "", ""), ""),
+    ],
+    ids=["a name with its address", "an address", "a numeric name", "IPv6", "a directory", "abstract", "the default"],
+)
+async def test_what_needs_no_name_service_has_its_address_at_once(host: Host, address: str) -> None:
+    nobody = cast(Any, SimpleNamespace(addresses=pytest.fail))
+    source = PostgresSource(ONE_HOST, connect_timeout=1.0, statement_timeout=1.0, resolver=nobody)
+    assert await source._addresses(host, 2.0) == [address]
+
+
+@pytest.mark.parametrize(("seconds", "waited"), [(2.0, 1.0), (0.0, 0.0)])
+async def test_the_name_service_has_half_of_the_time_of_its_host(seconds: float, waited: float) -> None:
+    asked: list[tuple[str, float]] = []
+
+    async def addresses(name: str, seconds: float) -> list[str]:
+        asked.append((name, seconds))
+        return ["10.0.0.1"]
+
+    source = PostgresSource(
+        ONE_HOST, connect_timeout=1.0, statement_timeout=1.0, resolver=cast(Any, SimpleNamespace(addresses=addresses))
+    )
+    assert await source._addresses(Host("db", "", ""), seconds) == ["10.0.0.1"]
+    assert asked == [("db", waited)]
+
+
+@pytest.mark.parametrize(("seconds", "whole"), [(0.4, 2), (2.4, 2), (2.6, 3), (9.5, 10)])
+async def test_a_connection_is_made_with_its_limits_and_closed_where_it_cannot_be_used(
+    seconds: float, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection()
+    given: dict[str, Any] = {}
+
+    async def connect(url: str, **options: Any) -> Connection:
+        given.update(options, url=url)
+        return connection
+
+    async def prepare(_: object) -> None:
+        raise OSError("the encoding is not known")
+
+    monkeypatch.setattr(_Connection, "connect", connect)
+    source = PostgresSource(ONE_HOST, connect_timeout=10.0, statement_timeout=5.0)
+    monkeypatch.setattr(source, "_prepare", prepare)
+    with pytest.raises(OSError, match="encoding"):
+        await source._connect_to(Host("one", "", "5433"), "10.0.0.1", "standby", seconds)
+    assert connection.closed
+    assert given == {
+        "url": ONE_HOST, "host": "one", "hostaddr": "10.0.0.1", "port": "5433", "target_session_attrs": "standby",
+        "connect_timeout": whole, "client_encoding": "utf8", "application_name": "avap-definition-server",
+        "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+        "tcp_user_timeout": 5000,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "passes"),
+    [
+        (None, [("one", None), ("two", None)]),
+        ("read-write", [("one", "read-write"), ("two", "read-write")]),
+        ("prefer-standby", [("one", "standby"), ("two", "standby"), ("one", "any"), ("two", "any")]),
+    ],
+)
+def test_each_host_is_tried_once_and_twice_where_a_standby_is_preferred(
+    asked: str | None, passes: list[tuple[str, str | None]]
+) -> None:
+    hosts = [Host("one", "", ""), Host("two", "", "")]
+    assert [(host.name, session) for host, session in _passes(hosts, asked)] == passes
+
+
+class Reading:
+    """One whose end fails where the test says so."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.ended = 0
+
+    async def end(self) -> None:
+        self.ended += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "keeps"),
+    [
+        (None, None, True),
+        (psycopg.OperationalError("terminated"), SourceError, False),
+        (TimeoutError("no answer"), SourceError, False),
+        (OSError("reset"), SourceError, False),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "invalid"), SourceError, False),
+        (asyncio.CancelledError(), asyncio.CancelledError, False),
+        (KeyError("a bug"), KeyError, False),
+    ],
+    ids=["none", "database", "time", "network", "encoding", "cancelled", "a bug"],
+)
+@pytest.mark.parametrize("where", ["in it", "at its end"])
+async def test_the_connection_is_kept_after_a_reading_and_closed_after_any_error(
+    error: BaseException | None, raised: type[BaseException] | None, keeps: bool, where: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    source, connection, reading = Source(ONE_HOST, []), Connection(), Reading()
+    source._connection = cast(Any, connection)
+
+    async def begin() -> Reading:
+        return reading
+
+    monkeypatch.setattr(source, "_begin", begin)
+    reading.error = error if where == "at its end" else None
+
+    async def read() -> None:
+        async with source.read() as found:
+            assert cast(Any, found) is reading
+            if error is not None and where == "in it":
+                raise error
+
+    if raised is None:
+        await read()
+    else:
+        with pytest.raises(raised):
+            await read()
+    assert connection.closed is not keeps
+    assert (source._connection is not None) is keeps
+    assert reading.ended == (keeps or where == "at its end")
 
 
 @pytest.mark.parametrize(

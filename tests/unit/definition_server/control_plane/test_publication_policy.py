@@ -184,6 +184,25 @@ async def test_a_policy_that_every_user_may_write_is_reported_whenever_that_begi
     assert watched.policy.current == parse(GOOD.encode())
 
 
+@pytest.mark.parametrize(
+    ("text", "accept", "pin", "until"),
+    [
+        ('accept = ["3f9a0c12"]', ["3f9a0c12"], None, None),
+        ('[pin]\nversion = "3f9a0c12"', [], "3f9a0c12", None),
+        ('[pin]\nversion = "3f9a0c12"\nuntil = 2026-12-01T00:00:00Z', [], "3f9a0c12", "2026-12-01T00:00:00+00:00"),
+    ],
+)
+async def test_a_policy_that_was_read_is_logged_with_what_it_declares(
+    tmp_path: Path, text: str, accept: list[str], pin: str | None, until: str | None
+) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with captured_logs() as lines:
+        await Watched(path).policy.read(at_once=True)
+    assert lines == [{"event": "Publication policy read", "log_level": "info", "path": str(path), "accept": accept,
+                      "pin": pin, "until": until}]  # fmt: skip
+
+
 @pytest.mark.parametrize(("length", "shown"), [(80, 80), (81, 80), (5000, 80)])
 def test_a_value_that_cannot_be_used_is_shown_up_to_eighty_characters(length: int, shown: int) -> None:
     with pytest.raises(PolicyUnusable, match=f"^accept: '{'z' * shown}' is not"):

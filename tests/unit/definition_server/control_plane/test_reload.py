@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.support.certificates import Authority
 from tests.support.leftovers import nothing_left
+from tests.support.logs import captured_logs, logged
 from tests.support.loop import eventually
 
 from definition_server.control_plane import reload
@@ -79,7 +80,11 @@ async def test_every_good_secret_is_used(files: Files) -> None:
     files.write("keys", "old:one\nnew:two")
     files.write("signing", "second\n")
     files.show("second")
-    assert set(await read_again(reading)) == set(Reloadable)
+    with captured_logs() as lines:
+        assert set(await read_again(reading)) == set(Reloadable)
+    read = [line["what"] for line in logged(lines, "Settings read again", log_level="info")]
+    assert sorted(read) == sorted(what.variables for what in Reloadable)
+    assert "AVAP_INTERNAL_KEY, AVAP_INTERNAL_KEY_PREVIOUS" in read
     settings = reading.settings
     assert reading.tls is not None
     reading.tls.close()

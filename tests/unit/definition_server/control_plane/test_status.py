@@ -168,8 +168,8 @@ def test_publications_before_the_start_come_from_the_history(
 ) -> None:
     publisher.publish(published("if"))
     served = publisher.recent[0].version_hash
-    history = [HistoryEntry(served, 1, 9, 1.0, 3.0), HistoryEntry("cd" * 32, 5, 9, 1.0, 2.0)]
-    history.append(HistoryEntry("ef" * 32, 6, 9, 1.0, time.time() + 60))  # of this run, and forgotten by the publisher
+    history = [HistoryEntry(served, 1, 1.0, 3.0), HistoryEntry("cd" * 32, 5, 1.0, 2.0)]
+    history.append(HistoryEntry("ef" * 32, 6, 1.0, time.time() + 60))  # of this run, and forgotten by the publisher
     proof = Proof(state, interval=60.0, stores=True)
     reader = StatusReader(publisher, state, supervisor, proof, history=lambda: history)  # type: ignore[arg-type]
     told = reader.read().publications

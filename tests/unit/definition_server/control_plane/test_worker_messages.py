@@ -248,6 +248,21 @@ async def test_a_worker_that_has_closed_its_socket_is_a_problem_after_five_secon
     assert started.process.kills == 0
 
 
+@pytest.mark.parametrize("how", ["closes", "violates", "ends"])
+async def test_the_socket_of_a_worker_that_says_no_more_is_not_watched(started: Started, how: str) -> None:
+    """An end that has closed stays readable: the event loop would do nothing else."""
+    loop, descriptor = asyncio.get_running_loop(), started.worker._channel.fileno()
+    if how == "closes":
+        started.end.close()
+    elif how == "violates":
+        started.end.send(messages.Ready(0))
+    else:
+        started.process.ended.set()
+        await asyncio.wait((started.worker.ended,))
+    await asyncio.sleep(0.001)
+    assert not loop.remove_reader(descriptor)
+
+
 async def test_a_page_with_a_fault_is_a_problem_once(started: Started) -> None:
     now = asyncio.get_running_loop().time()
     started.stats.fault = "it leaps"

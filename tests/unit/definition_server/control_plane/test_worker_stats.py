@@ -15,6 +15,8 @@ from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
 from definition_server.ipc.stats import METHODS, SLOT_SIZE, Slot, Word, map_own, unshared_slot
 
 PID = 4711
+MOST = 20_000_000
+"""Of a worker in a second; and it has one second more."""
 
 
 class Clock:
@@ -146,6 +148,33 @@ def test_counts_may_grow_with_the_time_between_two_readings(worker: Worker) -> N
     assert worker.stats.fault is None
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_leap_is_judged_by_the_time_since_the_last_plausible_reading(
+    worker: Worker, seconds: float, above: int
+) -> None:
+    for _ in range(3):  # only the last of these counts
+        worker.clock.now += 100
+        worker.stats.read()
+    worker.clock.now += seconds
+    worker.slot.connected(0, int(MOST * (seconds + 1)) + above)
+    worker.stats.read()
+    assert (worker.stats.fault is None) is (above == 0)
+
+
+def test_a_page_that_was_closed_shows_what_was_read_last(worker: Worker) -> None:
+    honest_work(worker.slot, worker.clock)
+    last = worker.stats.close()
+    assert last.requests["200"] == 1
+    worker.slot.count(0, 0, 1)
+    assert worker.stats.read() == worker.stats.close() == last
+
+
+def test_a_heartbeat_has_no_age_below_nothing(worker: Worker) -> None:
+    worker.clock.now -= 5
+    assert worker.stats.heartbeat_age_seconds == 0.0
+
+
 NOTHING = unshared_slot().read()
 """A page that its worker has not written yet."""
 
@@ -167,7 +196,6 @@ def test_a_heartbeat_may_not_go_back() -> None:
     assert judged(before={"heartbeat_ns": 6}, heartbeat_ns=5) == "the heartbeat goes back"
 
 
-MOST = 20_000_000
 LEAPS = {
     "opened": "the count of accepted connections goes back, or leaps",
     "lines_dropped": "the count of dropped log lines goes back, or leaps",

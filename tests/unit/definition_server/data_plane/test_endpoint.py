@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.support.logs import captured_logs, logged
 from tests.support.snapshots import published
@@ -171,6 +171,14 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS, max_size=8).map(b"".join) | st.binary(max_size=200))
+@example(b"\x0a\x03i")
+@example(b"\x0a\x05i")
+@example(b"\x0a\x04if")
+@example(b"\x0a\x01if")
+@example(b"\x0a\x00if")
+@example(b"\x0a\x06\x03if")
+@example(b"\x0a\x01\x03if")
+@example(b"\x12\x02if")
 def test_any_bytes_are_read_exactly_as_a_protobuf_parser_reads_them(request_bytes: bytes) -> None:
     served = engine("if", "else", "ü")
     assert served.snapshot is not None

@@ -5,9 +5,8 @@ Each was chosen for a reason, which its module gives. A change of a limit must b
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
+from tests.support.stated import modules_of, stated_by
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -20,6 +19,7 @@ STATED: dict[str, dict[str, object]] = {
         "CHECK_SECONDS": 1.0,
         "_IDLE_SHARE": 0.5,
         "_STILL": MIB,
+        "_STATM_OCTETS": 128,
     },
     "balance": {
         "FRESH_SECONDS": 1.0,
@@ -31,6 +31,7 @@ STATED: dict[str, dict[str, object]] = {
         "_RETRY_SECONDS": 0.001,
         "FULL_LOGGED_SECONDS": 10.0,
         "_BREAK_SECONDS": 0.02,
+        "Balancer.__init__(limit)": 0,
     },
     "call_sampling": {"MOST_NOTED": 50},
     "health": {
@@ -51,11 +52,18 @@ STATED: dict[str, dict[str, object]] = {
         "_GROUP": 3,
         "_GROUP_END": 4,
         "_FIXED32": 5,
+        "_FIXED_SIZES": {1: 8, 5: 4},
         "_SHORT_OCTETS": 5,
         "_LARGEST_TAG": 2**32 - 1,
         "_DEEPEST": 100,
     },
-    "services": {"MAX_REQUEST": 4 * KIB, "_VERSION_DIGITS": 16, "_LONGEST_NAME_SHOWN": 200},
+    "services": {
+        "MAX_REQUEST": 4 * KIB,
+        "_VERSION_DIGITS": 16,
+        "_NAME_TAG": 10,
+        "_LONGEST_NAME_SHOWN": 200,
+        "DefinitionEngine.__init__(names_version)": True,
+    },
     "swap": {"OLD_SNAPSHOTS": 4},
     "transports.first_calls": {"_FIRST_CALLS_SECONDS": 10.0},
     "transports.grpcio": {"_PING_TOLERANCE": 0.8},
@@ -75,7 +83,6 @@ STATED: dict[str, dict[str, object]] = {
 """Module → name → value."""
 
 
-@pytest.mark.parametrize("module", STATED)
-def test_the_limits_and_times_of_a_module_have_the_stated_values(module: str) -> None:
-    found = vars(import_module(f"definition_server.data_plane.{module}"))
-    assert {name: found[name] for name in STATED[module]} == STATED[module]
+@pytest.mark.parametrize("module", modules_of("definition_server.data_plane"))
+def test_the_limits_times_and_defaults_of_a_module_are_the_stated_ones(module: str) -> None:
+    assert stated_by(f"definition_server.data_plane.{module}") == STATED.get(module, {})

@@ -4,6 +4,7 @@ Neither end ever blocks; send and receive report the end of the other process; i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -245,6 +246,15 @@ def test_an_empty_datagram_counts_as_the_end(raw: tuple[Channel, socket.socket])
         ours.receive()
 
 
+def test_descriptors_beside_an_empty_datagram_are_closed(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    before = descriptors_before().keys()
+    socket.send_fds(ours._socket, [b""], [ours.fileno()] * 2)
+    with pytest.raises(ChannelClosed):
+        theirs.receive()
+    assert open_descriptors().keys() == before
+
+
 # -- descriptors -------------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +347,21 @@ def test_a_full_queue_keeps_the_descriptor_with_its_sender(ends: tuple[Channel, 
     before = descriptors_before().keys()
     assert ours.send(Publish(1, ""), theirs.fileno()) is False
     assert open_descriptors().keys() == before
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EPIPE, errno.EBADF])
+def test_a_kernel_that_lacks_a_resource_is_asked_again_and_any_other_error_is_the_end(
+    ends: tuple[Channel, Channel], error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(socket, "send_fds", refuse)
+    if error in (errno.EPIPE, errno.EBADF):
+        with pytest.raises(ChannelClosed, match=os.strerror(error)):
+            ends[0].send(Ready(1))
+    else:
+        assert ends[0].send(Ready(1)) is False
 
 
 def test_send_to_a_closed_peer_raises_channel_closed(ends: tuple[Channel, Channel]) -> None:

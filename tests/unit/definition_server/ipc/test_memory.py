@@ -212,6 +212,11 @@ def test_a_descriptor_that_is_not_a_memfd_is_refused(tmp_path: Path) -> None:
                 map_sealed(descriptor)
 
 
+def test_memory_of_one_octet_is_mapped() -> None:
+    with sealed(b"x") as descriptor, map_sealed(descriptor) as mapping:
+        assert mapping[:] == b"x"
+
+
 def test_empty_memory_is_refused() -> None:
     """It raises the documented exception, because a worker must survive every descriptor that it gets."""
     with sealed() as descriptor, pytest.raises((NotSealedError, OSError)):

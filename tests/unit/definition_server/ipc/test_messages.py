@@ -11,9 +11,12 @@ import pytest
 
 from definition_server.ipc import channel
 from definition_server.ipc.messages import (
+    FROM_MASTER,
     FROM_WORKER,
     CallsSampled,
     Configure,
+    Drain,
+    Freshness,
     KeysUsed,
     Message,
     MessageError,
@@ -108,3 +111,44 @@ def test_a_message_with_as_much_as_it_may_hold_is_decoded(message: Message) -> N
 def test_a_message_with_more_or_something_else_is_refused(datagram: bytes) -> None:
     with pytest.raises(MessageError, match="not a control message"):
         decode(datagram, FROM_WORKER)
+
+
+def drain(**values: object) -> bytes:
+    """An order to drain whose sender does not keep to the types."""
+    order = {"type": "Drain", "announce": True, "wait_seconds": 0.5, "timeout_seconds": 2.0}
+    return json.dumps(order | values).encode()
+
+
+def test_a_time_is_a_number_and_comes_as_one_with_a_fraction() -> None:
+    message = decode(drain(wait_seconds=3, timeout_seconds=-1), FROM_MASTER)
+    assert message == Drain(True, 3.0, -1.0)
+    assert isinstance(message, Drain)
+    assert {type(message.wait_seconds), type(message.timeout_seconds)} == {float}
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [1.0], {}, 10**400], ids=str)
+def test_what_is_no_finite_number_is_no_time(value: object) -> None:
+    with pytest.raises(MessageError, match="not a control message"):
+        decode(drain(wait_seconds=value), FROM_MASTER)
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", None, []], ids=str)
+def test_only_true_and_false_answer_yes_or_no(value: object) -> None:
+    for said in (True, False):
+        assert decode(encode(Freshness(said)), FROM_MASTER) == Freshness(said)
+    with pytest.raises(MessageError, match="neither true nor false"):
+        decode(json.dumps({"type": "Freshness", "fresh": value}).encode(), FROM_MASTER)
+
+
+@pytest.mark.parametrize("fields_given", [{}, {"digests": [], "more": 1}, {"more": 1}], ids=["none", "more", "others"])
+def test_a_message_has_exactly_the_fields_of_its_type(fields_given: dict[str, object]) -> None:
+    with pytest.raises(MessageError, match="its fields are not those of its type"):
+        decode(json.dumps({"type": "KeysUsed"} | fields_given).encode(), FROM_WORKER)
+
+
+def test_a_refusal_quotes_the_first_120_octets() -> None:
+    datagram = bytes(range(97, 123)) * 10
+    with pytest.raises(MessageError) as refused:
+        decode(datagram, FROM_WORKER)
+    assert repr(datagram[:120]) in str(refused.value)
+    assert repr(datagram[:121])[:-1] not in str(refused.value)

@@ -3,6 +3,7 @@ mapped it."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -223,6 +224,51 @@ def test_a_peer_reads_the_counts_that_a_worker_writes(page: StatsPage, slot: Slo
     assert peer.load() == (False, 3, 5, 9)
     with pytest.raises(TypeError):
         peer.beat(1)
+
+
+@pytest.mark.parametrize("accepting", [True, False])
+def test_a_peer_is_asked_whether_it_accepts_how_much_it_holds_and_when_its_loop_last_ran(accepting: bool) -> None:
+    slot = unshared_slot()
+    if accepting:
+        slot.start_accepting()
+    slot.connected(3, 5)
+    slot.connected(2, 4)
+    slot.beat(11)
+    assert slot.load() == (accepting, 2, 9, 11)
+    assert slot.read().accepting is accepting
+
+
+@pytest.mark.parametrize(("word", "room"), [(0, Room.FREE), (1, Room.FULL), (2, Room.TAKEN), (2**64 - 1, Room.TAKEN)])
+def test_whatever_a_worker_writes_its_room_is_one_of_three(word: int, room: Room) -> None:
+    slot = unshared_slot()
+    slot._words[Word.ROOM] = word
+    assert slot.read().room is room
+
+
+@pytest.mark.parametrize("word", [2, 2**64 - 1])
+def test_only_a_one_says_that_a_worker_accepts(word: int) -> None:
+    slot = unshared_slot()
+    slot._words[Word.ACCEPTING] = word
+    assert slot.load()[0] is False
+    assert slot.read().accepting is False
+
+
+def test_a_page_that_is_too_short_is_not_mapped_and_leaves_no_descriptor() -> None:
+    with nothing_left():
+        for map_page in (map_own, map_peer):
+            with pytest.raises(ValueError):  # noqa: PT011 - of the module mmap
+                map_page(os.memfd_create("short"))
+
+
+def test_a_page_that_cannot_be_made_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with nothing_left():
+        monkeypatch.setattr(fcntl, "fcntl", refuse)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            StatsPage()
+        monkeypatch.undo()
 
 
 def test_a_page_cannot_be_resized(page: StatsPage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import ssl
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from tests.support.certificates import Authority
 from tests.support.leftovers import nothing_left
 
-from definition_server.ipc.memory import NotSealedError, create_sealed
+from definition_server.ipc.memory import SEALS, NotSealedError, create_sealed
 from definition_server.ipc.tls_files import TlsFiles
 
 
@@ -52,6 +53,15 @@ def test_a_file_that_could_still_change_is_refused_and_closed(kind: str) -> None
         ends = (create_sealed("test", [b"x"]), os.memfd_create("test", os.MFD_ALLOW_SEALING))
     with pytest.raises(NotSealedError, match="could still change"):
         TlsFiles(ends)
+
+
+@pytest.mark.parametrize("seal", [fcntl.F_SEAL_WRITE, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SEAL])
+def test_memory_that_lacks_any_seal_could_still_change(seal: int) -> None:
+    descriptor = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.write(descriptor, b"x")
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS & ~seal)
+    with pytest.raises(NotSealedError, match="could still change"):
+        TlsFiles([create_sealed("test", [b"x"]), descriptor])
 
 
 def test_where_descriptors_run_out_the_ones_already_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

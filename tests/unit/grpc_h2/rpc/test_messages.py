@@ -16,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpc_h2.rpc.faults import CallFault
-from grpc_h2.rpc.messages import MessageReader, compress_gzip, decompress, frame_message
+from grpc_h2.rpc.messages import (
+    MessageReader,
+    compress_gzip,
+    decompress,
+    frame_message,
+    message_prefix,
+    plain_message,
+)
+from grpc_h2.rpc.status import StatusCode
 
 MIB = 1024 * 1024
 
@@ -262,3 +270,41 @@ def test_a_second_message_of_a_unary_request_is_refused_by_its_prefix() -> None:
         reader.feed(frame_message(bytes(1000))[:5])
     assert caught.value.status == 12
     assert reader.buffered == 0
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"", None),
+        (b"\0\0\0\0", None),
+        (b"\0\0\0\0\0", b""),
+        (b"\0\0\0\0\1x", b"x"),
+        (b"\1\0\0\0\1x", None),
+        (b"\0\0\0\0\1", None),
+        (b"\0\0\0\0\1xy", None),
+        (b"\0\0\0\1\0" + bytes(256), bytes(256)),
+    ],
+)
+def test_a_payload_is_plain_where_it_is_one_whole_uncompressed_message(payload: bytes, message: bytes | None) -> None:
+    assert plain_message(payload) == message
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_an_inflated_message_may_be_as_long_as_the_limit(encoding: str) -> None:
+    payload = gzip.compress(bytes(1000)) if encoding == "gzip" else zlib.compress(bytes(1000))
+    assert decompress(payload, encoding, 1000) == bytes(1000)
+    with pytest.raises(CallFault, match=r"larger than max \(1000 vs. 999\)") as fault:
+        decompress(payload, encoding, 999)
+    assert fault.value.status == StatusCode.RESOURCE_EXHAUSTED
+    for wrong in (payload[:-1], payload + b"x"):
+        with pytest.raises(CallFault, match="cut, or something follows") as fault:
+            decompress(wrong, encoding, 1000)
+        assert fault.value.status == StatusCode.INTERNAL
+
+
+def test_a_prefix_has_the_flag_and_the_length() -> None:
+    assert message_prefix(0x01020304) == b"\0\1\2\3\4"
+    assert message_prefix(5, True) == b"\1\0\0\0\5"
+    framed = frame_message(b"x" * 100, compress=True)
+    assert framed[:5] == message_prefix(len(framed) - 5, True)
+    assert gzip.decompress(framed[5:]) == b"x" * 100

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from grpc_h2.rpc import responses
 from grpc_h2.rpc.requests import check_trailers
 from grpc_h2.rpc.responses import (
     MAX_TRAILERS,
@@ -137,6 +138,23 @@ def test_a_message_is_whole_as_long_as_it_fits(length: int) -> None:
     assert (dict(fields)[b"grpc-message"] == b"m" * length) == fits
     if not fits:
         assert list_size(fields) == MAX_TRAILERS - 1
+
+
+@given(TEXT, st.integers(-3, 70))
+@example("a", 1)
+@example("ab", 1)
+@example("ä", 5)
+@example("a   b", 4)
+@example("ab  ", 5)
+def test_as_much_of_a_message_as_fits_is_sent_in_whole_characters(message: str, room: int) -> None:
+    found = responses._fit(message, room)
+    assert len(found) <= max(0, room)
+    text = unquote(found.decode("ascii"))
+    assert message.startswith(text)
+    rest = message[len(text) :]
+    if rest:  # spaces alone are not added, since they would have to be escaped at the end
+        spaces = len(rest) - len(rest.lstrip(" "))
+        assert len(percent_encode(message[: len(text) + spaces + 1])) > room
 
 
 @pytest.mark.requirement("A44")

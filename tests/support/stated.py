@@ -1,0 +1,91 @@
+"""The numbers that a module states: its limits and times, and the defaults of what it offers.
+
+They are found in its source, so a test that states them has forgotten none.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+
+SERVICE = Path(__file__).parents[2] / "service"
+_LONGEST_TABLE = 20
+"""Numbers of a tuple or a table. Longer ones are tables of a standard, which other tests compare with it."""
+
+
+def modules_of(package: str) -> list[str]:
+    """The modules below ``package``, by their names within it."""
+    folder = SERVICE.joinpath(*package.split("."))
+    paths = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py") if path.name != "__init__.py")
+    return sorted(".".join(path.parts) for path in paths)
+
+
+def stated_by(module: str) -> dict[str, object]:
+    """Name → value of each number, and of each tuple or table of numbers, that the source of ``module`` states.
+
+    A member of a class is named ``Class.MEMBER``, a default ``Class.field`` or ``function(parameter)``. The defaults of
+    what is private are left out.
+    """
+    tree = ast.parse(SERVICE.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
+    found = import_module(module)
+    named = {name: attrgetter(name)(found) for name in _constants(tree, "")}
+    return {name: value for name, value in named.items() if _is_number(value)} | dict(_defaults(tree, ""))
+
+
+def _constants(scope: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
+    for node in scope.body:
+        if isinstance(node, ast.ClassDef):
+            yield from _constants(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.Assign) or (isinstance(node, ast.AnnAssign) and isinstance(scope, ast.Module)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if node.value is not None and _states_a_number(node.value):
+                names = (part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name))
+                yield from (f"{prefix}{name}" for name in names if name.isupper())
+
+
+def _states_a_number(expression: ast.expr) -> bool:
+    """Whether a number is written in ``expression``. One that only numbers names (``range``) states none."""
+    if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and expression.func.id == "range":
+        return False
+    return any(isinstance(node, ast.Constant) and _is_number(node.value) for node in ast.walk(expression))
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, tuple | dict):
+        numbers = value.values() if isinstance(value, dict) else value
+        return 0 < len(value) <= _LONGEST_TABLE and all(map(_is_number, numbers))
+    return isinstance(value, int | float)
+
+
+def _defaults(scope: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, object]]:
+    for node in scope.body:
+        if isinstance(node, ast.ClassDef):
+            yield from () if node.name.startswith("_") else _defaults(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.AnnAssign) and isinstance(scope, ast.ClassDef):
+            name = ast.unparse(node.target)
+            yield from () if name.startswith("_") else _default(f"{prefix}{name}", node.value)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+            node.name == "__init__" or not node.name.startswith("_")
+        ):
+            given = node.args
+            positional = [*given.posonlyargs, *given.args]
+            with_default = positional[len(positional) - len(given.defaults) :]
+            for parameter, default in (
+                *zip(with_default, given.defaults, strict=True),
+                *zip(given.kwonlyargs, given.kw_defaults, strict=True),
+            ):
+                yield from _default(f"{prefix}{node.name}({parameter.arg})", default)
+
+
+def _default(name: str, expression: ast.expr | None) -> Iterator[tuple[str, object]]:
+    parts = () if expression is None else ast.walk(expression)
+    if expression is not None and all(isinstance(part, _OF_NUMBERS) for part in parts):
+        value = eval(compile(ast.Expression(expression), name, "eval"), {})
+        if _is_number(value):
+            yield name, value
+
+
+_OF_NUMBERS = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)

@@ -1,0 +1,94 @@
+"""What all connections hold together: the sum is that of the shares, and beyond the limit the heaviest one ends."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpc_h2.connection.budget import Budget, Share
+
+LIMIT = 1000
+
+
+class Connections:
+    """Connections that end when they are told to, and note it."""
+
+    def __init__(self, count: int, limit: int = LIMIT) -> None:
+        self.budget = Budget(limit)
+        self.ended: list[int] = []
+        self.shares = [self._join(number) for number in range(count)]
+
+    def _join(self, number: int) -> Share:
+        def evict() -> None:
+            self.ended.append(number)
+            self.shares[number].leave()
+
+        return self.budget.join(evict)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 700)), max_size=60))
+def test_whatever_connections_hold_the_sum_is_theirs_and_within_the_limit(moves: list[tuple[int, int]]) -> None:
+    connections = Connections(6)
+    for number, octets in moves:
+        if number in connections.ended:
+            continue
+        connections.shares[number].hold(octets)
+        connections.budget.check_invariants()
+        assert connections.budget.held == sum(share.octets for share in connections.shares) <= LIMIT
+    assert connections.budget.evictions == len(connections.ended)
+
+
+@pytest.mark.parametrize(("octets", "ends"), [(LIMIT, []), (LIMIT + 1, [0])])
+def test_the_limit_may_be_reached_and_not_passed(octets: int, ends: list[int]) -> None:
+    connections = Connections(1)
+    connections.shares[0].hold(octets)
+    assert connections.ended == ends
+    assert connections.budget.evictions == len(ends)
+
+
+def test_the_connection_that_holds_most_ends_whoever_passes_the_limit() -> None:
+    connections = Connections(4)
+    for number, octets in enumerate((260, 300, 270, 1)):
+        connections.shares[number].hold(octets)
+    connections.shares[3].hold(200)
+    assert connections.ended == [1]
+    assert connections.budget.held == 260 + 270 + 200
+
+
+def test_one_of_the_highest_order_of_magnitude_ends_before_many_of_a_lower_one() -> None:
+    connections = Connections(4)
+    for number, octets in enumerate((255, 255, 255, 256)):
+        connections.shares[number].hold(octets)
+    assert connections.ended == [3]
+
+
+def test_a_connection_that_holds_less_ends_none() -> None:
+    connections = Connections(2)
+    connections.shares[0].hold(600)
+    connections.budget.limit = 500
+    connections.shares[0].hold(550)
+    connections.shares[0].hold(550)
+    assert connections.ended == []
+    connections.shares[1].hold(1)
+    assert connections.ended == [0]
+
+
+def test_a_connection_that_is_gone_holds_nothing_and_is_not_ended_again() -> None:
+    connections = Connections(1)
+    connections.shares[0].hold(10)
+    connections.shares[0].leave()
+    connections.shares[0].evict()
+    assert connections.ended == []
+    assert connections.budget.held == 0
+    connections.budget.check_invariants()
+
+
+def test_of_a_crowd_256_are_compared() -> None:
+    connections = Connections(300, limit=300 * 600)
+    for number, share in enumerate(connections.shares):
+        share.hold(520 if number < 299 else 1000)
+    connections.shares[100].hold(600)
+    connections.budget.limit = 1
+    connections.shares[0].hold(521)
+    assert connections.ended == [100], "the last one is heavier, and not looked at"

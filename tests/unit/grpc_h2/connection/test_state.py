@@ -1,0 +1,63 @@
+"""The states of stream, response and connection: exactly the changes of the diagrams are legal."""
+
+from __future__ import annotations
+
+from enum import Enum
+from itertools import product
+
+import pytest
+
+from grpc_h2.connection.state import INTRODUCED, ConnectionState, Lifecycle, ResponseState, StreamState
+
+LEGAL: dict[type[Enum], set[tuple[str, str]]] = {
+    StreamState: {
+        ("IDLE", "OPEN"),
+        ("OPEN", "HALF_CLOSED_REMOTE"),
+        ("OPEN", "HALF_CLOSED_LOCAL"),
+        ("OPEN", "CLOSED"),
+        ("HALF_CLOSED_REMOTE", "CLOSED"),
+        ("HALF_CLOSED_LOCAL", "CLOSED"),
+    },
+    ResponseState: {
+        ("NOTHING_SENT", "HEADERS_SENT"),
+        ("NOTHING_SENT", "TRAILERS_ONLY"),
+        ("HEADERS_SENT", "END_QUEUED"),
+        ("HEADERS_SENT", "END_SENT"),
+        ("END_QUEUED", "END_SENT"),
+    },
+    ConnectionState: {
+        ("AWAITS_PREFACE", "AWAITS_SETTINGS"),
+        ("AWAITS_SETTINGS", "OPEN"),
+        ("OPEN", "DRAINING"),
+        ("DRAINING", "LEAVING"),
+        *((state, "CLOSED") for state in ("AWAITS_PREFACE", "AWAITS_SETTINGS", "OPEN", "DRAINING", "LEAVING")),
+    },
+}
+
+
+@pytest.mark.parametrize("states", LEGAL)
+def test_only_the_changes_of_the_diagram_are_legal(states: type[Enum]) -> None:
+    found = {(one.name, other.name) for one, other in product(states, states) if other in one.following}  # type: ignore[attr-defined]
+    assert found == LEGAL[states]
+
+
+def test_a_connection_accepts_calls_while_it_is_open_or_drains_and_is_closed_at_its_end() -> None:
+    lifecycle = Lifecycle()
+    flags = [(lifecycle.state.name, lifecycle.accepting, lifecycle.closed)]
+    for state in list(ConnectionState)[1:]:
+        lifecycle.enter(state)
+        flags.append((lifecycle.state.name, lifecycle.accepting, lifecycle.closed))
+    assert flags == [
+        ("AWAITS_PREFACE", False, False), ("AWAITS_SETTINGS", False, False), ("OPEN", True, False),
+        ("DRAINING", True, False), ("LEAVING", False, False), ("CLOSED", False, True),
+    ]  # fmt: skip
+    assert [state.name for state in INTRODUCED] == ["OPEN", "DRAINING", "LEAVING"]
+
+
+def test_a_change_that_the_diagram_does_not_have_is_a_bug_of_ours() -> None:
+    lifecycle = Lifecycle()
+    with pytest.raises(AssertionError, match="AWAITS_PREFACE"):
+        lifecycle.enter(ConnectionState.LEAVING)
+    lifecycle.enter(ConnectionState.CLOSED)
+    with pytest.raises(AssertionError):
+        lifecycle.enter(ConnectionState.CLOSED)

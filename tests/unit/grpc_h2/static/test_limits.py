@@ -1,0 +1,40 @@
+"""The limits of ready answers, stated: other tests import them, and would follow any value.
+
+Each was chosen for a reason, which its module gives. A change of one is made here too.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.stated import modules_of, stated_by
+
+KIB = 1024
+
+STATED: dict[str, dict[str, object]] = {
+    "answer_cache": {
+        "REMEMBERED_ANSWERS": 4 * KIB,
+        "REMEMBERED_FAILURES": 256,
+        "RELEASED_AT_ONCE": 8,
+        "_LARGEST_REMEMBERED_REQUEST": 256,
+    },
+    "answers": {
+        "_SHORT_MESSAGE": 400,
+        "_MOST_METADATA": 2048,
+        "StaticAnswer.__init__(lasting)": True,
+        "StaticAnswer.unary(answer_id)": 0,
+        "StaticAnswer.failure(answer_id)": 0,
+        "StaticAnswer.failure(lasting)": True,
+    },
+    "routes": {
+        "_REMEMBERED_ROUTES": 256,
+        "_LARGEST_REMEMBERED_FIELDS": 1024,
+        "UNKNOWN_LENGTH": -1,
+        "Route.__init__(weight)": 0,
+    },
+}
+"""Module → name → value."""
+
+
+@pytest.mark.parametrize("module", modules_of("grpc_h2.static"))
+def test_the_limits_times_and_defaults_of_a_module_are_the_stated_ones(module: str) -> None:
+    assert stated_by(f"grpc_h2.static.{module}") == STATED.get(module, {})
