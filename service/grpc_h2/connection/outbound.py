@@ -1,9 +1,9 @@
 """Frames out: control frames and ready answers at once, stream data as the peer's windows allow.
 
-Two places hold output. `Outbound.out` is a list of small pieces whose order is final; the next `take` hands it over
-whole. Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so
-that a catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind their stream's data;
-nothing else does. Only this module appends to ``out``.
+Two places hold output. `Outbound.out` is a list of pieces whose order is final; the next `take` hands it over whole.
+Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so that a
+catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind their stream's data; nothing
+else does. Only this module appends to ``out``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,18 @@ _NO_TABLE: Final = encode_size_update(0)
 class Outbound:
     """The sending half of a connection."""
 
-    __slots__ = ("_data_frames", "_flow", "_max_frame", "held", "out", "paused", "size_update_due", "unsent", "waiting")
+    __slots__ = (
+        "_data_frames",
+        "_flow",
+        "_max_frame",
+        "_uncopied",
+        "held",
+        "out",
+        "paused",
+        "size_update_due",
+        "unsent",
+        "waiting",
+    )
 
     def __init__(self, flow: FlowControl) -> None:
         self._flow = flow
@@ -48,6 +59,8 @@ class Outbound:
         self.waiting: dict[Stream, None] = {}
         """Streams whose data may go out as far as their own windows are concerned, the next first."""
         self._data_frames = 0
+        self._uncopied = False
+        """Whether ``out`` has pieces that are handed over as they are."""
 
     # -- settings of the peer, and the transport ------------------------------------------------------------------
 
@@ -71,8 +84,11 @@ class Outbound:
         """Queue control frames, which flow control does not delay."""
         self.out += control_frames
 
-    def commit(self, replies: list[bytes]) -> None:
-        """The fast path: queue whole answers that flow control has admitted. Takes possession of the list."""
+    def commit(self, replies: list[bytes], *, uncopied: bool) -> None:
+        """The fast path: queue whole answers that flow control has admitted. Takes possession of the list.
+        ``uncopied``: there are large pieces in it, which connections share."""
+        if uncopied:
+            self._uncopied = True
         if self.out:
             self.out += replies
         else:
@@ -130,11 +146,16 @@ class Outbound:
     # -- what goes out --------------------------------------------------------------------------------------------
 
     def take_out(self) -> list[Piece]:
-        """``out``, joined: all there is while no stream is `waiting`."""
+        """``out``: all there is while no stream is `waiting`. Joined, unless there are large pieces in it."""
         out = self.out
         if not out:
             return []
-        pieces: list[Piece] = [out[0] if len(out) == 1 else b"".join(out)]
+        pieces: list[Piece]
+        if self._uncopied:
+            self._uncopied = False
+            pieces = [*out]
+        else:
+            pieces = [out[0] if len(out) == 1 else b"".join(out)]
         out.clear()
         return pieces
 
@@ -147,12 +168,17 @@ class Outbound:
         sent: dict[Stream, None] = {}
         gathered: list[Piece] = []
         small, self.out = self.out, []
+        if self._uncopied:
+            self._uncopied = False
+            gathered += small
+            small = []
         self._data_frames = 0
         waiting = self.waiting
         while waiting and budget > 0 and self._flow.send_window > 0:
             stream = next(iter(waiting))
             del waiting[stream]
-            budget -= self._send_quantum(stream, min(_QUANTUM, budget), small, gathered)
+            quantum = min(_QUANTUM, budget) if waiting else budget  # there is nobody to be fair to
+            budget -= self._send_quantum(stream, quantum, small, gathered)
             sent[stream] = None
             if stream.unsent:
                 self.reconsider(stream)
@@ -206,10 +232,11 @@ class Outbound:
             return 0
         head = frames.HEADER.pack(octets >> 16, octets & 0xFFFF, frames.DATA, 0, stream.id)
         small.append(head)
-        gathered += (b"".join(small), parts[0])
+        gathered.append(b"".join(small))
         small.clear()
-        for part in parts[1:]:
-            gathered += (head, part)
+        frames_out: list[Piece] = [head] * (2 * len(parts) - 1)
+        frames_out[::2] = parts
+        gathered += frames_out
         self.held -= own - stream.own_unsent
         self._flow.spend(octets * len(parts))
         self._data_frames += len(parts)
