@@ -472,7 +472,7 @@ class Http2Protocol(asyncio.Protocol):
             else:
                 transport.writelines(pieces)
                 size = sum(map(len, pieces))
-            if size >= connection.limits.octets_per_turn:
+            if size >= connection.limits.octets_per_turn and connection.unsent:
                 self._defer()
         if connection.eventful:
             self._dispatch(connection.take_events())

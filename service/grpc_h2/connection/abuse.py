@@ -163,10 +163,10 @@ class Abuse:
         self._last_ping = None
         self._strikes = 0.0
 
-    def answered(self, streams: int, answers: int, updates: int) -> None:
+    def answered(self, streams: int, data_frames: int, updates: int) -> None:
         """The fast path has served calls: the client has opened ``streams`` and sent WINDOW_UPDATE on ``updates`` of
-        them, and the server has sent ``answers``, each of at most one DATA frame."""
-        self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * answers - updates
-        if answers:
+        them, and the server has sent ``data_frames``; an answer without a message counts as one."""
+        self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * data_frames - updates
+        if data_frames:
             self._last_ping = None
             self._strikes = 0.0

@@ -198,7 +198,8 @@ class FastPath:
         room = limits.max_concurrent_streams - len(streams.open) - streams.zombies
         replies: list[bytes] = []
         answered, pending_windows, timeouts = self._answered, self._pending_windows, headers.timeouts
-        updates = 0
+        updates = more_frames = 0
+        uncopied = False
         window = first_window = flow.send_window
         floor = window - limits.octets_per_turn
         largest = flow.initial_send_window
@@ -262,11 +263,20 @@ class FastPath:
                 if answer_payload is not None:
                     answer = answer_payload(data[body:position])
                 if answer is None or answer.pieces is None or answer.size > window or answer.size > largest:
-                    added = pending_windows.pop(stream_id, 0)
-                    return body - frames.HEADER_LENGTH, False, Opened(stream_id, route, added)
+                    if answer is None or answer.framed is None or answer.size > window or answer.size > largest:
+                        added = pending_windows.pop(stream_id, 0)
+                        return body - frames.HEADER_LENGTH, False, Opened(stream_id, route, added)
+                    # Its pieces, uncopied: were they joined here, each peer that reads slowly would keep a copy.
+                    large = [data[body - 4 : body]] * (2 * len(answer.framed) - 1)
+                    large[::2] = answer.framed
+                    replies += large
+                    most += len(large) - 1
+                    more_frames += answer.data_frames - len(large)
+                    uncopied = True
+                else:
+                    replies.append(data[body - 4 : body].join(answer.pieces))
                 if pending_windows:
                     pending_windows.pop(stream_id, None)
-                replies.append(data[body - 4 : body].join(answer.pieces))
                 answered.append(answer.answer_id)
                 window -= answer.size
                 received += length
@@ -274,9 +284,9 @@ class FastPath:
         finally:
             if expected != first or replies:
                 streams.use_up_to(expected - 2)
-                abuse.answered((expected - first) // 2, len(replies), updates)
+                abuse.answered((expected - first) // 2, len(replies) + more_frames, updates)
             if replies:
-                self._outbound.commit(replies)
+                self._outbound.commit(replies, uncopied=uncopied)
                 self._timers.stream_ended()
                 increment = flow.commit(received, first_window - window)
                 if increment:

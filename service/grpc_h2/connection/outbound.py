@@ -1,9 +1,9 @@
 """Queues frames to be sent: control frames and ready answers are sent at once, stream data as the peer's windows allow.
 
-Two places hold output. `Outbound.out` is a list of small pieces in their final order; the next `take` returns all of
-them. Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so
-that a catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind their stream's data;
-nothing else does. Only this module appends to ``out``.
+Two places hold output. `Outbound.out` is a list of pieces in their final order; the next `take` returns all of them.
+Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so that a
+catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind their stream's data; nothing
+else does. Only this module appends to ``out``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,18 @@ _NO_TABLE: Final = encode_size_update(0)
 class Outbound:
     """The sending half of a connection."""
 
-    __slots__ = ("_data_frames", "_flow", "_max_frame", "held", "out", "paused", "size_update_due", "unsent", "waiting")
+    __slots__ = (
+        "_data_frames",
+        "_flow",
+        "_max_frame",
+        "_uncopied",
+        "held",
+        "out",
+        "paused",
+        "size_update_due",
+        "unsent",
+        "waiting",
+    )
 
     def __init__(self, flow: FlowControl) -> None:
         self._flow = flow
@@ -49,6 +60,8 @@ class Outbound:
         self.waiting: dict[Stream, None] = {}
         """Streams whose own windows allow them to send data, the next first."""
         self._data_frames = 0
+        self._uncopied = False
+        """Whether ``out`` has pieces that are handed over as they are."""
 
     # -- settings of the peer, and the transport ------------------------------------------------------------------
 
@@ -72,9 +85,11 @@ class Outbound:
         """Queue control frames, which flow control does not delay."""
         self.out += control_frames
 
-    def commit(self, replies: list[bytes]) -> None:
+    def commit(self, replies: list[bytes], *, uncopied: bool) -> None:
         """The fast path: queue whole answers that flow control has admitted. The list belongs to this object from now
-        on."""
+        on. ``uncopied``: it has large pieces, which connections share."""
+        if uncopied:
+            self._uncopied = True
         if self.out:
             self.out += replies
         else:
@@ -132,11 +147,16 @@ class Outbound:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def take_out(self) -> list[Piece]:
-        """``out``, joined. While no stream is `waiting`, that is all output."""
+        """``out``, joined unless it has large pieces. While no stream is `waiting`, that is all output."""
         out = self.out
         if not out:
             return []
-        pieces: list[Piece] = [out[0] if len(out) == 1 else b"".join(out)]
+        pieces: list[Piece]
+        if self._uncopied:
+            self._uncopied = False
+            pieces = [*out]
+        else:
+            pieces = [out[0] if len(out) == 1 else b"".join(out)]
         out.clear()
         return pieces
 
@@ -149,12 +169,17 @@ class Outbound:
         sent: dict[Stream, None] = {}
         gathered: list[Piece] = []
         small, self.out = self.out, []
+        if self._uncopied:
+            self._uncopied = False
+            gathered += small
+            small = []
         self._data_frames = 0
         waiting = self.waiting
         while waiting and budget > 0 and self._flow.send_window > 0:
             stream = next(iter(waiting))
             del waiting[stream]
-            budget -= self._send_quantum(stream, min(_QUANTUM, budget), small, gathered)
+            quantum = min(_QUANTUM, budget) if waiting else budget  # there is nobody to be fair to
+            budget -= self._send_quantum(stream, quantum, small, gathered)
             sent[stream] = None
             if stream.unsent:
                 self.reconsider(stream)
@@ -208,10 +233,11 @@ class Outbound:
             return 0
         head = frames.HEADER.pack(octets >> 16, octets & 0xFFFF, frames.DATA, 0, stream.id)
         small.append(head)
-        gathered += (b"".join(small), parts[0])
+        gathered.append(b"".join(small))
         small.clear()
-        for part in parts[1:]:
-            gathered += (head, part)
+        frames_out: list[Piece] = [head] * (2 * len(parts) - 1)
+        frames_out[::2] = parts
+        gathered += frames_out
         self.held -= own - stream.own_unsent
         self._flow.spend(octets * len(parts))
         self._data_frames += len(parts)

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from typing import Final, TypeAlias
 
 from grpc_h2.rpc.messages import plain_message
-from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.answers import LARGEST_FRAMED, StaticAnswer
 from grpc_h2.wire.generations import TwoGenerations
 
 Lookup: TypeAlias = Callable[[bytes], StaticAnswer]
@@ -38,7 +38,7 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
     `release_some`.
     """
 
-    __slots__ = ("_failures", "_lookup", "replaced")
+    __slots__ = ("_failures", "_large", "_lookup", "replaced")
 
     def __init__(self, lookup: Lookup) -> None:
         super().__init__(REMEMBERED_ANSWERS)
@@ -46,10 +46,15 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         self._failures: dict[bytes, StaticAnswer] = {}
         """Answers for undefined names. They are few and kept apart, so that a flood of undefined names displaces no
         answer that is in use."""
+        self._large: tuple[bytes, StaticAnswer] | None = None
+        """Payload and answer of the last large message that was looked up, in frames. Only one is kept, because it may
+        have `LARGEST_FRAMED` octets."""
         self.replaced: list[dict[bytes, StaticAnswer | None]] = []
         """Generations that wait to be released."""
 
     def __missing__(self, payload: bytes) -> StaticAnswer | None:
+        if self._large is not None and self._large[0] == payload:
+            return self._large[1]
         answer = self._failures.get(payload)
         if answer is not None:
             return answer
@@ -59,8 +64,13 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
             if message is None:
                 return None
             answer = self._lookup(message)
-            # A large answer is not copied, so it costs nothing to make, but it keeps the application's memory in use.
-            if len(payload) > _LARGEST_REMEMBERED_REQUEST or answer.pieces is None or not answer.lasting:
+            if len(payload) > _LARGEST_REMEMBERED_REQUEST or not answer.lasting:
+                return answer
+            if answer.pieces is None:
+                # Larger ones are not copied, so they cost nothing to make, but keep the application's memory in use.
+                if answer.size <= LARGEST_FRAMED:
+                    answer.frame()
+                    self._large = payload, answer
                 return answer
             if answer.message is None:
                 if len(self._failures) >= REMEMBERED_FAILURES:
@@ -88,10 +98,12 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         other.clear()
         self.replace_old(other.old)
         self._failures = other._failures
+        self._large, other._large = other._large, None
 
     def forget(self) -> None:
         """Forget every answer."""
         self._failures.clear()
+        self._large = None
         self.age()
         self.age()
 

@@ -2,7 +2,7 @@
 
 A unary answer is three frames: HEADERS, DATA, HEADERS with the trailers. Only the stream id depends on the request; it
 stands in three places. So a `StaticAnswer` keeps the pieces between those places, and ``stream_id.join(pieces)`` is the
-whole encoding.
+whole encoding. A larger message takes several DATA frames, and has a piece more for each: see `StaticAnswer.frame`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _OK_TRAILERS: Final = trailers_block(StatusCode.OK, "", ())
 _SHORT_MESSAGE: Final = 400
 """Characters of a status message. With at most 12 octets each, they leave 3 KiB of `MAX_TRAILERS` for metadata."""
 _MOST_METADATA: Final = 2048
+LARGEST_FRAMED: Final = 20 * frames.DEFAULT_FRAME_SIZE
+"""Octets of the largest message that is kept in frames, prefix included: a catalogue of some hundred commands. It goes
+out whole and ahead of other streams' data, so this is little more than `Limits.octets_per_turn`."""
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
@@ -49,7 +52,7 @@ class StaticAnswer:
     application's own number: the connection reports it each time the answer is sent.
     """
 
-    __slots__ = ("answer_id", "block", "headers", "lasting", "message", "pieces", "size")
+    __slots__ = ("answer_id", "block", "framed", "headers", "lasting", "message", "pieces", "size")
 
     def __init__(
         self,
@@ -63,6 +66,8 @@ class StaticAnswer:
         lasting: bool = True,
     ) -> None:
         self.pieces = pieces
+        self.framed: tuple[bytes, ...] | None = None
+        """The same of a message of several DATA frames, once `frame` has made a copy of it."""
         self.size = size
         self.message = message
         """The message without its prefix; None where there is only a status."""
@@ -84,18 +89,7 @@ class StaticAnswer:
         size = PREFIX_SIZE + len(message)
         if size > frames.DEFAULT_FRAME_SIZE:
             return cls(None, size, message, _OK_TRAILERS, answer_id, headers=headers)
-        pieces = (
-            frames.head(frames.HEADERS, frames.END_HEADERS, len(headers)),
-            headers + frames.head(frames.DATA, 0, size),
-            b"".join(
-                (
-                    message_prefix(len(message)),
-                    message,
-                    frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(_OK_TRAILERS)),
-                )
-            ),
-            _OK_TRAILERS,
-        )
+        pieces = _pieces(headers, message)
         return cls(pieces, size, message, _OK_TRAILERS, answer_id, headers=headers)
 
     @classmethod
@@ -112,3 +106,29 @@ class StaticAnswer:
             block = trailers_only_block(status, message, metadata)
         head = frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(block))
         return cls((head, block), 0, None, block, answer_id, lasting=lasting)
+
+    def frame(self) -> None:
+        """Keep a large message in frames, too. It is copied, so `LARGEST_FRAMED` is the limit."""
+        assert self.message is not None
+        assert self.size <= LARGEST_FRAMED
+        self.framed = _pieces(self.headers, self.message)
+
+    @property
+    def data_frames(self) -> int:
+        """DATA frames that the answer has in ``framed``."""
+        return -(-self.size // frames.DEFAULT_FRAME_SIZE)
+
+
+def _pieces(headers: bytes, message: bytes | memoryview) -> tuple[bytes, ...]:
+    """The frames of an answer without their stream ids: HEADERS, DATA frames that every peer accepts, trailers."""
+    body = message_prefix(len(message)) + message
+    sizes = [frames.DEFAULT_FRAME_SIZE] * ((len(body) - 1) // frames.DEFAULT_FRAME_SIZE)
+    sizes.append(len(body) - sum(sizes))
+    heads = [frames.head(frames.DATA, 0, size) for size in sizes]
+    heads.append(frames.head(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, len(_OK_TRAILERS)))
+    pieces = [frames.head(frames.HEADERS, frames.END_HEADERS, len(headers)), headers + heads[0]]
+    begin = 0
+    for size, following in zip(sizes, heads[1:], strict=True):
+        pieces.append(body[begin : begin + size] + following)
+        begin += size
+    return (*pieces, _OK_TRAILERS)

@@ -6,10 +6,11 @@ import gc
 from collections.abc import Callable
 
 import pytest
+from tests.support import h2_wire as wire
 
 from grpc_h2.rpc import responses
 from grpc_h2.static import answer_cache
-from grpc_h2.static.answers import StaticAnswer
+from grpc_h2.static.answers import LARGEST_FRAMED, StaticAnswer
 from grpc_h2.static.routes import Router, StaticUnary
 from grpc_h2.wire.hpack import Decoder
 
@@ -140,6 +141,74 @@ def test_an_answer_too_large_for_a_frame_is_not_copied() -> None:
     answer = StaticAnswer.unary(body)
     assert answer.pieces is None
     assert answer.message is body
+
+
+class Large:
+    """Answers a message with so many octets as it says."""
+
+    def __init__(self) -> None:
+        self.method = StaticUnary("/t.S/Sync", self.lookup, None)
+        self.memory = memoryview(bytes(range(256)) * 2000)
+        self.lookups = self.shift = 0
+
+    def lookup(self, message: bytes) -> StaticAnswer:
+        self.lookups += 1
+        return StaticAnswer.unary(self.memory[self.shift :][: int(message)], metadata=MARKED)
+
+    def framed(self, size: int) -> tuple[bytes, ...] | None:
+        answer = self.method.answer_payload(payload(b"%d" % size))
+        assert answer is not None
+        assert answer.pieces is None
+        return answer.framed
+
+
+def test_the_large_answer_that_was_asked_for_last_is_kept_in_frames() -> None:
+    large = Large()
+    for size in (16_380, 32_763, 32_764, 300_000, LARGEST_FRAMED - 5):
+        framed = large.framed(size)
+        assert framed is not None
+        assert large.framed(size) is framed
+        frames, rest = wire.split_frames(b"\0\0\0\7".join(framed))
+        assert not rest
+        assert {each.stream for each in frames} == {7}
+        assert [each.kind for each in frames] == [wire.HEADERS, *[wire.DATA] * (len(frames) - 2), wire.HEADERS]
+        body = b"".join(each.payload for each in frames[1:-1])
+        assert body == payload(bytes(large.memory[:size]))
+        assert [len(each.payload) for each in frames[1:-2]] == [16_384] * (len(frames) - 3)
+        assert [each.flags & wire.END_STREAM for each in frames] == [0] * (len(frames) - 1) + [wire.END_STREAM]
+        assert (b"catalogue", b"7") in fields_of(frames[0].payload)
+    assert large.lookups == 5
+
+
+def test_an_answer_that_is_larger_than_a_few_hundred_kilobytes_is_not_copied() -> None:
+    large = Large()
+    for _ in range(2):
+        assert large.framed(LARGEST_FRAMED - 4) is None
+
+
+def test_one_answer_in_frames_is_kept() -> None:
+    large = Large()
+    for size in (20_000, 30_000, 20_000):
+        large.framed(size)
+    kept = [each for each in gc.get_objects() if isinstance(each, StaticAnswer) and each.framed is not None]
+    assert [each.size for each in kept if each.message is not None and each.message.obj is large.memory.obj] == [20_005]
+    assert large.lookups == 3
+
+
+def test_an_answer_in_frames_is_dropped_when_the_data_changes() -> None:
+    for change in ("forget", "prepare"):
+        large = Large()
+        before, large.shift = large.framed(20_000), 1
+        assert large.framed(20_000) is before
+        if change == "forget":
+            large.method.forget()
+        else:
+            prepared = large.method.prepare(large.lookup)
+            list(prepared.steps())
+            prepared.install()
+        after = large.framed(20_000)
+        assert after is not None
+        assert after != before
 
 
 MARKED = (("catalogue", "7"),)
