@@ -18,6 +18,7 @@ STATED: dict[str, dict[str, object]] = {
         "_LARGEST_REMEMBERED_REQUEST": 256,
     },
     "answers": {
+        "LARGEST_FRAMED": 320 * KIB,
         "_SHORT_MESSAGE": 400,
         "_MOST_METADATA": 2048,
         "StaticAnswer.__init__(lasting)": True,
