@@ -11,8 +11,9 @@ from definition_server.cli.client_settings import ClientSettings
 from definition_server.cli.exits import unusable_environment
 from definition_server.environment import Problem
 
-_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "http1.x server")
-"""gRPC's words for a connection that was made, and that the other side then closed (in TLS 1.2 by an alert)."""
+_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "TSI_DATA_CORRUPTED", "http1.x server")
+"""gRPC's words for a connection that was made, and that the other side then closed: in TLS 1.2 by an alert, and in TLS
+1.3 by one that comes after the client's handshake, of which gRPC says that data are corrupted."""
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "ALERT_PROTOCOL_VERSION")
 """OpenSSL's words where the other side does not speak TLS; our server then sends that alert."""

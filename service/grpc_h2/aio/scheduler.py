@@ -41,7 +41,7 @@ RETURNING_SLICE = 0.0002
 long, because strangers' handshakes are in it, one piece of their work would not keep pace with 40 of them a second."""
 
 RETURNING_LARGE = 3
-"""Large pieces of work (`turn`) in such a slice: over TLS, each leads to a handshake of some 0.6 ms."""
+"""Large pieces of work (`grant`) in such a slice: over TLS, each is a step of a handshake, of up to 0.5 ms."""
 
 BUSY_LIMIT = 0.00006
 """Limit of the seconds that the loop has spent on other work since the last time slice. Above it, the next time slice
@@ -51,7 +51,7 @@ CLAIMS = 4
 """First reads of new connections that are processed at once, in one iteration of the loop in which no others wait."""
 
 SETUPS = 1
-"""New connections that are set up at once, likewise: some 0.1 ms each."""
+"""Steps of setting up new connections that are done at once, likewise: some 0.1 ms each, and of a TLS handshake 0.5."""
 
 
 class Share(IntEnum):
@@ -104,7 +104,8 @@ class FairScheduler:
         return self._claims <= CLAIMS
 
     def claim_setup(self, loop: asyncio.AbstractEventLoop, share: Share) -> bool:
-        """Whether a new connection may be set up at once: as `claim`, `SETUPS` times. Otherwise it needs a `turn`."""
+        """Whether a step of the setting up of a new connection may be done at once: as `claim`, `SETUPS` times.
+        Otherwise it is to be deferred."""
         if self._new_ones_wait(share):
             return False
         self._renew_later(loop)
@@ -141,19 +142,20 @@ class FairScheduler:
             self._last_slice_end = perf_counter()
             loop.call_soon(self._run_slice, loop)
 
-    async def time_slice(self, share: Share, network: str) -> None:
-        """Wait for a time slice, which ends with it: what the caller then does is a large piece of work."""
-        loop = asyncio.get_running_loop()
-        come: asyncio.Future[None] = loop.create_future()
+    def grant(self, loop: asyncio.AbstractEventLoop, granted: asyncio.Future[None], share: Share, network: str) -> None:
+        """Let the large piece of work begin that awaits ``granted``: at once where it may (`claim_setup`), or in a time
+        slice, which ends with it."""
+        if self.claim_setup(loop, share):
+            granted.set_result(None)
+            return
 
         def work() -> bool:
-            if come.done():  # the task that awaits it was cancelled
+            if granted.done():  # the task that awaits it was cancelled
                 return False
-            come.set_result(None)
+            granted.set_result(None)
             return True
 
         self.defer(loop, work, share, network)
-        await come
 
     async def spread(self, steps: Iterable[object]) -> None:
         """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises what a step raises."""

@@ -122,8 +122,9 @@ class Limits:
 
     preface_timeout: float = 10.0
     """From connecting to the client's preface and SETTINGS (Go 10 s, grpc-go 120 s): bounds silent sockets. Over TLS
-    that begins with the end of the handshake. The first octet and the handshake have as much time each, so a peer that
-    sends an octet now and then holds its place for 30 s; of handshakes at most 512 are held."""
+    that begins with the end of the handshake, for which the peer has as much time. What it waits for its time slices
+    does not count. So a peer that sends an octet now and then holds its place for 20 s; of handshakes at most 512 are
+    held."""
 
     header_timeout: float = 10.0
     """From HEADERS to END_HEADERS."""
