@@ -54,7 +54,7 @@ class Crew:
         self._say = say
         self._begun = False
         self._authority = b"127.0.0.1:%d" % job.port
-        self._tls = _unverified() if job.tls else None
+        self._tls = unverified() if job.tls else None
 
     def started(self) -> None:
         """Report once that the attack is in force."""
@@ -115,7 +115,7 @@ class Crew:
                 group.create_task(one(number))
 
 
-def _unverified() -> ssl.SSLContext:
+def unverified() -> ssl.SSLContext:
     """The certificate is not verified, because the measurement itself has made it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

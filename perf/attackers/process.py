@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from perf.attackers import calls, connections
+from perf.attackers import calls, connections, records
 from perf.attackers.job import Crew, Job
 
 _NICENESS = 10
@@ -28,7 +28,8 @@ KINDS: dict[str, Callable[[Crew], Awaitable[None]]] = {
         calls.long_names, calls.ended_watches, calls.watches, calls.endless_bodies_wrong_key, calls.endless_bodies,
         calls.expired_bodies, calls.open_streams, calls.gzip_bombs, calls.wrong_keys, calls.late_resets,
         calls.rapid_resets, connections.huffman_blocks, connections.paced_huffman_blocks, connections.connecting,
-        connections.idle, connections.garbage, connections.health_checks,
+        connections.idle, connections.garbage, connections.health_checks, records.key_updates, records.small_records,
+        records.resumptions,
     )
 }  # fmt: skip
 

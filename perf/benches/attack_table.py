@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from tests.support.results import newest
 
-from perf.benches.attack_list import CALM, STRETCH, AttackList
+from perf.benches.attack_list import CALM, STRETCH, Attack, AttackList
 from perf.benches.figures import Row
 
 _HEAD = ("attack", "before", "today", "victim, steady: P50 / P99 / max", "victim, connect + call: P50 / P99 / max",
@@ -20,23 +23,84 @@ _USUAL = ("steady_", "connect_", CALM, "worker_", "master_", "settled_", "connec
 
 def table(plan: AttackList, rows: Sequence[Row]) -> str:
     """A Markdown table, one row for each variant and attack."""
+    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+    for attack, variant, found in _runs(plan, rows):
+        lines.append("| " + " | ".join((
+            f"{attack.title} ({variant})", attack.before, _today(found), _latency(found, "steady"),
+            _latency(found, "connect"), _latency(found, CALM + "connect", ("p50", "p99")), _stretch(found),
+            _memory(found), _judged(attack, variant, found),
+        )) + " |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _runs(plan: AttackList, rows: Sequence[Row]) -> Iterator[tuple[Attack, str, dict[str, Row]]]:
+    """Attack, variant, and the figures by name, in the order of the record."""
     runs: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         variant, _, rest = row.name.partition(" · ")
         name, _, figure = rest.partition(": ")
         runs.setdefault((variant, name), {})[figure] = row
     attacks = {each.name: each for each in plan.attacks}
-    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
     for (variant, name), found in runs.items():
-        if (attack := attacks.get(name)) is None:
+        if name in attacks:
+            yield attacks[name], variant, found
+
+
+BEGIN, END = "<!-- measured attacks -->", "<!-- /measured attacks -->"
+_PAGE_HEAD = (
+    "attack",
+    "over",
+    "connect + call: P50 / P99, ms",
+    "undisturbed",
+    "stretch",
+    "steady calls: P50 / P99, ms",
+    "MB after, worker / master",
+    "limits",
+)
+
+
+def page(plan: AttackList, record: Mapping[str, Any], name: str) -> str:
+    """The table of docs/security.md: the attacks on the native transport, each where it was made, and the source."""
+    lines = ["| " + " | ".join(_PAGE_HEAD) + " |", "|---" * len(_PAGE_HEAD) + "|"]
+    for attack, variant, found in _runs(plan, _rows(record)):
+        transport, _, encryption = variant.partition(", ")
+        if transport != "native":
             continue
-        judged = variant.partition(",")[0] in attack.transports
+        own = found.get("shutdown_seconds")
         lines.append("| " + " | ".join((
-            f"{attack.title} ({variant})", attack.before, _today(found), _latency(found, "steady"),
-            _latency(found, "connect"), _latency(found, CALM + "connect", ("p50", "p99")), _stretch(found),
-            _memory(found), _verdict(found) if judged else f"not judged: {attack.why_not}",
+            attack.title, "TLS" if encryption == "tls" else encryption, _latency(found, "connect", _MIDDLE),
+            _latency(found, CALM + "connect", _MIDDLE), _stretch(found),
+            _latency(found, "steady", _MIDDLE) if own is None else f"a stop takes {own.value:g} s",
+            _memory(found), _judged(attack, variant, found),
         )) + " |")  # fmt: skip
-    return "\n".join(lines)
+    machine = record["machine"]
+    load, after = (f"{machine[each][0]:.1f}" for each in ("load_before", "load_after"))
+    source = (
+        f"[{name}](../perf/results/{name}): {record['measured'][:10]}, {machine['cpu']}, {machine['cpus']} CPUs, "
+        f"Python {machine['python']}, load average {load} before and {after} after."
+    )
+    return "\n".join((*lines, "", source)) + "\n"
+
+
+_MIDDLE = ("p50", "p99")
+
+
+def write(plan: AttackList, file: Path, record: Path, *, check: bool) -> int:
+    """Put the table of ``record`` between the marks of ``file``. Returns 1 where the marks are missing. With ``check``,
+    change nothing, and return 1 where that would change something."""
+    old = file.read_text(encoding="utf-8")
+    table = page(plan, _read(record), record.name)
+    new, count = re.subn(
+        rf"({BEGIN}\n).*?({END})", lambda found: f"{found[1]}\n{table}\n{found[2]}", old, flags=re.DOTALL
+    )
+    if count != 1:
+        print(f"{file.name}: needs the line {BEGIN} and after it the line {END}, once", file=sys.stderr)
+        return 1
+    if check:
+        return int(new != old)
+    file.write_text(new, encoding="utf-8")
+    print(f"{file.name}: {'rewritten' if new != old else 'unchanged'}, from {record.name}")
+    return 0
 
 
 def listed(plan: AttackList) -> str:
@@ -59,11 +123,17 @@ def show(plan: AttackList, name: str) -> int:
     if path is None:
         print(f"there is no record {name!r} in perf/results", file=sys.stderr)
         return 1
-    rows = [
-        {key: value for key, value in each.items() if key != "kept"} for each in json.loads(path.read_text())["rows"]
-    ]
-    print(f"{path.name}\n\n{table(plan, [Row(**each) for each in rows])}")
+    print(f"{path.name}\n\n{table(plan, _rows(_read(path)))}")
     return 0
+
+
+def _read(record: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return found
+
+
+def _rows(record: Mapping[str, Any]) -> list[Row]:
+    return [Row(**{key: value for key, value in each.items() if key != "kept"}) for each in record["rows"]]
 
 
 def _today(found: Mapping[str, Row]) -> str:
@@ -88,6 +158,11 @@ def _memory(found: Mapping[str, Row]) -> str:
     shown = " / ".join("–" if row is None or row.value is None else f"{row.value:+.0f}" for row in values)
     peak = found.get("worker_peak_mb")
     return shown + (f" (peak {peak.value:+.0f})" if peak is not None and peak.value is not None else "")
+
+
+def _judged(attack: Attack, variant: str, found: Mapping[str, Row]) -> str:
+    judged = variant.partition(",")[0] in attack.transports
+    return _verdict(found) if judged else f"not judged: {attack.why_not}"
 
 
 def _verdict(found: Mapping[str, Row]) -> str:

@@ -5,8 +5,8 @@ addresses than the victim's. The victim is measured alone and beside the attack 
 connection, and connect + call on new ones. Then the memory of worker and master is read until it is near its size
 before the attack again. With ``--short``, only attacks that are judged by counts are made, and no time is judged.
 
-The record goes to ``perf/results/``; ``--show`` prints the table of the newest one. The
-command ``floods`` measures attacks by floods of frames.
+The record goes to ``perf/results/``; ``--show`` prints the table of the newest one, and ``--page docs/security.md``
+writes it into that page. The command ``floods`` measures attacks by floods of frames.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from tests.support.certificates import Authority
 from tests.support.providers import any_provider_or_skip, create_database
+from tests.support.results import newest
 from tests.support.table import Table
 
 from perf.benches import attack_table
@@ -123,6 +124,10 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default=RECORD, help="name of the record's file, after the date")
     parser.add_argument("--no-record", action="store_true", help="store no record")
     parser.add_argument("--show", action="store_true", help="print the table of the newest record, and measure nothing")
+    parser.add_argument(
+        "--page", metavar="PAGE", type=Path, help="rewrite the table in this file from the newest record"
+    )
+    parser.add_argument("--check", action="store_true", help="with --page: change nothing, fail if it is stale")
     parser.add_argument("--list", action="store_true", help="print the attacks and their limits")
     arguments = parser.parse_args(given)
     if arguments.list:
@@ -130,6 +135,8 @@ def main(given: Sequence[str] | None = None) -> int:
         return 0
     if arguments.show:
         return attack_table.show(plan, arguments.name)
+    if arguments.page:
+        return _page(plan, arguments)
     attacks = [
         each for each in plan.attacks
         if (not arguments.only or each.name in arguments.only) and (each.short or not arguments.short)
@@ -143,6 +150,18 @@ def main(given: Sequence[str] | None = None) -> int:
     if not arguments.no_record:
         print(f"stored in {figures.save(arguments.name)}")
     return 0 if figures.kept else 1
+
+
+def _page(plan: AttackList, arguments: argparse.Namespace) -> int:
+    record = newest(arguments.name)
+    if record is None:
+        print(f"there is no record {arguments.name!r} in perf/results", file=sys.stderr)
+        return 1
+    code = attack_table.write(plan, arguments.page, record, check=arguments.check)
+    if code and arguments.check:
+        print(f"{arguments.page}: is not that of {record.name}; `python -m perf attacks --page {arguments.page}`",
+              file=sys.stderr)  # fmt: skip
+    return code
 
 
 def measure(plan: AttackList, attacks: Sequence[Attack], arguments: argparse.Namespace) -> Figures:

@@ -26,4 +26,4 @@ def keep(content: Mapping[str, Any], name: str, folder: Path = RESULTS) -> Path:
 
 def newest(name: str, folder: Path = RESULTS) -> Path | None:
     """The newest record of that name; None if there is none."""
-    return max(folder.glob(f"*-{name}.json"), default=None)
+    return max(folder.glob(f"????-??-??-{name}.json"), default=None)

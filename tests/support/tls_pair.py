@@ -30,6 +30,7 @@ class Pair:
     def read(self) -> bytes:
         """The octets of the client that the server can read."""
         try:
-            return self.server.read(1000)
+            received: bytes = self.server.read(1000)
+            return received
         except ssl.SSLWantReadError:
             return b""

@@ -11,8 +11,9 @@ from definition_server.cli.client_settings import ClientSettings
 from definition_server.cli.exits import unusable_environment
 from definition_server.environment import Problem
 
-_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "http1.x server")
-"""gRPC's words for a connection that was established and then closed by the other side (in TLS 1.2 by an alert)."""
+_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "TSI_DATA_CORRUPTED", "http1.x server")
+"""gRPC's words for a connection that was established and then closed by the other side: in TLS 1.2 by an alert, and in
+TLS 1.3 by an alert after the client's handshake, which gRPC reports as corrupted data."""
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "ALERT_PROTOCOL_VERSION")
 """OpenSSL's words if the other side does not use TLS; our server sends this alert in that case."""

@@ -10,6 +10,7 @@ connections do not wait for a crowd of new ones. accept(2) is cheap, and takes c
 kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
 an accepted connection is counted at once, but is set up, unless it comes alone, only in a time slice of the scheduler.
 There the networks of the peers take turns, so a new connection from one address does not wait for the crowd of another.
+Over TLS, each step of the handshake waits for a time slice in the same way (`arrival`).
 
 Over TLS, the first octets of a connection are examined before the handshake: a health check that connects and leaves
 causes no handshake and no log line, a peer that does not speak TLS gets an answer in its own protocol (`foreign`), and
@@ -29,6 +30,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from grpc_h2.aio.admission import REASONS, Admission, Refusal, Trust
+from grpc_h2.aio.arrival import Arrival, Handshake
 from grpc_h2.aio.client_hello import offered_protocols
 from grpc_h2.aio.foreign import NO_APPLICATION_PROTOCOL, SECURE, goaway, recognise
 from grpc_h2.aio.handshakes import Handshakes
@@ -39,6 +41,7 @@ from grpc_h2.aio.protocol import Acceptor, Http2Protocol
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import TlsCredentials
+from grpc_h2.aio.tls_transport import TlsTransport
 from grpc_h2.connection.limits import BACKLOG
 from grpc_h2.wire.errors import ErrorCode
 
@@ -131,8 +134,8 @@ class Listener:
         """Connections that were reported to ``policy`` → whether they were reported as connections of clients, too."""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
-        self._queued: set[Http2Protocol] = set()
-        """Connections that wait for their time slice."""
+        self._waiting: set[Http2Protocol] = set()
+        """Connections that wait for a time slice, or for their peer."""
         self._silent: set[Http2Protocol] = set()
         """Connections that have not sent the beginning of a handshake yet."""
         self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
@@ -165,9 +168,9 @@ class Listener:
         if self._setups and seconds > 0:
             await asyncio.wait(list(self._setups.values()), timeout=seconds)
         for protocol, task in self._setups.items():
-            if self._tls is not None or protocol in self._queued:
+            if protocol in self._waiting:
                 task.cancel()
-        if self._setups:  # without a handshake they need nothing of their peers
+        if self._setups:  # the others need nothing more of their peers
             await asyncio.wait(list(self._setups.values()), timeout=LINGER)
 
     def vouched(self, protocol: Http2Protocol) -> None:
@@ -265,7 +268,7 @@ class Listener:
         if self._policy is not None:
             self._counted[protocol] = False
             self._policy.opened()
-        self._queued.add(protocol)
+        self._waiting.add(protocol)
         task = self._setups[protocol] = self._loop.create_task(self._connect(protocol, connection, address))
         task.add_done_callback(functools.partial(self._set_up, protocol, connection))
 
@@ -277,51 +280,65 @@ class Listener:
             self._policy.refused(refusal)
 
     async def _connect(self, protocol: Http2Protocol, connection: socket.socket, address: Any) -> None:
-        tls: dict[str, Any] = {}
+        made: Callable[[], asyncio.Protocol] = lambda: protocol  # noqa: E731
+        arrival = Arrival(
+            connection,
+            self._loop,
+            self._scheduler,
+            protocol.arrival,
+            protocol.network,
+            seconds=self._handshake_timeout,
+        )
         try:
-            if self._tls is not None:
-                if not await self._speaks_tls(protocol, connection, address):
+            if self._tls is None:
+                await arrival.time_slice()
+            else:
+                secured = await self._secure(protocol, arrival, connection, address)
+                if secured is None:
                     return
-                tls = {
-                    "ssl": self._tls.context,
-                    "ssl_handshake_timeout": self._handshake_timeout,
-                    # Seconds to wait for the peer's close_notify. asyncio's default of 30 s would hold memory for a
-                    # dead peer.
-                    "ssl_shutdown_timeout": LINGER,
-                }
-            if not self._scheduler.claim_setup(self._loop, protocol.arrival):
-                await self._scheduler.time_slice(protocol.arrival, protocol.network)
-            self._queued.discard(protocol)
-            if tls:
-                give_way = functools.partial(self._give_way, protocol)
-                self._handshakes[protocol.arrival].begin(protocol, protocol.network, give_way)
-            await self._loop.connect_accepted_socket(lambda: protocol, connection, **tls)
+                made = functools.partial(TlsTransport, self._loop, protocol, secured)
+            self._waiting.discard(protocol)
+            await self._loop.connect_accepted_socket(made, connection)
         except OSError as error:  # TimeoutError and ssl.SSLError are subclasses
             self._log(logging.INFO, "A connection was not established", peer_text(address), error=_text(error))
+
+    async def _secure(
+        self, protocol: Http2Protocol, arrival: Arrival, connection: socket.socket, address: Any
+    ) -> Handshake | None:
+        """Do the handshake. Returns None where the peer begins none that can lead to h2: it has its answer, and the
+        connection is closed.
+
+        Raises:
+            TimeoutError: where the peer takes too long.
+            OSError: where the handshake fails, or the connection breaks.
+        """
+        assert self._tls is not None
+        octets = arrival.peek(_PEEKED)
+        if octets is None:
+            self._silent.add(protocol)
+            try:
+                await arrival.octets(functools.partial(self._silent.discard, protocol))
+            finally:
+                self._silent.discard(protocol)
+            octets = arrival.peek(_PEEKED)
+        else:
+            await arrival.time_slice()
+        if not octets or not self._speaks_tls(octets, connection, address):
+            return None
+        handshakes = self._handshakes[protocol.arrival]
+        handshakes.begin(protocol, protocol.network, functools.partial(self._give_way, protocol))
+        try:
+            return await arrival.shake_hands(self._tls.context)
         finally:
-            self._handshakes[protocol.arrival].end(protocol, protocol.network)
+            handshakes.end(protocol, protocol.network)
 
     def _give_way(self, protocol: Http2Protocol) -> None:
         self._log(logging.INFO, "A connection was not established", protocol.peer, error=_TOO_MANY)
         self.abandon(protocol)
 
-    async def _speaks_tls(self, protocol: Http2Protocol, connection: socket.socket, address: Any) -> bool:
-        """Wait for the first octets. Returns whether they begin a handshake that can lead to h2; otherwise the peer
-        gets an answer, and the connection is closed.
-
-        Raises:
-            TimeoutError: where nothing arrives.
-            OSError: where the connection breaks.
-        """
-        self._silent.add(protocol)
-        try:
-            async with asyncio.timeout(self._handshake_timeout):
-                await _readable(self._loop, connection)
-        finally:
-            self._silent.discard(protocol)
-        octets = connection.recv(_PEEKED, socket.MSG_PEEK)
-        if not octets:  # a health check that connects and leaves
-            return False
+    def _speaks_tls(self, octets: bytes, connection: socket.socket, address: Any) -> bool:
+        """Whether the first octets begin a handshake that can lead to h2; otherwise the peer gets an answer, and the
+        connection is closed."""
         foreign = recognise(octets, speaks=SECURE, whole=True)
         if foreign is not None:
             self._log(logging.INFO, "A client does not speak TLS", peer_text(address), received=foreign.name)
@@ -336,27 +353,12 @@ class Listener:
 
     def _set_up(self, protocol: Http2Protocol, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._setups.pop(protocol, None)
-        self._queued.discard(protocol)
+        self._waiting.discard(protocol)
         if not protocol.established:  # `connection_lost` will not be called
             connection.close()
             self.closed(protocol)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("A connection was not established", exc_info=error)
-
-
-async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-    """Wait until ``connection`` has octets to read, or has ended."""
-    arrived = loop.create_future()
-
-    def note() -> None:
-        if not arrived.done():
-            arrived.set_result(None)
-
-    loop.add_reader(connection.fileno(), note)
-    try:
-        await arrived
-    finally:
-        loop.remove_reader(connection.fileno())
 
 
 def _answer_and_close(connection: socket.socket, answer: bytes) -> None:

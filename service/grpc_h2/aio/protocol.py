@@ -46,6 +46,7 @@ from grpc_h2.aio.piecewise_tls import PiecewiseTls
 from grpc_h2.aio.rate_limited_log import RateLimitedLog
 from grpc_h2.aio.scheduler import FairScheduler, Share
 from grpc_h2.aio.tls import peer_identity
+from grpc_h2.aio.tls_transport import Secured
 from grpc_h2.connection.budget import Budget
 from grpc_h2.connection.connection import Connection
 from grpc_h2.connection.events import (
@@ -114,7 +115,7 @@ class Acceptor(Protocol):
         """The connection has ended."""
 
 
-class Http2Protocol(asyncio.Protocol):
+class Http2Protocol(Secured):
     """One connection. A listener makes it for each socket that it accepts."""
 
     __slots__ = (
@@ -123,6 +124,7 @@ class Http2Protocol(asyncio.Protocol):
         "_deferred",
         "_early_reads",
         "_flood",
+        "_granted",
         "_host",
         "_key_updates",
         "_lingering_close",
@@ -193,6 +195,9 @@ class Http2Protocol(asyncio.Protocol):
         self._key_updates: KeyUpdates | None = None
         self._undecrypted = False
         """Whether TLS records have arrived that wait for a time slice."""
+        self._granted = False
+        """Whether the content of a stranger's records is processed as soon as they are decrypted, because both belong
+        to one time slice."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self.closing = False
@@ -226,6 +231,7 @@ class Http2Protocol(asyncio.Protocol):
             self._key_updates = KeyUpdates(tls, self._on_key_updates)
             if isinstance(tls, PiecewiseTls):
                 tls.on_more = self._decrypt_later
+            self._granted = True
             self._settle()
         # Without TLS our SETTINGS wait for the client's first octets, which may not be HTTP/2.
         self._set_timer(self.connection.next_deadline())
@@ -441,13 +447,15 @@ class Http2Protocol(asyncio.Protocol):
             data = found
         host = self._host
         share = Share.STRANGERS
+        granted, self._granted = self._granted, False
         if self._early_reads:
             self._early_reads -= 1
             share = self.arrival
-            if len(data) <= _LARGE_READ and host.scheduler.claim(self._loop, share):
-                self._receive(data)
-                self._judge()
-                return
+            granted = granted or (len(data) <= _LARGE_READ and host.scheduler.claim(self._loop, share))
+        if granted and len(data) <= _LARGE_READ:
+            self._receive(data)
+            self._judge()
+            return
         self.connection.hold(data, self.active_at)
         if not self._deferred:
             self._deferred = True
@@ -513,6 +521,15 @@ class Http2Protocol(asyncio.Protocol):
 
     # -- TLS ------------------------------------------------------------------------------------------------------
 
+    def may_decrypt(self) -> bool:
+        """See `Secured.may_decrypt`: a stranger's records wait for a time slice, except those of its first reads."""
+        if self._prompt or self.closing:
+            return True
+        self._granted = bool(self._early_reads) and self._host.scheduler.claim(self._loop, self.arrival)
+        if not self._granted:
+            self._decrypt_later()
+        return self._granted
+
     def _decrypt_later(self) -> bool:
         """See `PiecewiseTls.on_more`."""
         if self._transport.is_closing():
@@ -520,7 +537,8 @@ class Http2Protocol(asyncio.Protocol):
         self._undecrypted = True
         self._reading = False
         self._transport.pause_reading()
-        self._host.scheduler.defer(self._loop, self._decrypt, self._share, self.network)
+        share = self.arrival if self._early_reads and self.trust is not Trust.CLIENT else self._share
+        self._host.scheduler.defer(self._loop, self._decrypt, share, self.network)
         return True
 
     def _decrypt(self) -> bool:
@@ -532,6 +550,7 @@ class Http2Protocol(asyncio.Protocol):
         if self.closing:
             self._transport.resume_reading()
             return True
+        self._granted = not self._prompt
         self._set_reading(not self.connection.backlog and self.connection.wants_read)
         return self._reading
 

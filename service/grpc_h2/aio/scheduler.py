@@ -43,7 +43,7 @@ handshakes make each iteration long, one piece of work in an iteration would not
 second."""
 
 RETURNING_LARGE = 3
-"""Large pieces of work (`turn`) in such a slice: over TLS, each leads to a handshake of some 0.6 ms."""
+"""Large pieces of work (`grant`) in such a slice: over TLS, each is a step of a handshake, of up to 0.5 ms."""
 
 BUSY_LIMIT = 0.00006
 """Limit of the seconds that the loop has spent on other work since the last time slice. Above it, the next time slice
@@ -53,7 +53,8 @@ CLAIMS = 4
 """First reads of new connections that are processed at once, in one iteration of the loop in which no others wait."""
 
 SETUPS = 1
-"""New connections that are set up at once, in an iteration in which no others wait: some 0.1 ms each."""
+"""Steps of setting up new connections that are done at once, in an iteration in which no others wait: some 0.1 ms each,
+and 0.5 ms for one of a TLS handshake."""
 
 
 class Share(IntEnum):
@@ -106,8 +107,8 @@ class FairScheduler:
         return self._claims <= CLAIMS
 
     def claim_setup(self, loop: asyncio.AbstractEventLoop, share: Share) -> bool:
-        """Whether a new connection may be set up at once. As `claim`, but `SETUPS` times; otherwise the caller waits
-        for a `turn`."""
+        """Whether a step of setting up a new connection may be done at once. As `claim`, but `SETUPS` times; otherwise
+        the step is to be deferred."""
         if self._new_ones_wait(share):
             return False
         self._renew_later(loop)
@@ -144,19 +145,20 @@ class FairScheduler:
             self._last_slice_end = perf_counter()
             loop.call_soon(self._run_slice, loop)
 
-    async def time_slice(self, share: Share, network: str) -> None:
-        """Wait for a time slice, which ends with this call, because the caller's work is a large piece."""
-        loop = asyncio.get_running_loop()
-        come: asyncio.Future[None] = loop.create_future()
+    def grant(self, loop: asyncio.AbstractEventLoop, granted: asyncio.Future[None], share: Share, network: str) -> None:
+        """Let the large piece of work begin that awaits ``granted``: at once if it may (`claim_setup`), otherwise in a
+        time slice, which ends with it."""
+        if self.claim_setup(loop, share):
+            granted.set_result(None)
+            return
 
         def work() -> bool:
-            if come.done():  # the task that awaits it was cancelled
+            if granted.done():  # the task that awaits it was cancelled
                 return False
-            come.set_result(None)
+            granted.set_result(None)
             return True
 
         self.defer(loop, work, share, network)
-        await come
 
     async def spread(self, steps: Iterable[object]) -> None:
         """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises the exception of a

@@ -74,7 +74,7 @@ class TlsCredentials:
             self._certificate, self._key, self._client_ca = before
             raise
 
-    def _build(self) -> ssl.SSLContext:
+    def _build(self) -> ServerContext:
         context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
         # RFC 9113 section 9.2: "Implementations of HTTP/2 MUST use TLS version 1.2 or higher".
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -126,8 +126,8 @@ class Limits:
 
     preface_timeout: float = 10.0
     """Time from connecting to the client's preface and SETTINGS (Go 10 s, grpc-go 120 s): bounds silent sockets. Over
-    TLS it begins at the end of the handshake. The first octet and the handshake may take as long each, so a peer that
-    sends an octet now and then holds its place for 30 s; at most 512 handshakes are held."""
+    TLS it begins at the end of the handshake, for which the peer has as much time again; its waits for time slices do
+    not count. So a peer that sends an octet now and then holds its place for 20 s; at most 512 handshakes are held."""
 
     header_timeout: float = 10.0
     """Time from HEADERS to END_HEADERS."""

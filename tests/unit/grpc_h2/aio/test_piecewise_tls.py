@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import pytest
 from tests.support.certificates import Authority, Certificate
 from tests.support.h2_wire import HELLO, SETTINGS_ACK
 from tests.support.key_updates import renegotiate, send_key_updates
+from tests.support.longest_iteration import LongestIteration
 from tests.support.native_server import LOOPS, ServerThread, secure_server
 from tests.support.polling import until
 from tests.support.tls_pair import Pair
@@ -192,34 +192,6 @@ class Client:
 def running(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[ServerThread]:
     with secure_server(LOOPS[request.param], certificate) as thread:
         yield thread
-
-
-class LongestIteration:
-    """The most CPU time that one iteration of a server's loop has taken, as long as the context lasts."""
-
-    def __init__(self, running: ServerThread) -> None:
-        self._loop = running.loop
-        self._running = running
-        self._on = True
-        self.seconds = 0.0
-
-    def __enter__(self) -> LongestIteration:
-        self._running.call(self._begin)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._on = False
-
-    def _begin(self) -> None:
-        self._last = time.thread_time()
-        self._loop.call_soon(self._tick)
-
-    def _tick(self) -> None:
-        now = time.thread_time()
-        self.seconds = max(self.seconds, now - self._last)
-        self._last = now
-        if self._on:
-            self._loop.call_soon(self._tick)
 
 
 def test_key_updates_of_a_client_with_a_key_do_not_hold_the_loop(running: ServerThread) -> None:

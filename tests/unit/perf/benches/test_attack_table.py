@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
 from perf.benches.attack_list import load
-from perf.benches.attack_table import listed, table
+from perf.benches.attack_table import BEGIN, END, listed, table, write
 from perf.benches.attacks import unit
 from perf.benches.figures import Row
+from tests.support.results import newest
 
 PLAN = load()
+PAGE = Path(__file__).parents[4] / "docs/security.md"
 
 
 def rows(variant: str, name: str, *more: Row, **figures: float) -> list[Row]:
@@ -54,3 +62,48 @@ def test_the_list_names_every_attack_with_its_limits() -> None:
     for attack in PLAN.attacks:
         assert f"{attack.name}: {attack.title}" in told
     assert "connect_p99_ms <= 10, or 5 x undisturbed" in told
+
+
+def record(*found: Row) -> dict[str, Any]:
+    machine = {"cpu": "A CPU", "cpus": 2, "python": "3.11.2", "load_before": [0.5], "load_after": [2.25]}
+    return {"measured": "2026-11-30T01:02:03+00:00", "machine": machine, "rows": [asdict(row) for row in found]}
+
+
+def test_the_page_has_a_row_for_each_attack_on_the_native_transport_and_names_its_source(tmp_path: Path) -> None:
+    names = {"connect_p50_ms": 1.0, "connect_p99_ms": 4.0, "calm_connect_p50_ms": 0.5, "calm_connect_p99_ms": 2.0}
+    found = [
+        *rows("native, tls", "garbage", steady_p50_ms=0.2, steady_p99_ms=3, worker_stretch=1.5, **names),
+        *rows("native, cleartext", "streams-at-shutdown", shutdown_seconds=1.25),
+        *rows("grpcio, cleartext", "garbage", log_lines=1),
+    ]
+    file = tmp_path / "2026-11-30-attacks.json"
+    file.write_text(json.dumps(record(*found)))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+    assert write(PLAN, page, file, check=True) == 1
+    assert "stale" in page.read_text()
+    assert write(PLAN, page, file, check=False) == 0
+    assert write(PLAN, page, file, check=True) == 0
+    text = page.read_text()
+    first, second = [line for line in text.splitlines() if line.startswith("| ") and "attack |" not in line]
+    assert first == "| octets at random | TLS | 1 / 4 | 0.5 / 2 | 1.5 | 0.2 / 3 | – / – | kept |"
+    assert "a stop takes 1.25 s" in second
+    assert "2026-11-30, A CPU, 2 CPUs, Python 3.11.2, load average 0.5 before and 2.2 after" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+
+
+def test_a_page_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, page = tmp_path / "record.json", tmp_path / "page.md"
+    file.write_text(json.dumps(record()))
+    page.write_text("nothing\n")
+    assert write(PLAN, page, file, check=False) == 1
+    assert page.read_text() == "nothing\n"
+    assert BEGIN in capsys.readouterr().err
+
+
+def test_the_figures_of_docs_security_are_those_of_the_newest_record() -> None:
+    newest_record = newest("attacks")
+    assert newest_record is not None
+    again = "run `python -m perf attacks --page docs/security.md`"
+    assert write(PLAN, PAGE, newest_record, check=True) == 0, again

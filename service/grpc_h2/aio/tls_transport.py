@@ -1,0 +1,275 @@
+"""The transport of a TLS connection whose handshake is done: records on the loop's transport, octets for the protocol.
+
+**Theory of operation.** Event loops bring such a transport themselves. It decrypts what arrives when it arrives: where
+hundreds of peers send at the same moment, every other connection waits for all of them, and no scheduler is asked. So
+this one asks first (`Secured.may_decrypt`). What may not be decrypted yet stays where it is, and nothing more is read
+from the socket, until the protocol resumes reading in its time slice.
+
+What is written is encrypted at once and belongs to the loop's transport from then on, whose limits of its write buffer
+are this transport's. Pieces that are written together share records of up to 16 kB.
+
+**Closing.** `TlsTransport.close` sends close_notify behind what was written, and waits `LINGER` seconds for the peer's.
+A peer that ends the TCP connection without it is not answered: what was written is flushed. The end that its
+close_notify announces is the end of both directions, as in every gRPC implementation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Final, cast
+
+from grpc_h2.aio.arrival import Handshake
+from grpc_h2.aio.lingering_close import LINGER
+
+_RECORD: Final = 16 * 1024
+"""Octets that a record holds at most (RFC 8446, section 5.1): a read returns no more than one record's."""
+
+Octets = bytes | bytearray | memoryview
+
+
+class Secured(asyncio.Protocol):
+    """A protocol that decides when its records are decrypted."""
+
+    __slots__ = ()
+
+    def may_decrypt(self) -> bool:
+        """Records have arrived. Returns whether they are decrypted now. Otherwise the protocol has paused the
+        transport, and resumes it when they may be."""
+        raise NotImplementedError
+
+
+class TlsTransport(asyncio.Protocol, asyncio.Transport):
+    """A transport for its protocol, and the protocol of the loop's transport."""
+
+    __slots__ = (
+        "_closing",
+        "_incoming",
+        "_loop",
+        "_outgoing",
+        "_paused",
+        "_protocol",
+        "_tcp",
+        "_tcp_paused",
+        "_timer",
+        "_tls",
+        "_write",
+    )
+
+    _tcp: asyncio.Transport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, protocol: Secured, handshake: Handshake) -> None:
+        """``handshake`` is done. Records that came with its end may wait in it."""
+        self._loop = loop
+        self._protocol: Secured | None = protocol
+        self._tls = handshake.tls
+        self._incoming = handshake.incoming
+        self._outgoing = handshake.outgoing
+        self._write = handshake.tls.write
+        self._paused = False
+        """The protocol reads nothing."""
+        self._tcp_paused = False
+        self._closing = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- called by the loop's transport ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.BaseProtocol`. What came with the end of the handshake belongs to the same time slice."""
+        self._tcp = cast(asyncio.Transport, transport)
+        assert self._protocol is not None
+        self._protocol.connection_made(self)
+        if self._pending and not self._closing and not self._paused:
+            self._read()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        self._incoming.write(data)
+        if self._closing:
+            self._shut_down()
+        elif not self._paused and self._protocol is not None and self._protocol.may_decrypt():
+            self._read()
+
+    def eof_received(self) -> bool:
+        """See `asyncio.Protocol`. The loop's transport flushes, and closes."""
+        if not self._closing and self._protocol is not None:
+            self._closing = True
+            self._protocol.eof_received()
+        return False
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self._protocol is not None:
+            self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self._protocol is not None:
+            self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        protocol, self._protocol = self._protocol, None  # ends a reference cycle
+        if protocol is not None:
+            protocol.connection_lost(exc)
+
+    # -- called by the protocol: reading --------------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """See `asyncio.ReadTransport`."""
+        return not self._paused and not self._closing
+
+    def pause_reading(self) -> None:
+        """See `asyncio.ReadTransport`. The kernel keeps what arrives from now on."""
+        self._paused = True
+        if not self._tcp_paused and not self._tcp.is_closing():
+            self._tcp_paused = True
+            self._tcp.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See `asyncio.ReadTransport`. What has arrived is decrypted in the next iteration of the loop."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self._pending:
+            self._loop.call_soon(self._read_on)
+        else:
+            self._read_tcp()
+
+    @property
+    def _pending(self) -> bool:
+        """Whether something has arrived that the protocol has not got."""
+        return bool(self._incoming.pending or self._tls.pending())
+
+    def _read_on(self) -> None:
+        if not self._paused and not self._closing:
+            self._read()
+            if not self._paused and not self._closing:
+                self._read_tcp()
+
+    def _read_tcp(self) -> None:
+        if self._tcp_paused and not self._tcp.is_closing():
+            self._tcp_paused = False
+            self._tcp.resume_reading()
+
+    def _read(self) -> None:
+        """Decrypt what has arrived, a time slice of it, and hand it to the protocol."""
+        tls, incoming = self._tls, self._incoming
+        octets, more, fault = b"", [], False
+        ended = False
+        try:
+            # To ask first is cheaper than OpenSSL's SSLWantReadError.
+            while incoming.pending or tls.pending():
+                found = tls.read(_RECORD)
+                if not found:
+                    ended = True
+                    break
+                if octets:
+                    more.append(found)
+                else:
+                    octets = found
+        except ssl.SSLWantReadError:
+            pass
+        except OSError:
+            fault = True
+        if octets and self._protocol is not None:
+            self._protocol.data_received(b"".join((octets, *more)) if more else octets)
+        if self._outgoing.pending:
+            self._send()
+        if fault:
+            self._fail()
+        elif ended and not self._closing and self._protocol is not None:
+            self._protocol.eof_received()
+            self.close()
+
+    # -- called by the protocol: writing --------------------------------------------------------------------------
+
+    def write(self, data: Octets) -> None:
+        """See `asyncio.WriteTransport`."""
+        if data and not self._closing:
+            written = self._write(data)
+            if written < len(data):
+                self._write_rest(data, written)
+            self._tcp.write(self._outgoing.read())
+
+    def writelines(self, list_of_data: Iterable[Octets]) -> None:
+        """See `asyncio.WriteTransport`."""
+        self.write(b"".join(list_of_data))
+
+    def _write_rest(self, data: Octets, written: int) -> None:
+        """OpenSSL takes a record at a time."""
+        rest = memoryview(data)[written:]
+        while rest:
+            rest = rest[self._write(rest) :]
+
+    def _send(self) -> None:
+        if not self._tcp.is_closing():
+            self._tcp.write(self._outgoing.read())
+
+    def get_write_buffer_size(self) -> int:
+        """See `asyncio.WriteTransport`: records count, not the octets in them."""
+        return self._tcp.get_write_buffer_size()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """See `asyncio.WriteTransport`."""
+        self._tcp.set_write_buffer_limits(high, low)
+
+    def can_write_eof(self) -> bool:
+        """See `asyncio.WriteTransport`: to close one direction ends the connection."""
+        return False
+
+    # -- called by the protocol: the rest -------------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """See `asyncio.BaseTransport`."""
+        return self._tls if name == "ssl_object" else self._tcp.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        """See `asyncio.BaseTransport`."""
+        return self._closing or self._tcp.is_closing()
+
+    def close(self) -> None:
+        """See `asyncio.BaseTransport`."""
+        if self._closing:
+            return
+        self._closing = True
+        self._timer = self._loop.call_later(LINGER, self._tcp.abort)
+        self._read_tcp()
+        self._shut_down()
+
+    def abort(self) -> None:
+        """See `asyncio.WriteTransport`."""
+        self._closing = True
+        self._tcp.abort()
+
+    def _shut_down(self) -> None:
+        """Send close_notify, and close once the peer's has come. What else arrives is thrown away."""
+        if self._tcp.is_closing():
+            return
+        try:
+            with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                while self._pending and self._tls.read(_RECORD):
+                    pass
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            self._send()
+        except OSError:
+            self._tcp.abort()
+        else:
+            self._send()
+            self._tcp.close()
+
+    def _fail(self) -> None:
+        """The peer broke TLS: it gets OpenSSL's alert, which waits to be sent, and the connection ends."""
+        if self._closing:
+            self._tcp.abort()
+            return
+        self._closing = True
+        self._timer = self._loop.call_later(LINGER, self._tcp.abort)
+        self._tcp.close()

@@ -1,0 +1,237 @@
+"""The transport of a TLS connection, above a transport that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any
+
+import pytest
+from tests.support.certificates import Authority, Certificate
+from tests.support.loop import eventually
+
+from grpc_h2 import TlsCredentials
+from grpc_h2.aio import tls_transport
+from grpc_h2.aio.arrival import Handshake
+from grpc_h2.aio.tls_transport import Secured, TlsTransport
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Authority(tmp_path_factory.mktemp("authority")).sign("server")
+
+
+class Tcp(asyncio.Transport):
+    """The loop's transport."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.reading = True
+        self.ended: list[str] = []
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def close(self) -> None:
+        self.ended.append("closed")
+
+    def abort(self) -> None:
+        self.ended.append("aborted")
+
+    def is_closing(self) -> bool:
+        return bool(self.ended)
+
+
+class Application(Secured):
+    """The protocol: it notes what it gets."""
+
+    transport: TlsTransport
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.patient = False
+        """Whether records are to wait."""
+        self.events: list[str] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def may_decrypt(self) -> bool:
+        if self.patient:
+            self.transport.pause_reading()
+        return not self.patient
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+    def eof_received(self) -> None:
+        self.events.append("eof")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.events.append("lost")
+
+
+class Connection:
+    """A client in memory, and the server's transport, protocol and TCP transport. ``behind``: what the client sends
+    behind its end of the handshake."""
+
+    def __init__(self, certificate: Certificate, behind: bytes = b"") -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        self.arrived, self.made = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.client = context.wrap_bio(self.arrived, self.made)
+        handshake = Handshake(TlsCredentials(certificate.cert, certificate.key).context)
+        with pytest.raises(ssl.SSLWantReadError):
+            self.client.do_handshake()
+        assert not handshake.proceed(self.made.read())
+        self.arrived.write(handshake.outgoing.read())
+        self.client.do_handshake()
+        if behind:
+            self.client.write(behind)
+        assert handshake.proceed(self.made.read())
+        self.arrived.write(handshake.outgoing.read())
+        self.tcp, self.application = Tcp(), Application()
+        self.transport = TlsTransport(asyncio.get_running_loop(), self.application, handshake)
+        self.transport.connection_made(self.tcp)
+
+    def send(self, *pieces: bytes) -> None:
+        """Each of the pieces is a record."""
+        for piece in pieces:
+            self.client.write(piece)
+        self.transport.data_received(self.made.read())
+
+    def records(self) -> list[bytes]:
+        """What the server has written, by records."""
+        octets, found = self.tcp.written, []
+        while octets:
+            end = 5 + int.from_bytes(octets[3:5], "big")
+            found.append(octets[:end])
+            octets = octets[end:]
+        self.tcp.written = b""
+        return found
+
+    def lose(self) -> None:
+        self.transport.connection_lost(None)
+        assert self.application.events[-1] == "lost"
+
+
+async def test_what_came_with_the_end_of_the_handshake_is_received(certificate: Certificate) -> None:
+    connection = Connection(certificate, behind=b"request")
+    assert connection.application.received == b"request"
+    connection.lose()
+
+
+async def test_pieces_that_are_written_together_share_records(certificate: Certificate) -> None:
+    connection = Connection(certificate)
+    pieces = [b"%03d" % number for number in range(32)]
+    connection.transport.writelines(pieces)
+    (record,) = connection.records()
+    connection.arrived.write(record)
+    assert connection.client.read(1000) == b"".join(pieces)
+    connection.transport.writelines([])
+    connection.transport.write(b"")
+    assert not connection.records()
+    connection.lose()
+
+
+async def test_a_write_of_many_records_is_written_whole(certificate: Certificate) -> None:
+    connection = Connection(certificate)
+    sent = bytes(range(256)) * 400
+    connection.transport.write(memoryview(sent))
+    records = connection.records()
+    assert len(records) == -(-len(sent) // 16_384)
+    connection.arrived.write(b"".join(records))
+    received = b""
+    while len(received) < len(sent):
+        received += connection.client.read(100_000)
+    assert received == sent
+    connection.lose()
+
+
+async def test_records_that_may_not_be_decrypted_wait_and_nothing_more_is_read(certificate: Certificate) -> None:
+    connection = Connection(certificate)
+    application, tcp = connection.application, connection.tcp
+    application.patient = True
+    connection.send(b"one")
+    connection.send(b"two")
+    assert (application.received, tcp.reading) == (b"", False)
+    connection.transport.resume_reading()
+    assert (application.received, tcp.reading) == (b"", False)
+    await eventually(lambda: tcp.reading, "it is read again once what has arrived is decrypted")
+    assert application.received == b"onetwo"
+    connection.transport.pause_reading()
+    connection.transport.resume_reading()
+    assert tcp.reading, "nothing waits"
+    connection.lose()
+
+
+async def test_a_close_sends_close_notify_behind_what_was_written_and_waits_for_the_peers(
+    certificate: Certificate,
+) -> None:
+    connection = Connection(certificate)
+    connection.transport.write(b"last words")
+    connection.transport.close()
+    connection.transport.write(b"too late")
+    assert (connection.transport.is_closing(), connection.tcp.ended) == (True, [])
+    connection.arrived.write(b"".join(connection.records()))
+    assert connection.client.read(100) == b"last words"
+    assert connection.client.read(100) == b"", "close_notify"
+    connection.send(b"on its way")
+    assert (connection.application.received, connection.tcp.ended) == (b"", [])
+    connection.client.unwrap()
+    connection.transport.data_received(connection.made.read())
+    assert connection.tcp.ended == ["closed"]
+    connection.lose()
+
+
+async def test_a_peer_that_sends_no_close_notify_is_not_waited_for_for_long(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_transport, "LINGER", 0.01)
+    connection = Connection(certificate)
+    connection.transport.close()
+    await eventually(lambda: connection.tcp.ended == ["aborted"], "it is ended")
+    connection.lose()
+
+
+async def test_the_close_notify_of_the_peer_ends_the_connection(certificate: Certificate) -> None:
+    connection = Connection(certificate)
+    connection.client.write(b"request")
+    with pytest.raises(ssl.SSLWantReadError):
+        connection.client.unwrap()
+    connection.transport.data_received(connection.made.read())
+    assert (connection.application.received, connection.application.events) == (b"request", ["eof"])
+    assert connection.tcp.ended == ["closed"]
+    connection.arrived.write(b"".join(connection.records()))
+    connection.client.unwrap()
+    connection.lose()
+
+
+async def test_the_end_of_tcp_without_close_notify_ends_the_connection(certificate: Certificate) -> None:
+    connection = Connection(certificate)
+    assert connection.transport.eof_received() is False
+    assert connection.application.events == ["eof"]
+    assert connection.transport.is_closing()
+    connection.lose()
+
+
+async def test_a_peer_that_breaks_tls_gets_an_alert_and_what_came_before_it_is_received(
+    certificate: Certificate,
+) -> None:
+    connection = Connection(certificate)
+    connection.client.write(b"request")
+    connection.transport.data_received(connection.made.read() + b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert connection.application.received == b"request"
+    assert connection.tcp.ended == ["closed"]
+    connection.arrived.write(b"".join(connection.records()))
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert bad record mac"):
+        connection.client.read(1)
+    connection.lose()
