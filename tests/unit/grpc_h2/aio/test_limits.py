@@ -11,6 +11,12 @@ from tests.support.stated import modules_of, stated_by
 KIB, MIB = 1024, 1024 * 1024
 
 STATED: dict[str, dict[str, object]] = {
+    "arrival": {
+        "_READ": 4 * KIB,
+    },
+    "tls_transport": {
+        "_RECORD": 16 * KIB,
+    },
     "admission": {
         "RESERVE": 64,
         "RESERVE_SECONDS": 2.0,
