@@ -60,6 +60,10 @@ COMMANDS: dict[str, Command] = {
         "perf.benches.catalogue_100k", "measure 100,000 definitions of 2 kB against their limits", "about 1 min",
         f"{_QUIET}; a PostgreSQL provider of the tests",
     ),
+    "growth": Command(
+        "perf.benches.growth", "measure how cost grows from 1,000 to 1,000,000 definitions (docs/performance.md)",
+        "about 8 min", f"{_QUIET}; 8 GB of memory; a PostgreSQL provider of the tests",
+    ),
     "gate": Command(
         "perf.benches.row_gate", "measure the row gate, and a victim beside the first check of 100,000 rows",
         "about 2 min", f"{_QUIET}; a PostgreSQL provider of the tests",
@@ -74,7 +78,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "flags": Command(
         "perf.benches.runtime_flags", "measure the effect of the server's runtime flags (docs/runtime-flags.md)",
-        "about 30 min", f"{_QUIET}; h2load; a PostgreSQL provider of the tests",
+        "about 2 min", f"{_QUIET}; h2load; a PostgreSQL provider of the tests",
     ),
     "capacity": Command(
         "perf.planning.capacity_figures", "write the figures that `definition-server capacity` plans with", "seconds",

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.benches.database_cost import Cost, costs
+from perf.report.block import replaced
 
 SEED = 20_261_125
 CHANGES = 20
@@ -283,19 +284,7 @@ def _change_rows(fleets: Sequence[tuple[str, Fleet]]) -> list[str]:
     return lines
 
 
-BEGIN, END = "<!-- simulation -->", "<!-- /simulation -->"
-
-
-def rewritten(page: str, content: str) -> str:
-    """``page`` with ``content`` between the markers.
-
-    Raises:
-        ValueError: unless each marker occurs once and they are in order.
-    """
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page needs {BEGIN} and {END}, once each and in this order")
-    before, _, after = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{after.partition(END)[2]}"
+BLOCK = "simulation"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -312,9 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(content)
             return 0
         page = given.docs.read_text(encoding="utf-8")
-        made = rewritten(page, content)
+        made = replaced(page, BLOCK, f"{content}\n")
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        print(f"no tables: {error}", file=sys.stderr)
+        print(f"no tables: {given.docs or 'perf/results'}: {error}", file=sys.stderr)
         return 1
     if given.check and made != page:
         print(f"{given.docs} is stale: run `python -m perf simulate --docs {given.docs}`", file=sys.stderr)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
 from pathlib import Path
 
 from perf.generator.scenarios import COMPILED
+from perf.report.block import marks, replaced
 from perf.report.record import Cell, Gate, Record, RecordError
 
-BEGIN, END = "<!-- perf table -->", "<!-- /perf table -->"
-"""Around all tables, in docs/performance.md."""
-BRIEF_BEGIN, BRIEF_END = "<!-- perf summary -->", "<!-- /perf summary -->"
-"""Around three rows of them, in the README."""
+ALL = "perf table"
+"""The block of all tables, in docs/performance.md."""
+BRIEF = "perf summary"
+"""The block of three rows of them, in the README."""
 _BRIEF = ("get-hot", "one-by-one", "rated")
 _BRIEF_SERVERS = ("native", "compiled", "grpcio", "grpc-js", "grpc-go", "tonic")
 SCHEDULED = ("open", "publish", "slow-reader")
@@ -214,14 +214,11 @@ def rewritten(text: str, record: Record, link: str, name: str) -> str:
     Raises:
         RecordError: unless each marker of one of the two pairs occurs exactly once.
     """
-    begin, end, render = (
-        (BRIEF_BEGIN, BRIEF_END, brief) if BRIEF_BEGIN in text or BRIEF_END in text else (BEGIN, END, readme)
-    )
-    block = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
-    if len(block.findall(text)) != 1 or text.count(begin) != 1 or text.count(end) != 1:
-        raise RecordError(f"{name}: needs the line {begin} and after it the line {end}, each once")
-    rendered = render(record, link)
-    return block.sub(lambda found: found[1] + rendered + found[2], text)
+    block, render = (BRIEF, brief) if any(mark in text for mark in marks(BRIEF)) else (ALL, readme)
+    try:
+        return replaced(text, block, render(record, link))
+    except ValueError as error:
+        raise RecordError(f"{name}: {error}") from None
 
 
 def link_from(readme_path: Path, record: Path) -> str:

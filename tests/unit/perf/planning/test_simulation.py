@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from perf.benches.database_cost import Cost, costs
 from perf.planning import simulation
-from perf.planning.simulation import Fleet, Sharing, at, one_change, rest, rewritten, simulate, slowest_fetch, tables
+from perf.planning.simulation import BLOCK, Fleet, Sharing, at, one_change, rest, simulate, slowest_fetch, tables
+from perf.report.block import replaced
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +129,9 @@ def test_an_impossible_fleet_is_refused(wrong: dict[str, float]) -> None:
 @pytest.mark.thorough  # six seconds of simulation
 def test_the_page_holds_the_tables_of_the_simulation() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert rewritten(page, tables(*costs())) == page, "run `python -m perf simulate --docs docs/capacity.md`"
+    assert replaced(page, BLOCK, f"{tables(*costs())}\n") == page, (
+        "run `python -m perf simulate --docs docs/capacity.md`"
+    )
 
 
 def test_a_page_is_rewritten_between_its_markers_and_found_stale(
@@ -145,4 +148,4 @@ def test_a_page_is_rewritten_between_its_markers_and_found_stale(
     assert simulation.main([*arguments, "--check"]) == 0
     page.write_text("no marks", encoding="utf-8")
     assert simulation.main(arguments) == 1
-    assert capsys.readouterr().err.startswith("no tables: the page needs <!-- simulation -->")
+    assert capsys.readouterr().err.startswith(f"no tables: {page}: needs the line <!-- simulation -->")

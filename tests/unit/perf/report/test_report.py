@@ -291,7 +291,7 @@ def test_the_projects_own_pages_show_the_stored_record(page: str) -> None:
 
 def test_the_readme_has_three_rows_and_the_latency_of_the_rated_load(tmp_path: Path, record: Record) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"{text.BRIEF_BEGIN}\nold\n{text.BRIEF_END}\n", encoding="utf-8")
+    path.write_text("<!-- perf summary -->\nold\n<!-- /perf summary -->\n", encoding="utf-8")
     assert run_report("--readme", path, write(tmp_path)) == 0
     written = path.read_text()
     assert len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 2  # the sample lacks one-by-one
