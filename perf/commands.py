@@ -61,7 +61,7 @@ COMMANDS: dict[str, Command] = {
         f"{_QUIET}; a PostgreSQL provider of the tests",
     ),
     "growth": Command(
-        "perf.benches.growth", "measure how cost grows from 1,000 to 1,000,000 definitions (docs/performance.md)",
+        "perf.planning.growth", "measure how cost grows from 1,000 to 1,000,000 definitions (docs/performance.md)",
         "about 8 min", f"{_QUIET}; 8 GB of memory; a PostgreSQL provider of the tests",
     ),
     "gate": Command(

@@ -5,6 +5,7 @@ default settings of the server, of the proxies and of the clients.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -175,12 +176,17 @@ def _hold(port: int) -> list[str]:
         idle.channel.subscribe(
             lambda state: found.append(state.name) if state is not grpc.ChannelConnectivity.READY else None
         )
+        # Without a deadline, which the server would observe too: whose clock is first would decide the status.
+        watch = health_pb2_grpc.HealthStub(watching.channel).Watch(health_pb2.HealthCheckRequest())
+        cancel = threading.Timer(PING_SECONDS, watch.cancel)
+        cancel.start()
         try:
-            for _ in health_pb2_grpc.HealthStub(watching.channel).Watch(
-                health_pb2.HealthCheckRequest(), timeout=PING_SECONDS
-            ):
+            for _ in watch:
                 continue
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # type: ignore[attr-defined]
+            if error.code() is not grpc.StatusCode.CANCELLED:  # type: ignore[attr-defined]
                 found.append(str(error))
+        finally:
+            cancel.cancel()
+            cancel.join()
         return found

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from perf.report import command as report
 from perf.report import text
+from perf.report.block import marks
 from perf.report.charts import PERCENTILES, Chart, all_charts
 from perf.report.page import BULLET_WIDTH, bullet, figures_json, page
 from perf.report.record import Cell, Gate, Record, RecordError, Run, kept, load
-from perf.report.text import BEGIN, END
 from tests.support import families, perf_record
 from tests.support.perf_record import FALLEN, histogram, sample, write
 
+BEGIN, END = marks(text.ALL)
 pytestmark = pytest.mark.slow
 
 Change = Callable[[dict[str, Any]], object]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from perf.benches import growth
-from perf.benches.growth import Growth, newest_table, table_of
+from perf.planning import growth
+from perf.planning.growth import Growth, newest_table, table_of
 
 PAGE = Path(__file__).parents[4] / "docs" / "performance.md"
 FIGURES = Growth(1000, 1.14, 0.5, 0.6, 50.0, 17.2, 2.5, 0.01, 1.02, 0.4, 3.0, failed=2)
