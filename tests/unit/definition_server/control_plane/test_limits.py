@@ -97,6 +97,7 @@ STATED: dict[str, dict[str, object]] = {
         "_DISK_SECONDS": 10.0,
         "_MOST_OCTETS": 256 * KIB,
         "_MOST_PARTS": 100,
+        "Content.others_may_write": False,
         "PublicationPolicy.read(at_once)": False,
     },
     "publications": {"_SHOWN_DIGITS": 16, "_SHOWN": 10},
@@ -155,6 +156,7 @@ STATED: dict[str, dict[str, object]] = {
         "_LONGEST_NAME": 4 * KIB,
         "Relation.tables": 1,
         "Relation.blocks": 0,
+        "Plan.__init__(tid_ranges)": True,
         "Plan.row(too_large)": False,
     },
     "telemetry": {
