@@ -17,7 +17,7 @@ SERVER = "tests/unit/definition_server"
 CANCEL = "            self._timer.cancel()"
 FAULTS = (
     # Clean-up that is deleted.
-    ("grpc_h2/aio/server.py", "self._loop.call_soon(protocol.drain)", "pass",
+    ("grpc_h2/aio/server.py", "self._loop.call_later(_FIRST_CALL, protocol.drain)", "pass",
      f"{ENGINE}/aio/test_listener.py::test_a_connection_that_arrives_during_a_stop_is_drained"),
     ("grpc_h2/aio/call.py", CANCEL, "            pass",
      f"{ENGINE}/aio/test_release.py::test_a_call_that_has_ended_before_its_deadline_is_released"),
