@@ -251,7 +251,7 @@ async def rapid_resets(crew: Crew) -> None:
 
 
 async def _once_and_stay(crew: Crew, act: Callable[[int, Peer], Awaitable[None]]) -> None:
-    """Run ``act``, which does not end by itself, once on every connection. Where the server has ended a connection,
+    """Run ``act``, which does not end by itself, once on every connection. If the server has ended a connection,
     wait."""
     await crew.each(act, again=False)
     crew.started()

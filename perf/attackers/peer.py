@@ -1,4 +1,4 @@
-"""A connection of an attacker: it can send any frame, and respects the server's windows where an attack has to."""
+"""A connection of an attacker: it can send any frame, and respects the server's windows if an attack has to."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Peer:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def open(self, stream: int, block: bytes, *, end: bool = False) -> None:
-        """HEADERS, and CONTINUATION where the block is longer than a frame."""
+        """HEADERS, and CONTINUATION if the block is longer than a frame."""
         self._windows[stream] = self._initial
         self.writer.write(headers(stream, block, end=end))
 

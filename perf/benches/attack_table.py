@@ -86,8 +86,8 @@ _MIDDLE = ("p50", "p99")
 
 
 def write(plan: AttackList, file: Path, record: Path, *, check: bool) -> int:
-    """Put the table of ``record`` between the marks of ``file``. Returns 1 where the marks are missing. With ``check``,
-    change nothing, and return 1 where that would change something."""
+    """Put the table of ``record`` between the marks of ``file``. Returns 1 if the marks are missing. With ``check``,
+    change nothing, and return 1 if that would change something."""
     old = file.read_text(encoding="utf-8")
     table = page(plan, _read(record), record.name)
     new, count = re.subn(

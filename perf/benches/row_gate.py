@@ -140,7 +140,7 @@ def measure_beside(server: ServerProcess, arguments: argparse.Namespace, figures
 def judged(what: str, before: list[float], beside: list[float], after: list[float], *, promised: bool) -> Row:
     """The median of the rounds' ratios, each of one figure beside the check and alone just before and after it.
 
-    The two figures alone show how much the machine itself varies. Where that is as much as the limit there is no
+    The two figures alone show how much the machine itself varies. If that is as much as the limit there is no
     verdict.
     """
     noise = statistics.median(max(one / other, other / one) for one, other in zip(before, after, strict=True))
@@ -163,7 +163,7 @@ def _is_patient(pid: int) -> bool:
 def _rounds(server: ServerProcess, checker: int, victim: Child, arguments: argparse.Namespace) -> list[float]:
     """Measure the victim alternately alone and beside the checker, until all rows are judged or the rounds are over.
 
-    Returns the checker's share of a CPU in each round. The checker pauses after each batch, and for longer where it was
+    Returns the checker's share of a CPU in each round. The checker pauses after each batch, and for longer if it was
     stopped meanwhile, so a round begins only when it works again.
     """
     shares = []

@@ -210,7 +210,7 @@ class Record(_Part):
     def times(self, scenario: str, other: str) -> float | None:
         """Calls per core of the native server, divided by those of ``other``.
 
-        This is the quotient that a gate judges (the median of the rounds' quotients) or, where no gate judges it, the
+        This is the quotient that a gate judges (the median of the rounds' quotients) or, if no gate judges it, the
         quotient of the medians.
         """
         judged = [

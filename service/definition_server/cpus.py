@@ -59,7 +59,7 @@ def cgroup_path(root: Path, controller: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The content of ``path``; empty where it cannot be read."""
+    """The content of ``path``; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

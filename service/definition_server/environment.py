@@ -71,7 +71,7 @@ def end_with_the_exit_code() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem of the environment: the variable, its value (masked where secret), the reason and the remedy."""
+    """One problem of the environment: the variable, its value (masked if secret), the reason and the remedy."""
 
     variable: str
     value: str | None

@@ -86,7 +86,7 @@ def reserve_standard_descriptors() -> None:
     Python's own ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, which are None then, are opened as well.
 
     Raises:
-        NoNullDevice: where one is closed, and /dev/null cannot be opened.
+        NoNullDevice: if one is closed, and /dev/null cannot be opened.
     """
     for number in range(3):
         try:

@@ -28,7 +28,7 @@ def default_catalogue_bytes(root: Path = Path("/")) -> int:
 
 
 def granted_memory(root: Path = Path("/")) -> int | None:
-    """Octets granted: the minimum of the machine's memory and of the cgroups' limits; None where none is known.
+    """Octets granted: the minimum of the machine's memory and of the cgroups' limits; None if none is known.
 
     ``root`` is the directory that holds ``proc`` and ``sys``.
     """

@@ -153,7 +153,7 @@ def write_catalogue(directory: Path, catalogue: avap_pb2.CatalogResponse, wrote_
     """Write ``catalogue`` to ``directory``, which is created if needed; ``wrote_one`` is called after each definition.
 
     Raises:
-        CommandFailed: where a file cannot be written, or two definitions have the same name.
+        CommandFailed: if a file cannot be written, or two definitions have the same name.
     """
     names = {command.name for command in catalogue.commands}
     if len(names) != len(catalogue.commands):
@@ -277,7 +277,7 @@ def _watch(server: Server, request: Any, line: _StateLine) -> None:
     """Show every state of the service on ``line``, for ever.
 
     Raises:
-        CommandFailed: where the server has no health service.
+        CommandFailed: if the server has no health service.
     """
     backoff = Backoff(_FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS)
     while True:
@@ -307,7 +307,7 @@ def _follow(
     anew every ``server.timeout`` seconds, and a server that does not send the first state at once is unreachable.
 
     Raises:
-        grpc.RpcError: where a stream brought no state at all.
+        grpc.RpcError: if a stream brought no state at all.
     """
     while True:
         received = False

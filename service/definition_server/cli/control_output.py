@@ -54,7 +54,7 @@ def _with_numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
 
 
 def iso(stamp: Timestamp) -> str:
-    """ISO 8601 in UTC, in whole seconds; a dash where there is no time."""
+    """ISO 8601 in UTC, in whole seconds; a dash if there is no time."""
     if not stamp.seconds:
         return "-"
     return stamp.ToDatetime(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

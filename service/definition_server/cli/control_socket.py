@@ -44,7 +44,7 @@ class Master:
         """The answer of one method.
 
         Raises:
-            CommandFailed: where there is no answer.
+            CommandFailed: if there is no answer.
         """
         with self._stub() as stub:
             return getattr(stub, method)(request, timeout=timeout or self._timeout)
@@ -53,7 +53,7 @@ class Master:
         """The answers of a streaming method, as they arrive.
 
         Raises:
-            CommandFailed: where it fails.
+            CommandFailed: if it fails.
         """
         with self._stub() as stub:
             yield from getattr(stub, method)(request, timeout=max(self._timeout, 3600.0))
@@ -172,7 +172,7 @@ def socket_path(given: Path | None) -> Path:
     """The socket to call: ``given``, or the one that the environment names.
 
     Raises:
-        CommandFailed: where neither names one.
+        CommandFailed: if neither names one.
     """
     path = given or settings_or_exit(ControlSettings).control_path()
     if path is None:

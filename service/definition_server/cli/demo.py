@@ -107,7 +107,7 @@ def _settings() -> Settings:
 
 
 def _check_ports(settings: Settings) -> None:
-    """End the command where a port is taken: otherwise it would print how to call a server that is not there."""
+    """End the command if a port is taken: otherwise it would print how to call a server that is not there."""
     from definition_server.control_plane.listener import reason_text
 
     address = (settings.metrics_host or settings.host, settings.metrics_port)

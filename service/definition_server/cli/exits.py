@@ -47,7 +47,7 @@ class CommandFailed(click.ClickException):
 
 
 def _at_a_terminal(message: str) -> str:
-    """``message`` of an error, wrapped at words where stderr is a terminal."""
+    """``message`` of an error, wrapped at words if stderr is a terminal."""
     if not sys.stderr.isatty():
         return message
     return "\n".join(_wrapped(line) for line in message.split("\n"))

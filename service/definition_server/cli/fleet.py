@@ -96,7 +96,7 @@ def parse_target(text: str) -> Address:
     """``HOST``, ``HOST:PORT``, ``[IPv6]:PORT`` or a bare IPv6 address.
 
     Raises:
-        click.UsageError: where it has another form.
+        click.UsageError: if it has another form.
     """
     found = _TARGET.fullmatch(text)
     port = METRICS_PORT if found is None or found[3] is None else int(found[3])
@@ -109,7 +109,7 @@ def show_fleet(targets: Sequence[str], timeout: float, *, as_json: bool) -> None
     """Ask every replica of ``targets``, and print one table, or JSON.
 
     Raises:
-        CommandFailed: where a replica differs, is not ready, not fresh or does not answer.
+        CommandFailed: if a replica differs, is not ready, not fresh or does not answer.
     """
     replicas = ask([parse_target(target) for target in targets], timeout)
     versions = Counter(replica.version_hash for replica in replicas if replica.version_hash)
@@ -316,7 +316,7 @@ def _read(address: Address, document: Any) -> Replica:
     """A document of ``/statusz``.
 
     Raises:
-        TypeError, KeyError, ValueError: where it is not such a document.
+        TypeError, KeyError, ValueError: if it is not such a document.
     """
     catalog, sync, freshness = document["catalog"], document["sync"], document["freshness"]
     return Replica(

@@ -103,7 +103,7 @@ def figures_from(data: Any) -> Figures:
     """The content of `FILE`.
 
     Raises:
-        FiguresError: where a figure is missing, or no measurement could yield it.
+        FiguresError: if a figure is missing, or no measurement could yield it.
     """
     try:
         figures = Figures(
@@ -131,7 +131,7 @@ def load_figures() -> Figures:
     """The figures that come with this package.
 
     Raises:
-        FiguresError: where they cannot be used.
+        FiguresError: if they cannot be used.
     """
     try:
         text = resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")

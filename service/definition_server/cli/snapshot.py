@@ -76,7 +76,7 @@ def open_verified(path: Path) -> Snapshot:
     """The snapshot in a file, after every octet of it was checked.
 
     Raises:
-        CommandFailed: where it cannot be read or a check fails.
+        CommandFailed: if it cannot be read or a check fails.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device may have no end

@@ -1,4 +1,4 @@
-"""TLS of the client commands: trusted authorities, the client certificate, and advice where a connection fails."""
+"""TLS of the client commands: trusted authorities, the client certificate, and advice if a connection fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tls_of(settings: ClientSettings) -> Tls | None:
     """The TLS part of ``settings``; None for cleartext.
 
     Raises:
-        CommandFailed: (exit code 78) where the system's authorities are requested and there are none.
+        CommandFailed: (exit code 78) if the system's authorities are requested and there are none.
     """
     if settings.ca_file is None:
         return None

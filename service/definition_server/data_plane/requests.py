@@ -27,7 +27,7 @@ def text_of(request: bytes) -> bytes:
     """The text of a message with one text field: valid UTF-8; empty if the field is missing.
 
     Raises:
-        WireError: where ``request`` is not such a message.
+        WireError: if ``request`` is not such a message.
     """
     text = b""
     for number, kind, content in _fields(request):
@@ -44,7 +44,7 @@ def check_empty(request: bytes) -> None:
     """Accept a message without known fields.
 
     Raises:
-        WireError: where ``request`` is not a message.
+        WireError: if ``request`` is not a message.
     """
     for _ in _fields(request):
         pass

@@ -45,7 +45,7 @@ class WarmUp:
         """Open the sockets.
 
         Raises:
-            OSError: where there is no descriptor.
+            OSError: if there is no descriptor.
         """
         self._config = replace(config, host="127.0.0.1", port=0)
         self._listener: socket.socket | None = None

@@ -68,10 +68,10 @@ class Channel:
         """Send ``message``, with ``descriptors`` if given (the receiver gets duplicates).
 
         Returns:
-            False where it cannot be sent now (the other end does not read, the kernel lacks memory). Try again later.
+            False if it cannot be sent now (the other end does not read, the kernel lacks memory). Try again later.
 
         Raises:
-            ChannelClosed: where the other end is gone.
+            ChannelClosed: if the other end is gone.
         """
         try:
             socket.send_fds(self._socket, [encode(message)], list(descriptors))
@@ -87,8 +87,8 @@ class Channel:
         """The next message and its descriptors, which the caller closes; None if no message waits.
 
         Raises:
-            ChannelClosed: where the other end is gone.
-            MessageError: where the datagram is not a valid message, or carries descriptors that this end does not take.
+            ChannelClosed: if the other end is gone.
+            MessageError: if the datagram is not a valid message, or carries descriptors that this end does not take.
         """
         try:
             # Not socket.recv_fds, which ignores its flags: the descriptors would leak into child processes.

@@ -29,7 +29,7 @@ def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
     """A sealed memfd that holds ``pieces`` one after the other. The caller closes the descriptor.
 
     Raises:
-        OSError: where memory or descriptors are exhausted.
+        OSError: if memory or descriptors are exhausted.
     """
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -72,8 +72,8 @@ def map_sealed(descriptor: int) -> mmap:
     """Map a sealed memfd for reading. The mapping outlives the descriptor.
 
     Raises:
-        NotSealedError: where a seal is missing, or the memory is empty.
-        OSError: where it cannot be mapped.
+        NotSealedError: if a seal is missing, or the memory is empty.
+        OSError: if it cannot be mapped.
     """
     seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     if seals & SEALS != SEALS:

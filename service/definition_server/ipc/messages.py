@@ -179,7 +179,7 @@ def decode(datagram: bytes, expected: tuple[type[Message], ...]) -> Message:
     """The message in ``datagram``, of one of the ``expected`` types.
 
     Raises:
-        MessageError: where the datagram is not such a message. The text quotes its first octets.
+        MessageError: if the datagram is not such a message. The text quotes its first octets.
     """
     try:
         values = json.loads(datagram, parse_constant=_refuse_constant)

@@ -210,7 +210,7 @@ class StatsPage:
         """A page of zeros whose size is fixed.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         self.descriptor = os.memfd_create("definition-server-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -224,7 +224,7 @@ class StatsPage:
         """Leave the page writable for those that have mapped it, and for nobody else.
 
         Raises:
-            OSError: where that is not possible. The worker has then sealed it in another way.
+            OSError: if that is not possible. The worker has then sealed it in another way.
         """
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
@@ -242,7 +242,7 @@ def map_own(descriptor: int) -> Slot:
     """A worker's own page, writable. Closes ``descriptor``: the mapping stays.
 
     Raises:
-        OSError: where it cannot be mapped.
+        OSError: if it cannot be mapped.
     """
     try:
         return Slot(memoryview(mmap(descriptor, SLOT_SIZE)).cast("Q"))
@@ -254,8 +254,8 @@ def map_peer(descriptor: int) -> Slot:
     """Another worker's page, which can only be read. Closes ``descriptor``.
 
     Raises:
-        OSError: where it cannot be mapped.
-        ValueError: where it is too short.
+        OSError: if it cannot be mapped.
+        ValueError: if it is too short.
     """
     try:
         return Slot(memoryview(mmap(descriptor, SLOT_SIZE, flags=MAP_SHARED, prot=PROT_READ)).cast("Q"))

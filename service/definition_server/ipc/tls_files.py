@@ -23,10 +23,10 @@ class TlsFiles:
     """Descriptors of sealed memory, which this object owns. A context: it closes them."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
-        """``descriptors``: certificate chain, key and, where clients need a certificate, their authorities.
+        """``descriptors``: certificate chain, key and, if clients need a certificate, their authorities.
 
         Raises:
-            NotSealedError: where they are not two or three pieces of sealed memory. They are closed then.
+            NotSealedError: if they are not two or three pieces of sealed memory. They are closed then.
         """
         self.descriptors = tuple(descriptors)
         try:
@@ -43,7 +43,7 @@ class TlsFiles:
         """Copy the octets into sealed memory.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         contents = (certificate, key) if client_authorities is None else (certificate, key, client_authorities)
         made: list[int] = []

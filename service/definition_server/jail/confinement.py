@@ -47,7 +47,7 @@ class Support(NamedTuple):
 
     @property
     def missing(self) -> str:
-        """The missing protections, for a message; empty where none is missing."""
+        """The missing protections, for a message; empty if none is missing."""
         lacks = [] if self.landlock_abi else ["Landlock"]
         lacks += [] if self.seccomp else ["seccomp filters"]
         return " and ".join(lacks)

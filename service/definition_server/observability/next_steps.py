@@ -98,7 +98,7 @@ class Step:
 
 
 def next_steps(status: ServiceStatus, now: float) -> list[Step]:
-    """The next steps, the most urgent first; empty where there are none. ``now``: seconds since the epoch."""
+    """The next steps, the most urgent first; empty if there are none. ``now``: seconds since the epoch."""
     steps = [*_serving(status), *_reading(status), *_wishes(status), *_rows(status), *_machine(status, now)]
     order = list(Urgency)
     return sorted(steps, key=lambda step: order.index(step.urgency))

@@ -1,6 +1,6 @@
 """The reasons for failures that the pages of the admin port show: names from this list, and nothing else.
 
-The pages need no key. The text of an error may hold a host, a user, a path, a row's name or, where a library quotes its
+The pages need no key. The text of an error may hold a host, a user, a path, a row's name or, if a library quotes its
 input, a secret; so texts go into the log alone. docs/observability.md explains each reason.
 """
 

@@ -2,21 +2,21 @@
 
 **Theory of operation.** The rights of a connection depend on what its peer has proved (`Trust`). A peer that has proved
 its right to be served (by a call with a known key) is a client, and its connection is never closed to make room. All
-other peers are strangers. An attacker can have as many connections of strangers as it likes, so those are the ones that
-are closed:
+other peers are strangers. An attacker can open as many connections as a stranger as it likes, so connections of
+strangers are closed to make room:
 
 - A peer address holds `Admission.max_per_peer` connections at most. Further ones are refused.
-- Where the server is full, a new connection takes the place of the stranger that has been idle for the longest time.
-- Where no stranger has been idle for `_IDLE_SECONDS`, the new connection gets one of the `RESERVE` places above the
+- If the server is full, a new connection takes the place of the stranger that has been idle for the longest time.
+- If no stranger has been idle for `_IDLE_SECONDS`, the new connection gets one of the `RESERVE` places above the
   limit: a probe connects, makes its call and leaves. A connection of the reserve whose peer has proved nothing after
   `RESERVE_SECONDS` is closed.
-- Where the reserve is full too, the stranger that has been idle for the longest time is closed, even if that time is
-  short. Where no stranger is left, the client that has held a place of the reserve for the longest time is drained: it
+- If the reserve is full too, the stranger that has been idle for the longest time is closed, even if that time is
+  short. If no stranger is left, the client that has held a place of the reserve for the longest time is drained: it
   gets a GOAWAY, its calls are finished, and it connects elsewhere or again. So a probe is always accepted.
 - A stranger that makes no call which the server admits is drained after `first_call_timeout` seconds, and closed after
-  as many again. An honest client that connected ahead of time connects again with its next call.
+  the same time again. An honest client that connected before it had a call connects again for its next call.
 
-Clocks: all instants are in the loop's seconds.
+All instants are in seconds of the loop's clock.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ REASONS = {
 
 
 class Held(Protocol):
-    """A connection, as `Admission` sees it."""
+    """The part of a connection that `Admission` uses."""
 
     @property
     def trust(self) -> Trust:
@@ -84,7 +84,7 @@ class Held(Protocol):
 
     @property
     def active_at(self) -> float:
-        """When the peer has last sent something; -inf where it has sent nothing."""
+        """The instant at which the peer last sent something; -inf if it has sent nothing."""
 
     def drain(self) -> None:
         """Finish the calls, and close."""
@@ -106,7 +106,7 @@ class Admission:
         max_per_peer: int | None = None,
         first_call_timeout: float = inf,
     ) -> None:
-        """None: no limit."""
+        """The limit; None: there is no limit."""
         self.max_connections = max_connections
         self.max_per_peer = max_per_peer
         self._first_call_timeout = first_call_timeout
@@ -132,7 +132,7 @@ class Admission:
 
     @property
     def held(self) -> int:
-        """Connections that are held, unfinished TLS handshakes among them."""
+        """The number of connections that are held, unfinished TLS handshakes included."""
         return len(self._peers)
 
     @property
@@ -189,7 +189,7 @@ class Admission:
         return True
 
     def stop(self) -> None:
-        """Nothing more is admitted: stop the timer."""
+        """Stop the timer, because no more connections are admitted."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None
@@ -197,7 +197,7 @@ class Admission:
     # -- room -----------------------------------------------------------------------------------------------------
 
     def _make_room(self, now: float) -> bool:
-        """Make room for one more, in the reserve if need be. Returns False where there is none."""
+        """Make room for one more connection, in the reserve if necessary. Returns False if there is no room."""
         assert self.max_connections is not None
         if self._evict(now - _IDLE_SECONDS) or self.held < self.max_connections + RESERVE or self._evict(now):
             return True

@@ -42,17 +42,18 @@ class Foreign:
 
 
 def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | None:
-    """The protocol of a peer that begins with these octets. None where it is not known, or may still be the protocol of
+    """The protocol of a peer that begins with these octets. None if it is not known, or may still be the protocol of
     this port.
 
     Args:
         octets: The first octets.
         speaks: The protocol of this port: `CLEARTEXT` or `SECURE`.
-        whole: Whether to judge an incomplete line, too.
+        whole: Whether to judge an incomplete line too.
     """
     if speaks == SECURE and octets[:4] == frames.PREFACE[:4]:
-        # Not answered in HTTP/2: a gRPC client that gets SETTINGS considers itself connected, and repeats its calls
-        # until their deadlines. An answer in HTTP/1.1 ends the calls at once, and clients show it in their errors.
+        # The answer is not in HTTP/2: a gRPC client that gets SETTINGS considers itself connected, and repeats its
+        # calls until their deadlines. An answer in HTTP/1.1 ends the calls at once, and clients show it in their
+        # errors.
         return Foreign("HTTP/2 without TLS", _http1(speaks, "HTTP/2 without TLS"))
     line = _HTTP1_LINE.match(octets)
     if line is not None:
@@ -89,11 +90,11 @@ class FirstOctets:
         self._octets = b""
 
     def take(self, data: bytes, *, secure: bool) -> bytes | Foreign | None:
-        """``data`` has arrived; with ``secure``, through TLS.
+        """``data`` has arrived; ``secure``: it arrived through TLS.
 
         Returns:
             All octets that have arrived, for the connection to process; or the foreign protocol that the peer speaks;
-            or None where too little has arrived.
+            or None if too few octets have arrived.
         """
         octets = self._octets + data
         preface = frames.PREFACE
@@ -126,5 +127,5 @@ def _http1(speaks: str, received: str, *, head: bool = False) -> bytes:
 
 
 def goaway(code: int, reason: str) -> bytes:
-    """The whole conversation of a server that refuses a connection: SETTINGS (RFC 9113 section 3.4), and GOAWAY."""
+    """All octets that a server sends to refuse a connection: SETTINGS (RFC 9113 section 3.4) and GOAWAY."""
     return frames.settings(()) + frames.goaway(0, code, reason.encode())

@@ -305,12 +305,12 @@ class Listener:
     async def _secure(
         self, protocol: Http2Protocol, arrival: Arrival, connection: socket.socket, address: Any
     ) -> Handshake | None:
-        """Do the handshake. Returns None where the peer begins none that can lead to h2: it has its answer, and the
+        """Do the handshake. Returns None if the peer begins none that can lead to h2: it has its answer, and the
         connection is closed.
 
         Raises:
-            TimeoutError: where the peer takes too long.
-            OSError: where the handshake fails, or the connection breaks.
+            TimeoutError: if the peer takes too long.
+            OSError: if the handshake fails, or the connection breaks.
         """
         assert self._tls is not None
         octets = arrival.peek(_PEEKED)
@@ -378,11 +378,11 @@ def _text(error: OSError) -> str:
 
 
 def listen(address: str, *, backlog: int = BACKLOG) -> socket.socket:
-    """A listening socket on ``host:port``, or ``[host]:port`` where the host is IPv6. Port 0 is any free port.
+    """A listening socket on ``host:port``, or ``[host]:port`` if the host is IPv6. Port 0 is any free port.
 
     Raises:
-        ValueError: where ``address`` has another form.
-        OSError: where the address cannot be bound.
+        ValueError: if ``address`` has another form.
+        OSError: if the address cannot be bound.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or (":" in host and not host.startswith("[")):

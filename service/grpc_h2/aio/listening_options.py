@@ -24,7 +24,7 @@ def set_listening_options(listening: socket.socket) -> None:
     no effect on a non-blocking socket.
 
     Raises:
-        PermissionError: where this process may not set them.
+        PermissionError: if this process may not set them.
     """
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ACCEPT_TIMEOUT)
     if listening.family in (socket.AF_INET, socket.AF_INET6):

@@ -1,8 +1,8 @@
 """Decrypts TLS records piece by piece, for a time slice in each iteration of the event loop.
 
 **Theory of operation.** An event loop reads up to 256 kB of a TLS connection at a time and has OpenSSL process all of
-it before it does anything else. A record may have 22 octets, so that may be 11,000 records. They take 5 ms where each
-holds one octet, and 120 ms where each is a KeyUpdate (RFC 8446, section 4.6.3), which needs new keys and an answer. The
+it before it does anything else. A record may have 22 octets, so that may be 11,000 records. They take 5 ms if each
+holds one octet, and 120 ms if each is a KeyUpdate (RFC 8446, section 4.6.3), which needs new keys and an answer. The
 limits of HTTP/2 apply only after decryption.
 
 So the octets that the loop has read are handed to OpenSSL `PIECE` octets at a time, for about `TIME_SLICE` seconds. The
@@ -62,7 +62,7 @@ class PiecewiseTls(ssl.SSLObject):
                     raise
 
     def pending(self) -> int:
-        """See `ssl.SSLObject.pending`. More than 0 where `read` may return something: uvloop checks this before it
+        """See `ssl.SSLObject.pending`. More than 0 if `read` may return something: uvloop checks this before it
         reads."""
         return self._sslobj.pending() + self._piece.pending  # type: ignore[attr-defined, no-any-return]
 
@@ -109,7 +109,7 @@ class PiecewiseTls(ssl.SSLObject):
             self._slice_end = perf_counter() + TIME_SLICE
 
     def _end_slice(self, on_more: Callable[[], bool]) -> None:
-        """Raise the error that makes the event loop stop reading: for now, or for good where the connection closes."""
+        """Raise the error that makes the event loop stop reading: for now, or for good if the connection closes."""
         if self._closing:
             raise ssl.SSLError("too much has arrived on a connection that closes")
         if on_more():

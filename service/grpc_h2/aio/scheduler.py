@@ -5,7 +5,7 @@ connections as it likes: if each of them continued in every iteration of the loo
 all of them. So a connection that has more to do (input that is not processed yet, or output beyond its budget) defers
 that work to this scheduler. Deferred work is done first come, first served, for about `TIME_SLICE` seconds; then the
 loop polls its sockets. Connections with deferred work thus share the rest of the core's time. Connections without it
-wait for one time slice at most. Where the loop was busy with other things in the same iteration (reads, new
+wait for one time slice at most. If the loop was busy with other things in the same iteration (reads, new
 connections, timers), the time slice is put off by one iteration, so that its length does not add to theirs: see
 `BUSY_LIMIT`.
 

@@ -164,8 +164,8 @@ class Server:
         """Listen on ``host:port`` (``[host]:port`` for IPv6; port 0: any). Returns the port.
 
         Raises:
-            ValueError: where ``address`` has another form.
-            OSError: where the address cannot be bound.
+            ValueError: if ``address`` has another form.
+            OSError: if the address cannot be bound.
         """
         return self._add_port(address, None)
 

@@ -31,7 +31,7 @@ class TlsCredentials:
         *,
         require_client_certificate: bool = True,
     ) -> None:
-        """The arguments are paths of PEM files. Where ``require_client_certificate`` is False, a client need not
+        """The arguments are paths of PEM files. If ``require_client_certificate`` is False, a client need not
         present a certificate; but if it presents one, that must be valid. Raises `CertificateFault`.
         """
         self._certificate = os.fspath(certificate)
@@ -44,7 +44,7 @@ class TlsCredentials:
         """Read the files again, for new connections.
 
         Raises:
-            CertificateFault: where they are not usable together (a pair may be half replaced). The fault is logged, and
+            CertificateFault: if they are not usable together (a pair may be half replaced). The fault is logged, and
                 new connections use the certificate that was loaded before.
         """
         try:
@@ -63,7 +63,7 @@ class TlsCredentials:
         """Use other files, for new connections. They are read once, now.
 
         Raises:
-            CertificateFault: where they are not usable together. Nothing is replaced, and nothing is logged.
+            CertificateFault: if they are not usable together. Nothing is replaced, and nothing is logged.
         """
         before = self._certificate, self._key, self._client_ca
         self._certificate, self._key = os.fspath(certificate), os.fspath(key)

@@ -1,6 +1,6 @@
 """The transport of a TLS connection whose handshake is done: records on the loop's transport, octets for the protocol.
 
-**Theory of operation.** Event loops bring such a transport themselves. It decrypts what arrives when it arrives: where
+**Theory of operation.** Event loops bring such a transport themselves. It decrypts what arrives when it arrives: if
 hundreds of peers send at the same moment, every other connection waits for all of them, and no scheduler is asked. So
 this one asks first (`Secured.may_decrypt`). What may not be decrypted yet stays where it is, and nothing more is read
 from the socket, until the protocol resumes reading in its time slice.

@@ -125,7 +125,7 @@ class Abuse:
         """A frame on a stream that has ended was received; the client has opened ``streams`` so far.
 
         Raises:
-            ConnectionFault: ENHANCE_YOUR_CALM where there are too many.
+            ConnectionFault: ENHANCE_YOUR_CALM if there are too many.
         """
         if self._late_frames < self._limits.late_frames_per_stream * streams:
             self._late_frames += 1
@@ -136,7 +136,7 @@ class Abuse:
         """PING was received.
 
         Raises:
-            ConnectionFault: ENHANCE_YOUR_CALM where PINGs came too soon too often.
+            ConnectionFault: ENHANCE_YOUR_CALM if PINGs came too soon too often.
         """
         limits, now = self._limits, self._timers.now
         if self._last_ping is not None:

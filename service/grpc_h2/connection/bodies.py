@@ -61,7 +61,7 @@ class Bodies:
         `MessageReader.more`.
 
         Raises:
-            ConnectionFault: where the peer sends too many tiny frames, or messages that are too large or inflate too
+            ConnectionFault: if the peer sends too many tiny frames, or messages that are too large or inflate too
                 much.
         """
         reader = stream.reader

@@ -7,7 +7,7 @@ may be another one. One is ended at a time: each further addition ends another, 
 
 The one that holds most is found without a walk over all: shares are kept in classes by the binary order of magnitude of
 their octets, and only members of the highest class are compared, at most `_COMPARED` of them. So the connection that is
-ended is the heaviest where that class is small, and otherwise holds at least half as much as the heaviest.
+ended is the heaviest if that class is small, and otherwise holds at least half as much as the heaviest.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class Calls:
         """END_STREAM was received.
 
         Raises:
-            StreamFault: PROTOCOL_ERROR where content-length has announced more.
+            StreamFault: PROTOCOL_ERROR if content-length has announced more.
         """
         stream.request_ended()
         self.judge_request(stream)
@@ -243,7 +243,7 @@ class Calls:
         stream.note_queued(self._limits.high_water)
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Entries) -> None:
-        """Queue the end of a call: trailers, or trailers alone where nothing was sent before."""
+        """Queue the end of a call: trailers, or trailers alone if nothing was sent before."""
         block = trailers_block if stream.headers_sent else trailers_only_block
         self._end_with(stream, block(status, message, metadata))
 

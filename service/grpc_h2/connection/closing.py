@@ -109,7 +109,7 @@ class Closing:
         CVE-2025-8671.
 
         Raises:
-            ConnectionFault: where the peer has caused too many.
+            ConnectionFault: if the peer has caused too many.
         """
         self._abuse.glitch("frames that break a stream's rules")
         self._reports.append(("refused", fault.reason))
@@ -129,7 +129,7 @@ class Closing:
             self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
-        """The handler resets ``stream``: send RST_STREAM. No effect where the stream or the connection has ended."""
+        """The handler resets ``stream``: send RST_STREAM. No effect if the stream or the connection has ended."""
         if stream.state is StreamState.CLOSED or self._lifecycle.closed:
             return
         self._reset(stream.id, code)

@@ -6,7 +6,7 @@ handler becomes an event. `Connection.data_to_send` returns the octets to write.
 fault ends its stream (in `Closing.refuse` alone) or the connection (in `Closing.close` alone).
 
 **Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
-neighbours). Where input is left over, ``backlog`` is true, and the caller calls again after other connections.
+neighbours). If input is left over, ``backlog`` is true, and the caller calls again after other connections.
 
 **Composition.** A connection is made of parts. Each owns its numbers: other parts read them, but change them only
 through its methods. A part knows the parts before it in this list, and returns outcomes to those after it::
@@ -235,7 +235,7 @@ class Connection:
     def data_to_send(self, budget: int | None = None) -> list[Piece]:
         """The octets to write now: everything that is not stream data, then about ``budget`` octets of stream data.
 
-        Empty where nothing can be sent, because nothing is queued or the peer's windows are exhausted. May cause events
+        Empty if nothing can be sent, because nothing is queued or the peer's windows are exhausted. May cause events
         (`take_events`).
         """
         outbound = self._outbound
@@ -310,7 +310,7 @@ class Connection:
         self._report()
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Metadata = ()) -> None:
-        """Send the end of a call: trailers, or trailers alone where nothing was sent before. No effect on a closed
+        """Send the end of a call: trailers, or trailers alone if nothing was sent before. No effect on a closed
         stream.
 
         Raises:

@@ -10,7 +10,7 @@ cost a call nothing.
 **Rests.** A call may be answered before its request is whole: a wrong key is known at HEADERS. By RFC 9113 section 8.1,
 the server may ask the client not to send the rest, by RST_STREAM with NO_ERROR. But clients and proxies lose an answer
 whose RST_STREAM they read before they have sent their body (curl: error 92) or passed the answer on (Envoy issue
-30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out where the rest of the request arrives meanwhile,
+30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out if the rest of the request arrives meanwhile,
 as it does from every client that sends its request at once. Only the ids of such streams are kept, `_RESTS` at most.
 
 **Answers.** A client must read its waiting answers at `Limits.min_read_rate`, after `Limits.read_grace`. Octets that a
@@ -85,7 +85,7 @@ class RequestDeadlines:
             self._marks.append((latest, self._streams.last_id))
 
     def await_rest(self, stream_id: int) -> int | None:
-        """A call was answered before its request was whole. Where too many streams wait for their rest, the one that
+        """A call was answered before its request was whole. If too many streams wait for their rest, the one that
         has waited longest is removed and returned."""
         self._rests[stream_id] = self._timers.now + self._limits.rest_timeout, 0
         return self.give_up_rest() if len(self._rests) > _RESTS else None

@@ -128,7 +128,7 @@ class FastPath:
     # -- answers --------------------------------------------------------------------------------------------------
 
     def answer_one(self, data: bytes, now: float) -> bytes | None:
-        """The answer to ``data`` where ``data`` is one call of a static method and there is nothing else to do; else
+        """The answer to ``data`` if ``data`` is one call of a static method and there is nothing else to do; else
         None.
 
         From a client that waits for each answer, every read brings one call, so `receive_data` would do for each call

@@ -35,7 +35,7 @@ class FlowControl:
         """The peer has sent ``octets`` of DATA, padding included.
 
         Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR where its window is too small for them.
+            ConnectionFault: FLOW_CONTROL_ERROR if its window is too small for them.
         """
         self._window -= octets
         if self._window < 0:
@@ -56,7 +56,7 @@ class FlowControl:
         """WINDOW_UPDATE of the connection.
 
         Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR where the window passes 2^31 - 1.
+            ConnectionFault: FLOW_CONTROL_ERROR if the window passes 2^31 - 1.
         """
         window = grown(self.send_window, increment)
         if window is None:
@@ -78,7 +78,7 @@ class FlowControl:
     # -- receiving and sending at once: the fast path -------------------------------------------------------------
 
     def exchange(self, received: int, sent: int) -> bool:
-        """Receive ``received`` octets, give them back and send ``sent``. Returns False, and does nothing, where that
+        """Receive ``received`` octets, give them back and send ``sent``. Returns False, and does nothing, if that
         would be a fault, exceed a window, or make an increment due."""
         if (
             sent > self.send_window
@@ -117,6 +117,6 @@ class FlowControl:
 
 
 def grown(window: int, increment: int) -> int | None:
-    """A send window after WINDOW_UPDATE, or None where it would pass 2^31 - 1 (section 6.9.1)."""
+    """A send window after WINDOW_UPDATE, or None if it would pass 2^31 - 1 (section 6.9.1)."""
     window += increment
     return None if window > LARGEST_WINDOW else window

@@ -62,7 +62,7 @@ class BlockAssembly:
         """Add the next frame.
 
         Raises:
-            ConnectionFault: PROTOCOL_ERROR where it is no CONTINUATION of this block; ENHANCE_YOUR_CALM where the
+            ConnectionFault: PROTOCOL_ERROR if it is no CONTINUATION of this block; ENHANCE_YOUR_CALM if the
                 block comes in too many frames or is too long (VU#421644).
         """
         if kind != frames.CONTINUATION or stream_id != self.stream_id:
@@ -189,12 +189,12 @@ class Headers:
         return known or self.learn(block)
 
     def learn(self, block: bytes) -> Route:
-        """Decode a request's header block and find its route; remember the block where that is safe.
+        """Decode a request's header block and find its route; remember the block if that is safe.
 
         Raises:
-            ConnectionFault: where the tables of both sides may differ from now on, or the list is far beyond every
+            ConnectionFault: if the tables of both sides may differ from now on, or the list is far beyond every
                 limit.
-            StreamFault: where the fields are no well-formed request.
+            StreamFault: if the fields are no well-formed request.
         """
         fields = self.decode(block)
         decoder = self._decoder

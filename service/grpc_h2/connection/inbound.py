@@ -2,7 +2,7 @@
 its stream.
 
 A turn (one call of `Inbound.work`) is bounded by `Limits.answers_per_turn` and its neighbours, so that other
-connections are served in between; where it ends early, `InputBuffer.backlog` is true.
+connections are served in between; if it ends early, `InputBuffer.backlog` is true.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Inbound:
         budget is used up.
 
         Raises:
-            ConnectionFault: where the peer broke the connection's rules.
+            ConnectionFault: if the peer broke the connection's rules.
         """
         buffer, lifecycle, headers, abuse = self._buffer, self._lifecycle, self._headers, self._abuse
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered

@@ -39,10 +39,10 @@ class InputBuffer:
         self.held, self.position, self.backlog = b"", 0, False
 
     def take_preface(self) -> bool:
-        """Take the connection preface (RFC 9113 section 3.4). Returns False where the preface is not whole yet.
+        """Take the connection preface (RFC 9113 section 3.4). Returns False if the preface is not whole yet.
 
         Raises:
-            ConnectionFault: PROTOCOL_ERROR where the octets are no preface.
+            ConnectionFault: PROTOCOL_ERROR if the octets are no preface.
         """
         wanted = frames.PREFACE
         if not wanted.startswith(self.held[: len(wanted)]):

@@ -139,7 +139,7 @@ class Outbound:
             self.control(frames.window_update(0, increment))
 
     def credit(self, stream: Stream) -> None:
-        """WINDOW_UPDATE for ``stream``, where one is due."""
+        """WINDOW_UPDATE for ``stream``, if one is due."""
         increment = stream.window_due()
         if increment:
             self.control(frames.window_update(stream.id, increment))

@@ -297,9 +297,9 @@ class Stream:
         return dropped
 
     def next_frame(self, room: int) -> list[Piece]:
-        """Take the content of a DATA frame of at most ``room`` octets from the queue; empty where nothing may be sent.
+        """Take the content of a DATA frame of at most ``room`` octets from the queue; empty if nothing may be sent.
 
-        Successive pieces share a frame where all of them fit: a message and its five-octet prefix, for example."""
+        Successive pieces share a frame if all of them fit: a message and its five-octet prefix, for example."""
         queue = self._queue
         room = min(room, self.send_window)
         parts: list[Piece] = []
@@ -321,7 +321,7 @@ class Stream:
 
     def whole_frames(self, octets: int, most: int) -> list[memoryview]:
         """Take the contents of at most ``most`` DATA frames of exactly ``octets`` from one large piece, but not its
-        end, which `next_frame` takes. Empty where a frame would hold anything else."""
+        end, which `next_frame` takes. Empty if a frame would hold anything else."""
         queue = self._queue
         if not queue or len(queue[0]) <= octets:
             return []

@@ -92,7 +92,7 @@ class Streams:
         """The client opens a stream.
 
         Raises:
-            ConnectionFault: PROTOCOL_ERROR where the id is even (section 5.1.1).
+            ConnectionFault: PROTOCOL_ERROR if the id is even (section 5.1.1).
         """
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"the client opens stream {stream_id}")

@@ -70,7 +70,7 @@ class MessageReader:
         """Whether the octets that are held may contain whole messages: `feed` again before anything else."""
 
     def expect_one(self) -> None:
-        """The request turns out to be unary: only one more message is allowed. No effect where messages have arrived
+        """The request turns out to be unary: only one more message is allowed. No effect if messages have arrived
         already; then the recipient of the messages has to judge."""
         if self._most is None:
             self._most = 1

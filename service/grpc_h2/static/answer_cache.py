@@ -150,7 +150,7 @@ class PreparedAnswers:
         self.state = Preparation.PREPARING
 
     def steps(self) -> Iterator[None]:
-        """Prepare one answer in each step, of about 10 µs; ends early where the preparation was installed or discarded.
+        """Prepare one answer in each step, of about 10 µs; ends early if the preparation was installed or discarded.
 
         At most 2 × `REMEMBERED_ANSWERS` + `REMEMBERED_FAILURES` steps. Recent requests come first, so the caller
         may stop at any step.
@@ -167,7 +167,7 @@ class PreparedAnswers:
         Takes a tenth of a millisecond; `StaticUnary.release` frees the replaced answers.
 
         Raises:
-            RuntimeError: where the preparation was installed or discarded before.
+            RuntimeError: if the preparation was installed or discarded before.
         """
         if self.state is not Preparation.PREPARING:
             raise RuntimeError(f"prepared answers cannot be installed: they are {self.state.name.lower()}")

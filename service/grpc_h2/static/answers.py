@@ -47,7 +47,7 @@ class StaticAnswer:
     ``metadata`` is sent with it, as initial metadata, or with a failure's status (PROTOCOL-HTTP2.md, Trailers-Only).
     It is encoded once, as part of the answer.
 
-    ``pieces`` are the frames without their stream ids, or None where the message does not fit one DATA frame that every
+    ``pieces`` are the frames without their stream ids, or None if the message does not fit one DATA frame that every
     peer accepts; ``size`` is the number of octets of the flow-control windows that they use. ``answer_id`` is the
     application's own number: the connection reports it each time the answer is sent.
     """

@@ -162,7 +162,7 @@ class Router:
         """The route of a request with these ``fields`` (without ``grpc-timeout``); ``size``: octets of their list.
 
         Raises:
-            StreamFault: where the fields are no well-formed request.
+            StreamFault: if the fields are no well-formed request.
         """
         route = self._routes.get(fields)
         if route is None:

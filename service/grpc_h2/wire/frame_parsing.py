@@ -75,7 +75,7 @@ def unpadded(flags: int, payload: bytes) -> bytes:
     """The content of a DATA or HEADERS payload.
 
     Raises:
-        ConnectionFault: PROTOCOL_ERROR where the padding fills the payload or more (section 6.1).
+        ConnectionFault: PROTOCOL_ERROR if the padding fills the payload or more (section 6.1).
     """
     if not flags & frames.PADDED:
         return payload
@@ -93,7 +93,7 @@ def without_priority(flags: int, stream_id: int, fragment: bytes) -> tuple[bytes
     That is a stream error (RFC 7540 section 5.3.1), which is raised only after the block has been decoded.
 
     Raises:
-        ConnectionFault: FRAME_SIZE_ERROR where the fields are cut.
+        ConnectionFault: FRAME_SIZE_ERROR if the fields are cut.
     """
     if not flags & frames.PRIORITY_FIELDS:
         return fragment, False

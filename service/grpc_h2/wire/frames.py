@@ -44,7 +44,7 @@ def head(kind: int, flags: int, length: int) -> bytes:
 
 
 def headers(stream_id: int, block: bytes, *, end_stream: bool, max_frame: int) -> bytes:
-    """HEADERS, and CONTINUATIONs where ``block`` is longer than the peer accepts in one frame."""
+    """HEADERS, and CONTINUATIONs if ``block`` is longer than the peer accepts in one frame."""
     flags = END_STREAM if end_stream else 0
     length = len(block)
     if length <= max_frame:

@@ -3,7 +3,7 @@
 New entries go into the young generation. When that is full it becomes the old one, and the previous old one is
 dropped. An entry of the old generation that is asked for again moves into the young one. So an entry survives as long
 as it is used at least once in each generation, and a hit costs no bookkeeping: the young generation is the dict itself,
-and ``__missing__`` runs only where it has no entry.
+and ``__missing__`` runs only if it has no entry.
 
 A subclass defines ``__missing__`` by means of `recall` and `remember`.
 """

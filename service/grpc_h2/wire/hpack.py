@@ -65,7 +65,7 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
         The value, and the position after it.
 
     Raises:
-        HpackError: where the block ends before the integer does, or the integer has more than five octets or is above
+        HpackError: if the block ends before the integer does, or the integer has more than five octets or is above
             2^32.
     """
     if position < len(block) and block[position] < 0x80:  # two octets in all, as in most cases
@@ -295,7 +295,7 @@ class Decoder:
         with a fresh deadline, and a function call for each field would make every such call slower.
 
         Raises:
-            HpackError: where the block is not HPACK, or refers to entries that do not exist. The table may then differ
+            HpackError: if the block is not HPACK, or refers to entries that do not exist. The table may then differ
                 from the peer's, so this decoder must not be used again.
         """
         if self._suspended is None:

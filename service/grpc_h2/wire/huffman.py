@@ -7,7 +7,7 @@ and the symbols that are passed on the way, depend only on the node and the octe
 steps. An attacker can cause all of them; they take 8 MiB, once per process.
 
 A string may be as long as a header block, and a step takes 60 ns, or 2 µs at its first use. So a long string is decoded
-a piece at a time (`Run`), and a piece ends early where many of its steps are new. Of a text that is longer than any use
+a piece at a time (`Run`), and a piece ends early if many of its steps are new. Of a text that is longer than any use
 allows, only the beginning is kept, because joining 100 kB takes longer than any piece.
 """
 
@@ -155,7 +155,7 @@ def decode(data: bytes) -> bytes:
     """The octets that ``data`` encodes.
 
     Raises:
-        HpackError: where it contains EOS, or its padding is not at most seven bits of ones (RFC 7541 section 5.2).
+        HpackError: if it contains EOS, or its padding is not at most seven bits of ones (RFC 7541 section 5.2).
     """
     node = _ROOT
     passed = []

@@ -27,7 +27,7 @@ class Transport(Protocol):
             The port that is served.
 
         Raises:
-            CannotListen: where it cannot be opened.
+            CannotListen: if it cannot be opened.
         """
 
     def begin_swap(self, snapshot: Snapshot) -> Swap:

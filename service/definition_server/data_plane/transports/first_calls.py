@@ -35,7 +35,7 @@ def listener_and_client() -> tuple[socket.socket, socket.socket]:
     Must be called before the worker is confined, because afterwards it cannot make a socket.
 
     Raises:
-        OSError: where there is no descriptor.
+        OSError: if there is no descriptor.
     """
     try:
         listening = socket.create_server(("127.0.0.1", 0))

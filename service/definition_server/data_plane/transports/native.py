@@ -274,7 +274,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """A listening socket of this process alone.
 
     Raises:
-        CannotListen: where the address cannot be bound.
+        CannotListen: if the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -288,7 +288,7 @@ def _credentials(tls: TlsFiles) -> TlsCredentials:
     """The certificate to serve TLS with.
 
     Raises:
-        CannotListen: where it is not usable.
+        CannotListen: if it is not usable.
     """
     try:
         return TlsCredentials(tls.certificate, tls.key, tls.client_authorities)
