@@ -35,7 +35,7 @@ class Job:
     streams: int = 1
     """Streams on each connection."""
     octets: int = 0
-    """Size of a name, a body or a block, where the kind has one."""
+    """Size of a name, a body or a block, if the kind has one."""
     addresses: int = 1
     """Addresses from which the attackers connect."""
 

@@ -29,7 +29,7 @@ class Limit:
     ratio: float | None = None
     """The figure may be this many times the undisturbed one, if that is more than ``most``."""
     stretched: bool = False
-    """``most`` holds for a worker that has its CPU to itself. Where other processes had its CPU, ``most`` is multiplied
+    """``most`` holds for a worker that has its CPU to itself. If other processes had its CPU, ``most`` is multiplied
     by the figure `STRETCH`."""
     why: str = ""
 

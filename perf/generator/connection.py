@@ -19,7 +19,7 @@ takes 15 µs more."""
 _RECORD = 1 << 14
 """The largest size of a TLS record's content."""
 _BIND_ADDRESS_NO_PORT = 24
-"""ip(7), IP_BIND_ADDRESS_NO_PORT: the kernel chooses the port at connect, where it knows the free pairs of ports."""
+"""ip(7), IP_BIND_ADDRESS_NO_PORT: the kernel chooses the port at connect, if it knows the free pairs of ports."""
 _SO_TIMESTAMPNS = 35
 """socket(7): each read returns the instant at which the data arrived, a ``struct timespec`` of the realtime clock."""
 _TIMESPEC = Struct("qq")

@@ -48,7 +48,7 @@ class Plan:
     scenario: Scenario
     servers: tuple[str, ...]
     rounds: int
-    """Rounds for servers that a gate judges, and for the other form of our engine where a gate judges one form."""
+    """Rounds for servers that a gate judges, and for the other form of our engine if a gate judges one form."""
     other_rounds: int
     """Rounds for the other servers."""
     extra: int = 0

@@ -37,7 +37,7 @@ _DEFAULTS = {
     "HOST": "127.0.0.1",
     "SYNC_INTERVAL_SECONDS": "5",
 }
-"""Used where the environment sets nothing: readable logs, no access from other machines, and a short interval."""
+"""Used if the environment sets nothing: readable logs, no access from other machines, and a short interval."""
 
 
 @click.command(

@@ -94,7 +94,7 @@ class Step:
     text: str
     """Commands are between backticks."""
     page: str
-    """Path below ``docs``, with an anchor where it has one."""
+    """Path below ``docs``, with an anchor if it has one."""
 
 
 def next_steps(status: ServiceStatus, now: float) -> list[Step]:

@@ -124,10 +124,10 @@ class WorkerStatus:
     restarts: int
     crash_loop: bool
     connections: int | None = None
-    """None where the transport does not count connections."""
+    """None if the transport does not count connections."""
     room: str | None = None
     """``free``, ``full`` (idle connections without an authorized call are closed for new ones) or ``taken`` (all belong
-    to clients); None where the transport does not count connections."""
+    to clients); None if the transport does not count connections."""
     jail: str = "none"
     """Its confinement: ``full``, ``landlock``, ``seccomp``, ``none``; ``off`` with ``JAIL=off``."""
 

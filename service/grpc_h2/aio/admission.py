@@ -122,7 +122,7 @@ class Admission:
         self._reserve: OrderedDict[Held, None] = OrderedDict()
         """Connections accepted above the limit, the oldest first."""
         self._known: OrderedDict[str, None] = OrderedDict()
-        """Networks from which a client has connected; the one where that happened most recently is last."""
+        """Networks from which a client has connected; the one if that happened most recently is last."""
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     def knows(self, network: str) -> bool:

@@ -1,16 +1,17 @@
 """Accepting connections on a listening socket that may be shared with other processes.
 
-The socket is watched with ``add_reader`` and accepted from here, rather than left to ``loop.create_server``, for two
-reasons: the application can leave a connection to another process (`AcceptPolicy`), and the listener pauses when file
-descriptors run out. Otherwise the socket would stay readable, and the loop would use a whole core.
+This module watches the socket with ``add_reader`` and accepts itself, and does not use ``loop.create_server``, for two
+reasons. First, the application can leave a connection to another process (`AcceptPolicy`). Second, the listener pauses
+when file descriptors run out: otherwise the socket would stay readable, and the loop would use a whole core.
 
 Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`). It does not wait for the deferred work
-of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
-connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
-kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
-an accepted connection is counted at once, but is set up, unless it comes alone, only in a time slice of the scheduler.
-There the networks of the peers take turns, so a new connection from one address does not wait for the crowd of another.
-Over TLS, each step of the handshake waits for a time slice in the same way (`arrival`).
+of other connections, because an attacker can cause any amount of such work. It takes no more than its share, so that
+open connections do not wait for many new ones. accept(2) is cheap, and takes connections in the order in which the
+kernel queued them; to set up a connection (transport and protocol, over TLS the handshake) costs ten times as much. So
+an accepted connection is counted at once, but is set up in a time slice of the scheduler, unless it is the only new
+connection. In the scheduler the networks of the peers take turns, so a new connection from one address does not wait
+for the many connections of another. Over TLS, each step of the handshake waits for a time slice in the same way
+(`arrival`).
 
 Over TLS, the first octets of a connection are examined before the handshake: a health check that connects and leaves
 causes no handshake and no log line, a peer that does not speak TLS gets an answer in its own protocol (`foreign`), and
@@ -65,7 +66,7 @@ Objection = Callable[[socket.socket], str | None]
 
 
 class AcceptPolicy(Protocol):
-    """Decides whether this process accepts the next connection, and counts those that it holds."""
+    """Decides whether this process accepts the next connection, and counts the connections that this process holds."""
 
     @property
     def retry_seconds(self) -> float:
@@ -112,14 +113,14 @@ class Listener:
             policy: Decides whether to accept each connection; None: all are accepted.
             tls: The certificate; None: cleartext.
             objection: Returns why a connection is refused; None: no connection is refused.
-            protocol: Makes the protocol for an accepted connection, from the address of its peer.
+            protocol: Makes the protocol for an accepted connection; its argument is the address of the peer.
             admission: Decides whether one more connection may be held.
             scheduler: Gives accepted connections their time slices.
             handshake_timeout: Seconds for the TLS handshake.
             client_log: For log lines about clients.
         """
         listening.setblocking(False)
-        with suppress(PermissionError):  # a confined process may not; the process that made the socket has set them
+        with suppress(PermissionError):  # the process that made the socket has set them, if this one is confined
             set_listening_options(listening)
         self.socket = listening
         self._policy = policy
@@ -148,7 +149,7 @@ class Listener:
         return bool(self._setups)
 
     def start(self) -> None:
-        """Accept from now on. To be called in the loop that serves."""
+        """Start to accept. To be called in the loop that serves."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.socket.fileno(), self._readable)
 
@@ -164,13 +165,14 @@ class Listener:
             self._setups[protocol].cancel()
 
     async def finish(self, seconds: float) -> None:
-        """Set up the connections that were accepted before `stop`, and drop those that are not ready in time."""
+        """Finish setting up the connections that were accepted before `stop`, and drop connections that are not ready
+        in time."""
         if self._setups and seconds > 0:
             await asyncio.wait(list(self._setups.values()), timeout=seconds)
         for protocol, task in self._setups.items():
             if protocol in self._waiting:
                 task.cancel()
-        if self._setups:  # the others need nothing more of their peers
+        if self._setups:  # the other connections wait for nothing from their peers
             await asyncio.wait(list(self._setups.values()), timeout=LINGER)
 
     def vouched(self, protocol: Http2Protocol) -> None:
@@ -208,17 +210,17 @@ class Listener:
         self._client_log.log(self._loop.time(), level, message, lambda: peer, **fields)
 
     def _readable(self) -> None:
-        """Connections wait; the kernel reports that in each iteration of the loop."""
+        """Accept waiting connections. The kernel reports them in each iteration of the loop."""
         end = perf_counter() + ACCEPT_SLICE
         while self._accept() and perf_counter() < end:
             pass
 
     def _accept(self) -> bool:
-        """Accept one connection. Returns whether there may be another."""
+        """Accept one connection. Returns whether another may wait."""
         if self._pause_timer is not None or self.socket.fileno() < 0:
             return False
-        # One connection for each report of the kernel, so that the policy is asked only about a connection that really
-        # waits.
+        # Accept one connection for each report of the kernel, so that the policy is asked only about a connection that
+        # really waits.
         if self._policy is not None and not self._policy.may_accept():
             self._pause(self._policy.retry_seconds)
             return False
@@ -305,8 +307,8 @@ class Listener:
     async def _secure(
         self, protocol: Http2Protocol, arrival: Arrival, connection: socket.socket, address: Any
     ) -> Handshake | None:
-        """Do the handshake. Returns None if the peer begins none that can lead to h2: it has its answer, and the
-        connection is closed.
+        """Do the handshake. Returns None if the peer's first octets cannot lead to h2: the peer has its answer then,
+        and the connection is closed.
 
         Raises:
             TimeoutError: if the peer takes too long.
@@ -373,7 +375,7 @@ def _answer_and_close(connection: socket.socket, answer: bytes) -> None:
 
 
 def _text(error: OSError) -> str:
-    """The error's text; a timeout has none of its own."""
+    """The error's text; a text of ours for a timeout, whose exception has no text."""
     return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
 
 

@@ -20,8 +20,8 @@ def set_listening_options(listening: socket.socket) -> None:
     """Set the options that accepted connections inherit, and those that accept(2) needs.
 
     All processes that share the socket share its O_NONBLOCK: a hostile process may clear it, and accept(2) would then
-    wait for ever in the others. With SO_RCVTIMEO accept(2) waits for one tick of the kernel (socket(7)); the option has
-    no effect on a non-blocking socket.
+    wait for ever in the others. With SO_RCVTIMEO, accept(2) waits for at most one tick of the kernel (socket(7)); the
+    option has no effect on a non-blocking socket.
 
     Raises:
         PermissionError: if this process may not set them.

@@ -17,8 +17,8 @@ before."""
 class RateLimitedLog:
     """Writes to a logger, at most `BURST` lines at once and `PER_SECOND` in the long run.
 
-    Lines beyond that are counted, and the next line that is written carries their number as ``left_out``. Time is an
-    argument, in seconds.
+    Further lines are counted, and the next line that is written has their number as ``left_out``. The caller passes the
+    time, in seconds.
     """
 
     def __init__(self, logger: logging.Logger) -> None:

@@ -1,28 +1,28 @@
-"""Runs deferred work, mostly that of connections, for one time slice in each iteration of the event loop.
+"""Runs deferred work, mostly of connections, for one time slice in each iteration of the event loop.
 
-**Theory of operation.** A connection does a bounded amount of work when it is read. But an attacker has as many
-connections as it likes: if each of them continued in every iteration of the loop, every other connection would wait for
-all of them. So a connection that has more to do (input that is not processed yet, or output beyond its budget) defers
-that work to this scheduler. Deferred work is done first come, first served, for about `TIME_SLICE` seconds; then the
-loop polls its sockets. Connections with deferred work thus share the rest of the core's time. Connections without it
-wait for one time slice at most. If the loop was busy with other things in the same iteration (reads, new
-connections, timers), the time slice is put off by one iteration, so that its length does not add to theirs: see
-`BUSY_LIMIT`.
+**Theory of operation.** A connection does a bounded amount of work when it is read. But an attacker can open as many
+connections as it likes: if each of these connections continued in every iteration of the loop, every other connection
+would wait for all of them. So a connection that has more to do (input that is not processed yet, or output beyond its
+budget) defers that work to this scheduler. Deferred work is done first come, first served, for about `TIME_SLICE`
+seconds; then the loop polls its sockets. Connections with deferred work thus share the rest of the core's time.
+Connections without deferred work wait for one time slice at most. If the loop was busy with other work in the same
+iteration (reads, new connections, timers), the time slice is put off by one iteration, so that its length does not add
+to theirs: see `BUSY_LIMIT`.
 
-**Shares.** An attacker without a key has as many connections as it likes, too, and each of them may send as fast as it
-can. So deferred work is of four kinds, each with a queue of its own (`Share`), and time slices alternate between the
-kinds that wait: every second slice belongs to new connections, and the others alternately to clients and strangers.
-However much work strangers cause, a new connection (a probe, a client that reconnects) waits only for other new ones,
-and a client only for other clients. A new connection from an address from which a client has connected before waits for
-other such connections, and for few of the rest. A new connection is even set up, and its first octets are processed,
-without waiting for a slice, unless others that come before it wait (`FairScheduler.claim`). Accepting is not deferred
-at all: it has its own share (`listener`).
+**Shares.** An attacker without a key can also open as many connections as it likes, and each of them may send as fast
+as it can. So deferred work is of four kinds, each with a queue of its own (`Share`), and time slices alternate between
+the kinds that wait: every second slice belongs to new connections, and the other slices belong alternately to clients
+and strangers. Even if strangers cause much work, a new connection (a probe, a client that reconnects) waits only for
+other new connections, and a client only for other clients. A new connection from an address from which a client has
+connected before waits for other such connections, and for few other new connections. A new connection does not even
+wait for a slice to be set up and to have its first octets processed, unless earlier new connections wait
+(`FairScheduler.claim`). Accepting is not deferred at all: it has its own share (`listener`).
 
 **Networks.** Within a share, the networks of the peers take turns (`fair_queue`): an address with one connection does
 not wait for all the connections of another.
 
-Work of the server that belongs to no connection, and would delay calls if it were done at once, is deferred here too:
-`FairScheduler.spread` divides it into steps.
+Work of the server that does not belong to a connection, and would delay calls if it were done at once, is also deferred
+here: `FairScheduler.spread` divides it into steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TIME_SLICE = 0.00003
 """Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
 
 RETURNING_SLICE = 0.0002
-"""The same for new connections from addresses of clients. Strangers cannot increase their number. Where strangers'
+"""The same for new connections from addresses of clients. Strangers cannot increase their number. If strangers'
 handshakes make each iteration long, one piece of work in an iteration would not be enough for 40 such connections a
 second."""
 
@@ -98,8 +98,8 @@ class FairScheduler:
         self._claims = self._setups = 0
 
     def claim(self, loop: asyncio.AbstractEventLoop, share: Share) -> bool:
-        """Whether the first octets of a new connection may be processed at once: `CLAIMS` times in one iteration of the
-        loop, and not while new connections that come before it wait. Otherwise they are to be deferred."""
+        """Whether the first octets of a new connection may be processed at once: at most `CLAIMS` times in one
+        iteration of the loop, and not while earlier new connections wait. Otherwise the caller defers them."""
         if self._new_ones_wait(share):
             return False
         self._renew_later(loop)
@@ -107,8 +107,8 @@ class FairScheduler:
         return self._claims <= CLAIMS
 
     def claim_setup(self, loop: asyncio.AbstractEventLoop, share: Share) -> bool:
-        """Whether a step of setting up a new connection may be done at once. As `claim`, but `SETUPS` times; otherwise
-        the step is to be deferred."""
+        """Whether a step of setting up a new connection may be done at once. Like `claim`, but at most `SETUPS` times.
+        Otherwise the caller defers the step."""
         if self._new_ones_wait(share):
             return False
         self._renew_later(loop)
@@ -116,7 +116,7 @@ class FairScheduler:
         return self._setups <= SETUPS
 
     def _new_ones_wait(self, share: Share) -> bool:
-        """Whether new connections wait that come before one of ``share``."""
+        """Whether new connections wait that have precedence over a connection of ``share``."""
         return bool(self._queues[Share.RETURNING] or (share is not Share.RETURNING and self._queues[Share.ARRIVALS]))
 
     def _renew_later(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -133,11 +133,11 @@ class FairScheduler:
         share: Share = Share.CLIENTS,
         network: str = "",
     ) -> None:
-        """Call ``work`` once, after the work of that ``share`` and ``network`` that is deferred already. The networks
-        of a share take turns; the server's own work has the network "".
+        """Call ``work`` once, after the work of ``share`` and ``network`` that is deferred already. The networks of a
+        share take turns; the server's own work has the network "".
 
-        If it returns a true value, the time slice ends: the work that it has begun continues in the next iteration of
-        the loop, and no other deferred work may run before that.
+        If ``work`` returns a true value, the time slice ends: the work that it has begun continues in the next
+        iteration of the loop, and no other deferred work may run before then.
         """
         self._queues[share].put(network, work)
         if not self._scheduled:
@@ -146,8 +146,8 @@ class FairScheduler:
             loop.call_soon(self._run_slice, loop)
 
     def grant(self, loop: asyncio.AbstractEventLoop, granted: asyncio.Future[None], share: Share, network: str) -> None:
-        """Let the large piece of work begin that awaits ``granted``: at once if it may (`claim_setup`), otherwise in a
-        time slice, which ends with it."""
+        """Grant the start of a large piece of work that awaits ``granted``: at once if `claim_setup` allows it,
+        otherwise in a time slice, which ends with this work."""
         if self.claim_setup(loop, share):
             granted.set_result(None)
             return
@@ -161,7 +161,7 @@ class FairScheduler:
         self.defer(loop, work, share, network)
 
     async def spread(self, steps: Iterable[object]) -> None:
-        """Go through ``steps``, each a few microseconds of work, a time slice at a time. Raises the exception of a
+        """Do all ``steps``, each a few microseconds of work, over several time slices. Raises the exception of a
         step."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()

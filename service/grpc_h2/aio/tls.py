@@ -32,7 +32,7 @@ class TlsCredentials:
         require_client_certificate: bool = True,
     ) -> None:
         """The arguments are paths of PEM files. If ``require_client_certificate`` is False, a client need not
-        present a certificate; but if it presents one, that must be valid. Raises `CertificateFault`.
+        present a certificate; but if it presents one, the certificate must be valid. Raises `CertificateFault`.
         """
         self._certificate = os.fspath(certificate)
         self._key = os.fspath(key)
@@ -83,8 +83,8 @@ class TlsCredentials:
         # Section 9.2.2 and appendix A: of TLS 1.2, only ephemeral key exchange with an AEAD cipher.
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         context.set_alpn_protocols(["h2"])
-        # OpenSSL's default is two session tickets. A client needs one to resume, and gets the next with its next
-        # connection. To make a ticket takes 50 µs, a tenth of a handshake.
+        # OpenSSL's default is two session tickets. A client needs one ticket to resume, and gets another with its next
+        # connection. Making a ticket takes 50 µs, a tenth of a handshake.
         context.num_tickets = 1
         try:
             # OpenSSL would ask for a passphrase on the terminal; a server has none.
@@ -96,8 +96,8 @@ class TlsCredentials:
                 context.load_verify_locations(self._client_ca)
             except (OSError, ValueError) as error:
                 raise CertificateFault(f"{self._client_ca}: {_reason(error)}") from error
-            # Each certificate of the file is trusted, an intermediate authority too, as gRPC's C-core does. Without
-            # this, OpenSSL demands the chain up to a self-signed root.
+            # Each certificate of the file is trusted, also that of an intermediate authority, as in gRPC's C-core.
+            # Without this flag, OpenSSL demands the chain up to a self-signed root.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_mode = ssl.CERT_REQUIRED if self._required else ssl.CERT_OPTIONAL
         return context

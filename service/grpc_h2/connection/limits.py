@@ -27,7 +27,7 @@ class Limits:
 
     initial_window: int = 256 * 1024
     """Request octets that a stream may send before they are read. Requests here are small; 256 KiB allow 20 Gbit/s
-    where a round trip takes 0.1 ms."""
+    if a round trip takes 0.1 ms."""
 
     connection_window: int = 1024 * 1024
     """Unread request octets of all streams: bounds how much a connection can make us hold in whole messages."""
@@ -266,6 +266,6 @@ _LEAST = {
     "max_held": 64 * 1024,
     "max_held_by_strangers": 64 * 1024,
 }
-"""The least value of a limit, where that is not 0. No window is smaller than the initial one of every connection (RFC
+"""The least value of a limit, if that is not 0. No window is smaller than the initial one of every connection (RFC
 9113 section 6.9.2), because only SETTINGS can make a stream's window smaller, and nothing can make the connection's
 window smaller."""

@@ -99,7 +99,7 @@ class Stream:
         self.message: bytes | None = None
         """The request of a call of a static method, once it is whole."""
         self.body_left = route.content_length
-        """Octets of DATA that are still to come by content-length; `UNKNOWN_LENGTH` where the request has none."""
+        """Octets of DATA that are still to come by content-length; `UNKNOWN_LENGTH` if the request has none."""
         self.octets = 0
         """Octets of DATA received. ``message_octets``: octets of the whole messages in that DATA, after
         decompression."""

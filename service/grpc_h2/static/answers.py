@@ -70,7 +70,7 @@ class StaticAnswer:
         """The same of a message of several DATA frames, once `frame` has made a copy of it."""
         self.size = size
         self.message = message
-        """The message without its prefix; None where there is only a status."""
+        """The message without its prefix; None if there is only a status."""
         self.block = block
         """The terminal header block."""
         self.headers = headers

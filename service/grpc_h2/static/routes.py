@@ -40,7 +40,7 @@ class StaticUnary:
         self._answers = AnswerCache(lookup)
         self._preparation: PreparedAnswers | None = None
         self.answer_payload: Callable[[bytes], StaticAnswer | None] = self._answers.__getitem__
-        """Length-prefixed message → answer, or None where it is not one plain message."""
+        """Length-prefixed message → answer, or None if it is not one plain message."""
 
     def forget(self) -> None:
         """The application's data changed: drop the remembered answers, and a preparation that is in progress."""
@@ -95,13 +95,13 @@ class Route:
         self.method = method
         """The static method; None if the call has a handler or is a fault."""
         self.refusal = refusal
-        """The answer where the call is not authorized, which the headers alone decide."""
+        """The answer if the call is not authorized, which the headers alone decide."""
         self.max_request = max_request
         """Octets of a message of the request; None: `Limits.max_message`."""
         self.weight = weight
-        """Octets of the header list where it belongs to this call alone; 0 where the router remembers the route."""
+        """Octets of the header list if it belongs to this call alone; 0 if the router remembers the route."""
         self.authorized = None if method is None else refusal is None
-        """Whether the static method has authorized the call; None where the call is not for a static method."""
+        """Whether the static method has authorized the call; None if the call is not for a static method."""
         self.lasting = refusal is None or refusal.lasting
         """Whether the route may be remembered."""
         # The traceback is removed, because it would hold the frames and their variables for as long as the route is
