@@ -30,17 +30,18 @@ from math import inf
 from typing import Protocol
 
 RESERVE = 64
-"""Places above the limit. The kubelet, a service mesh and a load balancer probe one at a time each."""
+"""The number of places above the limit. The kubelet, a service mesh and a load balancer each make one probe at a
+time."""
 RESERVE_SECONDS = 2.0
-"""How long a connection may hold a place of the reserve without proving anything. The kubelet's probes and gRPC clients
-send their first call with the connection, or a round trip later."""
+"""Seconds for which a connection may hold a place of the reserve although its peer has proved nothing. The kubelet's
+probes and gRPC clients send their first call with the connection, or a round trip later."""
 _IDLE_SECONDS = 1.0
 _EXAMINED = 64
-"""Strangers that are compared to find the one that is idle for the longest time: the first of a queue that is roughly
-in that order. Takes 30 µs."""
+"""The number of strangers that are compared to find the stranger that is idle for the longest time. They are the first
+of a queue that is roughly in that order. The comparison takes 30 µs."""
 _SWEEP_SECONDS = 1.0
 _KNOWN_NETWORKS = 4096
-"""Networks that are remembered as those of clients: some 500 kB."""
+"""The number of clients' networks that are remembered. They take some 500 kB."""
 
 
 class Trust(IntEnum):
@@ -48,22 +49,22 @@ class Trust(IntEnum):
 
     STRANGER = 0
     PROBE = 1
-    """It has made a call that needs no key and is known to be harmless: a health check."""
+    """The peer has made a call that needs no key and is known to be harmless: a health check."""
     CLIENT = 2
-    """It has made a call that the server has authorised."""
+    """The peer has made a call that the server has authorised."""
 
 
 class Refusal(IntEnum):
     """Why a connection is refused or closed although nothing that it sent is wrong."""
 
     PEER_LIMIT = 0
-    """Its address holds too many connections."""
+    """The peer's address holds too many connections."""
     FULL = 1
     """The server has no room, not even in the reserve."""
     EVICTED = 2
-    """It was closed to make room for a new connection."""
+    """The connection was closed to make room for a new one."""
     NO_CALL = 3
-    """It made no call that the server admits before its time for that was over."""
+    """The connection made no call that the server admits within `first_call_timeout`."""
 
 
 REASONS = {
@@ -72,7 +73,7 @@ REASONS = {
     Refusal.EVICTED: "the server needs the place of this idle connection",
     Refusal.NO_CALL: "no authorised call in time",
 }
-"""The text that the peer (in GOAWAY) and the operator read."""
+"""The text for the peer (in GOAWAY) and for the operator."""
 
 
 class Held(Protocol):
@@ -114,7 +115,7 @@ class Admission:
         """Connection → address, of all connections that are held."""
         self._per_peer: dict[str, int] = {}
         self._strangers: OrderedDict[Held, float] = OrderedDict()
-        """Connections that may be evicted → when they were last active, as far as is known; about in that order."""
+        """Connections that may be evicted → when they were last active, as far as is known; roughly in that order."""
         self._unproven: OrderedDict[Held, float] = OrderedDict()
         """Connections that have proved nothing → when they are drained; in that order."""
         self._drained: OrderedDict[Held, float] = OrderedDict()
@@ -122,7 +123,7 @@ class Admission:
         self._reserve: OrderedDict[Held, None] = OrderedDict()
         """Connections accepted above the limit, the oldest first."""
         self._known: OrderedDict[str, None] = OrderedDict()
-        """Networks from which a client has connected; the one if that happened most recently is last."""
+        """Networks from which a client has connected; the network with the most recent such connection is last."""
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     def knows(self, network: str) -> bool:

@@ -23,8 +23,8 @@ from grpc_h2.aio.piecewise_tls import PiecewiseTls, ServerContext
 from grpc_h2.aio.scheduler import FairScheduler, Share
 
 _READ: Final = 4096
-"""Octets that a step of a handshake reads at most. The client's part of one has some hundreds to 2,000, and more only
-with its certificates."""
+"""The most octets that a step of a handshake reads. A client sends some hundreds to 2,000 octets in a handshake, and
+more only if it sends certificates."""
 
 
 class Arrival:

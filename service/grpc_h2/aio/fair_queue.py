@@ -30,7 +30,7 @@ class FairQueue:
         self._waiting: dict[str, deque[Work]] = {}
         """Network → its work, for each network that is in one of the two rounds."""
         self._new: deque[str] = deque()
-        """Networks that have not been served since they came."""
+        """Networks that have not been served since their first work arrived."""
         self._served: deque[str] = deque()
         """Networks that have been served, the one that was served last at the end; some may have no work left."""
         self._served_next = False

@@ -16,7 +16,7 @@ from grpc_h2.wire import frames
 CLEARTEXT: Final = "gRPC over HTTP/2 without TLS"
 SECURE: Final = "gRPC over HTTP/2 with TLS"
 _MOST: Final = 4096
-"""Octets that are kept while the first line is incomplete."""
+"""The most octets that are kept while the first line is incomplete."""
 _HTTP1_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) [^\r\n]+ HTTP/1\.\d\r?\n")
 _HTTP09_LINE: Final = re.compile(rb"GET /[^ \r\n]*\r?\n")
 _BEGUN_LINE: Final = re.compile(rb"[A-Z]{1,16}( [^\r\n]*)?\r?")
@@ -25,10 +25,10 @@ _PROXY_V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _TLS_HANDSHAKE: Final = b"\x16\x03"
 _SSH: Final = b"SSH-"
 NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
-"""A fatal alert (RFC 8446 section 6; RFC 7301 section 3.2)."""
+"""The fatal alert "no_application_protocol" (RFC 8446 section 6; RFC 7301 section 3.2)."""
 _PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
-"""The alert for a TLS client on a port without TLS: this port supports no version of TLS. TLS servers do not send it to
-today's clients."""
+"""The alert for a TLS client on a port without TLS: this port supports no version of TLS. A TLS server does not send
+this alert to today's clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Foreign:
     """A protocol that this port does not serve."""
 
     name: str
-    """For the log."""
+    """The protocol's name for the log."""
     answer: bytes = b""
-    """An answer in that protocol; empty if we know none."""
+    """An answer in that protocol; empty if there is none."""
 
 
 def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | None:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Final
 
 MOST: Final = 512
-"""Handshakes of either kind; they hold some 27 MB. A worker completes about a thousand handshakes a second, so the
-oldest of `MOST` has had half a second. That is enough even if a crowd of clients behind one address connects at once
-over a path of 200 ms."""
+"""The most handshakes of either kind; they hold some 27 MB. A worker completes about a thousand handshakes a second, so
+the oldest of `MOST` has had half a second. That is enough even if many clients behind one address connect at once over
+a path of 200 ms."""
 
 
 class Handshakes:

@@ -20,12 +20,12 @@ from typing import Any, Final
 from grpc_h2.aio.piecewise_tls import PiecewiseTls
 
 MOST: Final = 4
-"""KeyUpdates allowed on one connection."""
+"""The number of KeyUpdates allowed on one connection."""
 
 _HANDSHAKE: Final = 22
-"""ContentType, RFC 8446, section 5.1."""
+"""The ContentType of handshake messages (RFC 8446, section 5.1)."""
 _KEY_UPDATE: Final = 24
-"""HandshakeType, RFC 8446, section 4."""
+"""The HandshakeType of a KeyUpdate (RFC 8446, section 4)."""
 
 
 class KeyUpdates:

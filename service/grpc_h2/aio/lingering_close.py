@@ -19,9 +19,10 @@ from termios import FIONREAD
 LINGER = 1.0
 """Seconds that a connection is read after its last GOAWAY."""
 _OCTETS = 2 * 1024 * 1024
-"""Octets that are read after the last GOAWAY. An honest client cannot have more in flight, because of our windows."""
+"""The most octets that are read after the last GOAWAY. Our windows do not allow an honest client to have more in
+flight."""
 _OCTETS_OF_A_FLOOD = 64 * 1024
-"""Octets that are read after the last GOAWAY to a client that was disconnected with ENHANCE_YOUR_CALM."""
+"""The most octets that are read after the last GOAWAY to a client that was disconnected with ENHANCE_YOUR_CALM."""
 _PAUSE = 0.01
 """Seconds between the last GOAWAY and the first read of octets that are thrown away, and between two such reads."""
 

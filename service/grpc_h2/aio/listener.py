@@ -52,17 +52,19 @@ _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.1
 """Seconds without accepting after the kernel has reported that descriptors or memory are exhausted."""
 ACCEPT_SLICE = 0.0001
-"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. They are
-enough for about four connections, while one is set up in an iteration: so the kernel's queue, in which networks do not
-take turns, stays short."""
+"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one of the
+iteration. They are enough for about four connections, whereas one connection is set up in an iteration. So the kernel's
+queue, in which networks do not take turns, stays short."""
 _PEEKED = 16 * 1024
-"""Octets of a TLS connection that are examined before its handshake: a ClientHello has some hundreds to 2,000."""
+"""Octets of a TLS connection that are examined before its handshake: a ClientHello has some hundreds to 2,000
+octets."""
 
 
 _TOO_MANY = "its handshake was not finished when there was no room for the next"
 
 Objection = Callable[[socket.socket], str | None]
-"""Why an accepted connection is to be refused, or None. Called before anything is read from it; must not wait."""
+"""Returns the reason why an accepted connection is to be refused, or None. Called before anything is read from the
+connection; must not wait."""
 
 
 class AcceptPolicy(Protocol):
@@ -140,7 +142,8 @@ class Listener:
         self._silent: set[Http2Protocol] = set()
         """Connections that have not sent the beginning of a handshake yet."""
         self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
-        """Counted apart, so that a handshake from the address of a client never makes room for one of a stranger."""
+        """The handshakes by share, counted separately, so that a handshake from the address of a client never makes
+        room for a stranger's handshake."""
         self._exhausted_logged = False
 
     @property

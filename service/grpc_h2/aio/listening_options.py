@@ -8,10 +8,11 @@ import struct
 
 _RECEIVE_BUFFER = 128 * 1024
 """Octets of a connection that the kernel buffers for us (it doubles the number for its own needs). The kernel's default
-goes up to 6 MB (``tcp_rmem``, tcp(7)). To read 6 MB in one go, or to free them at the end, takes milliseconds in which
-no other connection is served. A request takes hundreds of octets."""
+goes up to 6 MB (``tcp_rmem``, tcp(7)). Reading 6 MB at once, or freeing them at the end, takes milliseconds in which no
+other connection is served. A request takes hundreds of octets."""
 _KEEPALIVE_SECONDS = 60
-"""Seconds between TCP keepalive probes. By them the kernel notices a vanished peer, without waking us."""
+"""Seconds between TCP keepalive probes. By these probes the kernel notices a vanished peer, without waking this
+process."""
 _ACCEPT_TIMEOUT = struct.pack("@ll", 0, 1000)
 """The ``timeval`` of a millisecond; the kernel rounds it up to a tick (1 to 10 ms)."""
 

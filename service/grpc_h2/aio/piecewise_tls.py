@@ -23,11 +23,12 @@ from time import perf_counter
 from typing import Any, Final
 
 PIECE: Final = 1024
-"""Octets. They hold at most 38 KeyUpdates, which take some 0.5 ms, as long as a handshake."""
+"""Octets of a piece. A piece holds at most 38 KeyUpdates, which take some 0.5 ms, as long as a handshake."""
 TIME_SLICE: Final = 0.0001
-"""Seconds. The piece during which it ends is not interrupted."""
+"""Seconds of decryption at a time. The piece during which they end is not interrupted."""
 CLOSING: Final = 0.002
-"""Seconds for the octets that have arrived when a connection closes: enough for a window of requests at least."""
+"""Seconds in which the arrived octets of a closing connection are processed: enough at least for a full window of
+requests."""
 
 
 class PiecewiseTls(ssl.SSLObject):
@@ -35,12 +36,12 @@ class PiecewiseTls(ssl.SSLObject):
 
     on_more: Callable[[], bool] | None = None
     """Called when a time slice is over and more octets have arrived. Returns whether the connection will be read again;
-    if not, it closes. While this is None, nothing is divided."""
+    if not, it closes. While this attribute is None, the input is not divided."""
 
     _arrived: ssl.MemoryBIO
-    """If the event loop writes."""
+    """The buffer into which the event loop writes."""
     _piece: ssl.MemoryBIO
-    """From if OpenSSL reads."""
+    """The buffer from which OpenSSL reads."""
     _slice_end = 0.0
     """The end of the present time slice; 0 outside a time slice of several pieces."""
     _closing = False

@@ -64,12 +64,12 @@ from grpc_h2.static.routes import Router
 from grpc_h2.wire.errors import ErrorCode
 
 _STREAMS_RELEASED_AT_ONCE = 32
-"""Streams of an ended connection that are released at a time: some 50 µs."""
+"""The number of streams of an ended connection that are released at a time, in some 50 µs."""
 _LARGE_READ = 16 * 1024
-"""Octets of one read. A client that waits for its answers sends less than this between two reads."""
+"""Octets above which a read is large. A client that waits for its answers sends less than this between two reads."""
 _EARLY_READS = 8
-"""Reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go) makes four: its
-preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""
+"""The number of reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go)
+makes four: its preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""
 
 
 class Host(Protocol):
@@ -78,7 +78,7 @@ class Host(Protocol):
     budget: Budget
     """The memory budget of connections that have made a call which the server admits."""
     strangers: Budget
-    """The memory budget of connections that have not."""
+    """The memory budget of connections that have made no such call."""
     client_log: RateLimitedLog
     limits: Limits
     router: Router
@@ -175,7 +175,8 @@ class Http2Protocol(Secured):
         self._acceptor = acceptor
         self._address = address
         self._prompt = False
-        """Whether octets are processed as soon as they arrive: the peer is a client, and the connection not closing."""
+        """Whether octets are processed as soon as they arrive: the peer is a client, and the connection is not
+        closing."""
         self._early_reads = _EARLY_READS
         self._opening: FirstOctets | None = FirstOctets()
         """Holds the first octets until it is clear whether they are HTTP/2's preface."""
@@ -186,7 +187,7 @@ class Http2Protocol(Secured):
         self.trust = Trust.STRANGER
         """What the peer has proved so far."""
         self.active_at = -inf
-        """The instant at which a peer that is no client has last sent something."""
+        """The instant at which a peer that is not a client last sent something."""
         self._reading = True
         self._waking = False
         self._deferred = False
@@ -204,7 +205,7 @@ class Http2Protocol(Secured):
         self.closing = False
         """Whether the last GOAWAY has been written, or the transport is gone."""
         self.established = False
-        """Whether `connection_made` has been called, so that `connection_lost` will be."""
+        """Whether `connection_made` has been called, so that `connection_lost` will also be called."""
 
     # -- called by the transport ----------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from typing import Any
 BURST = 20
 PER_SECOND = 2.0
 REPORT_SECONDS = 10.0
-"""Seconds after a line was left out at which the number of such lines is logged, if no other line has named it
-before."""
+"""The number of lines that were left out is logged so many seconds after the first of them, unless another line has
+reported it before."""
 
 
 class RateLimitedLog:

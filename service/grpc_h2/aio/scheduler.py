@@ -38,23 +38,26 @@ TIME_SLICE = 0.00003
 """Seconds of deferred work in one iteration of the loop. The piece of work during which it ends is not interrupted."""
 
 RETURNING_SLICE = 0.0002
-"""The same for new connections from addresses of clients. Strangers cannot increase their number. If strangers'
-handshakes make each iteration long, one piece of work in an iteration would not be enough for 40 such connections a
-second."""
+"""Seconds of a time slice for new connections from addresses of clients. Strangers cannot increase the number of such
+connections. If strangers' handshakes make each iteration long, one piece of work in an iteration would not be enough
+for 40 such connections a second."""
 
 RETURNING_LARGE = 3
-"""Large pieces of work (`grant`) in such a slice: over TLS, each is a step of a handshake, of up to 0.5 ms."""
+"""The most large pieces of work (`grant`) in a time slice of that kind: over TLS, each is a step of a handshake, of up
+to 0.5 ms."""
 
 BUSY_LIMIT = 0.00006
-"""Limit of the seconds that the loop has spent on other work since the last time slice. Above it, the next time slice
-is put off by one iteration, so that the loop polls its sockets first. It is never put off twice in succession."""
+"""The limit for the seconds that the loop has spent on other work since the last time slice. Above it, the next time
+slice is put off by one iteration, so that the loop polls its sockets first. A time slice is never put off twice in
+succession."""
 
 CLAIMS = 4
-"""First reads of new connections that are processed at once, in one iteration of the loop in which no others wait."""
+"""The most first reads of new connections that are processed at once in one iteration of the loop. No read is processed
+at once while other new connections wait."""
 
 SETUPS = 1
-"""Steps of setting up new connections that are done at once, in an iteration in which no others wait: some 0.1 ms each,
-and 0.5 ms for one of a TLS handshake."""
+"""The most steps of setting up new connections that are done at once in one iteration of the loop, while no other new
+connection waits. A step takes some 0.1 ms, and 0.5 ms if it belongs to a TLS handshake."""
 
 
 class Share(IntEnum):
@@ -63,9 +66,9 @@ class Share(IntEnum):
     ARRIVALS = 0
     """A new connection: it is set up, and its first octets are processed."""
     CLIENTS = 1
-    """A connection that has proved its right to be served, or work of the server itself."""
+    """A connection whose peer has proved its right to be served, or work of the server itself."""
     STRANGERS = 2
-    """A connection that has not proved its right."""
+    """A connection whose peer has not proved its right."""
     RETURNING = 3
     """A new connection from an address from which a client has connected before (`Admission.knows`)."""
 
@@ -81,7 +84,7 @@ _ROTA = (
     (Share.ARRIVALS, Share.RETURNING, Share.STRANGERS, Share.CLIENTS),
     (Share.STRANGERS, Share.CLIENTS, Share.ARRIVALS, Share.RETURNING),
 )
-"""The preferences of successive time slices: the slice goes to the first kind that waits."""
+"""The preferences of successive time slices: a slice is given to the first kind that waits."""
 
 
 class FairScheduler:

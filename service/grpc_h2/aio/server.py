@@ -41,13 +41,13 @@ from grpc_h2.static.routes import Authorize, Router, StaticUnary
 log = logging.getLogger("grpc_h2")
 
 _UNWINDING = 1.0
-"""Seconds that cancelled handlers have for their clean-up."""
+"""The seconds that cancelled handlers have for their clean-up."""
 
 _STALL_CHECK_SECONDS = 1.0
 
 _FIRST_CALL = 0.1
-"""A connection that was accepted but not set up when the server stopped drains after so many seconds, so that a call
-that its client has sent meanwhile is served."""
+"""Seconds from the stop after which a connection drains that was accepted but not set up at the stop. So a call that
+its client has sent meanwhile is served."""
 
 Observe = Callable[[list[int], float], None]
 
@@ -111,7 +111,7 @@ class Server:
         self.client_log = RateLimitedLog(log)
         self.scheduler = FairScheduler()
         self.observe = observe or _unobserved
-        """See `Host.observe`. An attribute, not a method, because it is called with every batch."""
+        """See `Host.observe`. This is an attribute and not a method, because it is called with every batch."""
         self._eof = eof
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}

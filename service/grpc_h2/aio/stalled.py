@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 STALL_SECONDS = 5.0
-"""Seconds in which a peer reads not a single octet: more than a lost packet or a pause of a client takes, less than the
-grace period of a stop."""
+"""A peer that reads no octet for so many seconds is stalled. The time is longer than a lost packet or a pause of a
+client takes, and shorter than the grace period of a stop."""
 
 
 class Reader(Protocol):

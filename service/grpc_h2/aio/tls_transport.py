@@ -25,7 +25,7 @@ from grpc_h2.aio.arrival import Handshake
 from grpc_h2.aio.lingering_close import LINGER
 
 _RECORD: Final = 16 * 1024
-"""Octets that a record holds at most (RFC 8446, section 5.1): a read returns no more than one record's."""
+"""The most octets that a record holds (RFC 8446, section 5.1): a read returns the octets of one record at most."""
 
 Octets = bytes | bytearray | memoryview
 
@@ -69,7 +69,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._outgoing = handshake.outgoing
         self._write = handshake.tls.write
         self._paused = False
-        """The protocol reads nothing."""
+        """Whether the protocol has paused reading."""
         self._tcp_paused = False
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
