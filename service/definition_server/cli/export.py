@@ -39,7 +39,7 @@ class _Catalogue:
         """The row of every ``CommandResponse``.
 
         Raises:
-            CommandFailed: if the number of commands is not the one that the catalogue states.
+            CommandFailed: if the number of commands differs from the number that the catalogue states.
             RestoreError: if no row can hold a command.
             WireError: if a message is not a ``CommandResponse``.
         """
