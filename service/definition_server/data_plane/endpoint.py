@@ -1,9 +1,9 @@
-"""The RPCs as every transport calls them: authenticate, answer, and reduce any failure to the text that the client may
-see.
+"""The RPCs in the form that every transport calls: authenticate, answer, and reduce any failure to the text that the
+client may see.
 
-This is the only place where a bug is logged and its text hidden (`Method`). The grpcio transport calls it once per
-request, through `Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer it
-does not remember, and counts whole batches of answers itself.
+Only this module logs bugs and hides their text (`Method`). The grpcio transport calls it once per request, through
+`Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer is not remembered,
+and counts whole batches of answers itself.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Method:
             raise self._hidden(error) from error
 
     def copied_answer(self, engine: DefinitionEngine, request: bytes) -> bytes:
-        """`answer` as a copy, for a transport that cannot use a view of the snapshot's memory."""
+        """A copy of the result of `answer`, for a transport that cannot use a view of the snapshot's memory."""
         answer = self.answer(engine, request)
         try:
             return bytes(answer)
@@ -74,7 +74,7 @@ class Method:
 
 
 class CallCounter(Protocol):
-    """Counts calls; `ipc.stats.Slot` is one."""
+    """An object that counts calls, such as `ipc.stats.Slot`."""
 
     def count(self, method: int, status: int, elapsed_ns: int) -> None:
         """See `Slot.count`."""

@@ -16,8 +16,8 @@ SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _BATCH_PIECES = 1024
 """The most pieces in one ``writev``: IOV_MAX of Linux."""
 _BATCH_OCTETS = 1 << 20
-"""Pieces of so many octets are written together, and no piece waits for more: the caller's generator can free each
-piece when the next is requested.
+"""The octets from which pieces are written together without waiting for more pieces: the caller's generator can free
+each piece when the next one is requested.
 """
 
 
@@ -73,7 +73,7 @@ def map_sealed(descriptor: int) -> mmap:
 
     Raises:
         NotSealedError: if a seal is missing, or the memory is empty.
-        OSError: if it cannot be mapped.
+        OSError: if the memory cannot be mapped.
     """
     seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     if seals & SEALS != SEALS:

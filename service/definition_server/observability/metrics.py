@@ -65,7 +65,7 @@ def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """A gauge without labels. It has no sample if there is no value yet."""
+    """A gauge without labels. The gauge has no sample if there is no value yet."""
     if value is None:
         return GaugeMetricFamily(name, text, labels=())
     return GaugeMetricFamily(name, text, value=float(value))

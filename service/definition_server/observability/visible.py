@@ -1,4 +1,4 @@
-"""Makes untrusted text safe to show: without invisible characters, and without any that a terminal or browser
+"""Makes untrusted text safe to show: without invisible characters, and without characters that a terminal or browser
 interprets.
 """
 
