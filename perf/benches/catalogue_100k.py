@@ -139,7 +139,7 @@ def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.
     """The slowest request without a publication, and while whole catalogues are published."""
     for name, publishes in (("quiet", 0), ("publishing", PUBLISHES)):
         with load_process(server.port, arguments.rate, arguments.rows) as finish:
-            time.sleep(5)  # the measured period only
+            time.sleep(5)  # the result covers the measured period only
             for _ in range(publishes):
                 generation = server.statusz()["catalog"]["generation"]
                 # One changed row makes the server read, build and publish all rows; further changes only cost CPU time.

@@ -14,8 +14,8 @@ from tests.support import wire
 from perf.generator.answers import INCOMPLETE, STATUSES, Answer, Call, HeaderBlocks, Shape, WrongAnswer, shape_of
 
 RECEIVE = 1 << 16
-"""Octets. Below the size from which malloc maps memory anew each time (128 kB), because with a larger buffer each read
-takes 15 µs more."""
+"""Octets of the receive buffer. They are below the size from which malloc maps memory anew each time (128 kB), because
+each read takes 15 µs more with a larger buffer."""
 _RECORD = 1 << 14
 """The largest size of a TLS record's content."""
 _BIND_ADDRESS_NO_PORT = 24
@@ -74,9 +74,9 @@ class LoadConnection:
 
     Call `send` with any number of calls at any time, `receive` when the socket is readable, and `flush` from time to
     time while octets are `unsent`. With ``acknowledge`` it acts as grpc-go does after replies: it sends a WINDOW_UPDATE
-    for the connection and, if no PING is unanswered, a PING. With ``stamped`` the latency of a call counts from the
-    instant of its sending, not from the one passed to `send`, to the instant at which the kernel received the answer
-    (`arrived`), so that delays of this process are not included. Not over TLS.
+    for the connection and, if no PING is unanswered, a PING. With ``stamped``, the latency of a call counts from the
+    instant of its sending, not from the instant passed to `send`, to the instant at which the kernel received the
+    answer (`arrived`), so that delays of this process are not included. ``stamped`` is not possible over TLS.
     """
 
     def __init__(self, port: int, blocks: wire.BlockCycle, deadlines: Sequence[bytes], *, acknowledge: bool = False,
@@ -114,7 +114,7 @@ class LoadConnection:
         self._uncredited = 0
 
     def fileno(self) -> int:
-        """For epoll."""
+        """The descriptor for epoll."""
         return self.sock.fileno()
 
     # -- sending -----------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class LoadConnection:
             answer = self._answers[identifier] = Answer(self._headers.version)
         last = answer.add(kind, flags, payload, self._headers)
         if self._headers.version != self._shapes_version:
-            # In place: `_take` holds the list.
+            # The list is changed in place, because `_take` holds it.
             self._shapes[:] = [None] * STATUSES
             self._shapes_version = self._headers.version
         if not last:
@@ -325,7 +325,7 @@ class LoadConnection:
         """Make one call. Afterwards the connection is established, and the server's limits are known.
 
         Raises:
-            WrongAnswer: if it is not answered in time.
+            WrongAnswer: if the call is not answered in time.
         """
         self.send([(call, 0.0)])
         deadline = monotonic() + seconds

@@ -66,7 +66,7 @@ class Scenario:
     publications: int = 0
     """Number of catalogues published during the calls."""
     generator: str = "own"
-    """``own``, or ``h2load``: for servers that do not implement the contract, and servers compared with them."""
+    """``own``, or ``h2load`` for servers that do not implement the contract, and servers compared with them."""
     seconds: float = 2.0
     sets: tuple[str, ...] = field(default=("full",))
     servers: tuple[str, ...] = CONTRACT

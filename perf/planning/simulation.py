@@ -48,7 +48,7 @@ BUILD_SPREAD = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Replicas and their database. Times in seconds."""
+    """Replicas and their database. Times are in seconds."""
 
     replicas: int
     interval: float
@@ -193,7 +193,7 @@ def one_change(fleet: Fleet, chance: random.Random) -> Outcome:
 
 
 def simulate(fleet: Fleet, *, changes: int = CHANGES, seed: int = SEED) -> Outcome:
-    """`one_change` ``changes`` times, counted together. The same seed gives the same outcome."""
+    """The outcome of ``changes`` calls of `one_change`, counted together. The same seed gives the same outcome."""
     chance = random.Random(seed)
     every = [one_change(fleet, chance) for _ in range(changes)]
     return Outcome(
@@ -288,7 +288,7 @@ BLOCK = "simulation"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print, rewrite or check the tables. Returns 1 if the page is stale or something is missing."""
+    """Print, rewrite or check the tables. Returns 1 if the page is stale or a record is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m perf simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

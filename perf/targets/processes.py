@@ -21,10 +21,10 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def precise_cpu_seconds(pids: Iterable[int]) -> float:
-    """As `cpu_seconds`, to the nanosecond: the CPU-time clock of each process (``clock_getcpuclockid(3)``).
+    """Like `cpu_seconds`, but to the nanosecond: the CPU-time clock of each process (``clock_getcpuclockid(3)``).
 
     Raises:
-        ProcessLookupError: if one of them has ended.
+        ProcessLookupError: if one of the processes has ended.
     """
     found = 0.0
     for pid in pids:
@@ -70,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 
 def resident(pid: int) -> int:
-    """Resident octets now."""
+    """The resident octets of the process now."""
     return _status(pid, "VmRSS:")
 
 
