@@ -45,7 +45,7 @@ class Job:
 
 
 class Crew:
-    """The clients of one job: how they connect, what they send, and the number of events."""
+    """The clients of one job: their connections, their requests, and the number of events."""
 
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self.job = job

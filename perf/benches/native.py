@@ -287,9 +287,9 @@ def attacks(bench: Bench) -> None:
 
     The load of the machine changes within seconds, so each measurement of the victim under attack lies between two of
     the victim alone. The judged figure is the median of the former divided by the median of the latter; other load on
-    the machine raises both. Attacks whose figure comes near to the limit are measured more often. An honest client at
-    full rate is measured too, because every client of a busy core has to wait. Each row's detail has the ratio. Latency
-    ends in the client's kernel (`perf.benches.victim.VICTIM`).
+    the machine raises both. Attacks whose figure is near the limit are measured more often. An honest client at full
+    rate is measured too, because every client of a busy core has to wait. Each row's detail has the ratio. Latency ends
+    in the client's kernel (`perf.benches.victim.VICTIM`).
     """
     names = [name for name in ATTACKS if name != HONEST]
     with bench.worker(bench.large) as served:

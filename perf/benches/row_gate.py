@@ -138,7 +138,8 @@ def measure_beside(server: ServerProcess, arguments: argparse.Namespace, figures
 
 
 def judged(what: str, before: list[float], beside: list[float], after: list[float], *, promised: bool) -> Row:
-    """The median of the rounds' ratios, each of one figure beside the check and alone just before and after it.
+    """The median of the rounds' ratios, each between a figure during the check and the same figure alone just before
+    and after it.
 
     The two figures alone show how much the machine itself varies. If this variation is as large as the limit, there is
     no verdict.
@@ -161,7 +162,7 @@ def _is_patient(pid: int) -> bool:
 
 
 def _rounds(server: ServerProcess, checker: int, victim: Child, arguments: argparse.Namespace) -> list[float]:
-    """Measure the victim alternately alone and beside the checker, until all rows are judged or the rounds are over.
+    """Measure the victim alternately alone and during the check, until all rows are judged or the rounds are over.
 
     Returns the checker's share of a CPU in each round. The checker pauses after each batch, and for longer if it was
     stopped meanwhile, so a round begins only when it works again.

@@ -297,7 +297,7 @@ class LoadConnection:
                 self._window += int.from_bytes(payload, "big")
         elif kind in (wire.GOAWAY, wire.RST_STREAM, wire.HEADERS, wire.DATA, wire.PUSH_PROMISE, wire.CONTINUATION):
             if kind == wire.RST_STREAM and payload == bytes(4):
-                return  # NO_ERROR after a whole answer
+                return  # a reset after a whole answer is right
             where = int.from_bytes(identifier, "big")
             if kind == wire.GOAWAY:
                 code, text = int.from_bytes(payload[4:8], "big"), payload[8:68]

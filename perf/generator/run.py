@@ -214,7 +214,7 @@ class Member:
         """The value that the process sends under ``key``; other messages are skipped.
 
         Raises:
-            Spoilt: if the process reports an error, ends, or sends nothing in time.
+            Spoilt: if the process reports an error, ends, or sends no line in time.
         """
         deadline = monotonic() + seconds
         while True:

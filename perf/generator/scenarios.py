@@ -62,7 +62,7 @@ class Scenario:
     """A fresh ``grpc-timeout`` in every call."""
     tls: bool = False
     idle: int = 0
-    """Number of idle connections beside the load."""
+    """The number of idle connections in addition to the load."""
     publications: int = 0
     """Number of catalogues published during the calls."""
     generator: str = "own"

@@ -164,7 +164,7 @@ class Victim:
             connection.flush()
             if monotonic() > deadline:
                 raise WrongAnswer("no answer in time")
-            # Over TLS, a read leaves nothing in OpenSSL's buffer.
+            # Over TLS, a read leaves no octets in OpenSSL's buffer.
             select((connection,), (connection,) if connection.unsent else (), (), self.job.patience)
 
     def _open_again(self) -> None:

@@ -128,7 +128,7 @@ def plans(
     candidates: Mapping[str, Sequence[str]],
     effort: Effort,
 ) -> list[Plan]:
-    """The plans whose runs ``gates`` judge, each beside a server that is called `sla.BASE`.
+    """The plans whose runs ``gates`` judge, each together with a server that is called `sla.BASE`.
 
     Args:
         candidates: Scenario → the servers judged in it; a scenario without a server is not measured.

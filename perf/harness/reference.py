@@ -1,4 +1,5 @@
-"""Measures the speed of interpreter and kernel during a run: `reference_work.py` runs beside the server, on its CPU."""
+"""Measures the speed of interpreter and kernel during a run: `reference_work.py` runs on the server's CPU at the same
+time as the server."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def during(bursts: Sequence[Burst], begin: float, end: float) -> dict[str, float
 
 
 def beside(run: Callable[[Callable[[], None]], dict[str, Any]], meter: Callable[[], Meter] = Meter) -> dict[str, Any]:
-    """Call ``run`` beside the reference work. Returns its result with the machine's speed under the key ``reference``.
+    """Call ``run`` while the reference work runs. Returns its result with the machine's speed under the key
+    ``reference``.
 
     Args:
         run: Gets a function to call when its measurement begins. If it does not call this function, the speed is that

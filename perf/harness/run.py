@@ -216,7 +216,7 @@ class Session:
         return bool(missing)
 
     def _run(self, scenario: Scenario, name: str, servers: Servers, number: int, **overrides: Any) -> Run:
-        """One run; if anything fails, an invalid run with the reason."""
+        """Make one run. If it fails, the result is an invalid run with the reason."""
         began, before = time.monotonic(), machine.steal_ticks()
         try:
             run = self._generated(scenario, name, servers, overrides)

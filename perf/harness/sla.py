@@ -38,7 +38,7 @@ KEPT, MISSED, INVALID = "kept", "missed", "invalid"
 BASE = "base"
 """In ``over`` and ``minus``: the server that a candidate is compared with."""
 CANDIDATE = "candidate"
-"""The value of ``server`` that stands for the compared server (`Gate.of`); the default of a comparison."""
+"""The value of ``server`` in place of the name of the compared server (`Gate.of`); the default of a comparison."""
 FAULTS_OF_OTHERS = ("generator", "machine")
 """An invalid run is measured again if its fault is one of these."""
 
@@ -50,7 +50,8 @@ Run = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Factors of the CPU times, measured beside the runs, whose sum is the cost that a call may have."""
+    """Factors of the CPU times that are measured during the runs. The sum of the products is the cost that a call may
+    have."""
 
     python: float = 0.0
     """Factor of ``python_us`` of `perf.harness.reference_work`."""

@@ -1,4 +1,5 @@
-"""Peers: small servers that we wrote to implement the contract on other gRPC stacks; they are measured beside ours.
+"""Peers: small servers that we wrote to implement the contract on other gRPC stacks; they are measured together with
+ours.
 
 Every peer is one program with these environment variables: ``PEER_CATALOGUE``, a file with a serialized
 ``CatalogResponse``, which is a sequence of length-prefixed ``CommandResponse`` messages and the catalogue's own two
@@ -105,7 +106,7 @@ def start(
 ) -> Iterator[targets.Target]:
     """The peer ``name``, one of `NAMES`, serving ``catalogue`` until the block ends.
 
-    ``tls``: as `perf.targets.target.self_signed` returns it. ``cpus``: the CPUs on which it may run. nghttpd and nginx
+    ``tls``: the result of `perf.targets.target.self_signed`. ``cpus``: the CPUs on which it may run. nghttpd and nginx
     serve the catalogue's first answer as the file ``/answer``, in one thread and without TLS.
 
     Raises:

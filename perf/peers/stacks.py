@@ -151,11 +151,11 @@ class Grpcio(Stack):
         return ""
 
     def build(self) -> Path:
-        """Nothing to do."""
+        """No effect, because grpcio is installed as a package."""
         return self.source
 
     def _fill(self, out: Path) -> None:
-        """Nothing to do."""
+        """No effect, because grpcio is installed as a package."""
 
     def command(self) -> list[str]:
         """This Python."""

@@ -37,8 +37,8 @@ CHANGES = 20
 STATEMENTS_PER_CHECK = 4
 """BEGIN, SELECT set_config, SELECT of the fingerprint, ROLLBACK."""
 STATEMENTS_PER_READING = 2
-"""DECLARE CURSOR and CLOSE. A reading also has one FETCH for each `BATCH_ROWS` rows or part of them, and one that
-returns no row."""
+"""DECLARE CURSOR and CLOSE. A reading also has one FETCH for each `BATCH_ROWS` rows or part of them, and a last FETCH
+that returns no row."""
 BATCH_ROWS = 1000
 TOGETHER_SECONDS = 1.0
 """Replicas in step make their checks within this time."""

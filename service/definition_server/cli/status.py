@@ -1,4 +1,5 @@
-"""``definition-server status``: shows the catalogue that a running server serves, since when, and what it holds."""
+"""``definition-server status``: shows the catalogue that a running server serves, the time since which it is served,
+and the held catalogue and commands."""
 
 from __future__ import annotations
 

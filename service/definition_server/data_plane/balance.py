@@ -3,7 +3,7 @@
 gRPC clients open few connections and keep them for hours, so the worker that accepts a connection serves its share of
 the load for as long. All workers watch one listening socket, inherited from the master; the kernel wakes any of them.
 Before it accepts, a worker reads the others' connection counts from their stats pages and leaves the connection to
-those that have fewer. This needs no additional process, no lock, and no work for each request.
+workers that have fewer. This needs no additional process, no lock, and no work for each request.
 
 **Rules.** Let *least* be the smallest number of connections of any other worker that accepts, has room, and has a
 recent heartbeat. A heartbeat is recent if this process saw it change less than `FRESH_SECONDS` ago by its own clock,
@@ -52,7 +52,8 @@ _RETRY_SECONDS = 0.001
 with the fewest connections.
 """
 FULL_LOGGED_SECONDS = 10.0
-"""Seconds between two log lines about `MAX_CONNECTIONS`, which is reached again and again as clients come and go."""
+"""Seconds between two log lines about `MAX_CONNECTIONS`, which is reached again and again as clients connect and
+disconnect."""
 _BREAK_SECONDS = 0.02
 """Seconds between two decisions above which they belong to different storms, because no connection waited in between.
 """

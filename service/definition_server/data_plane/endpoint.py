@@ -31,7 +31,7 @@ Answering = Callable[[DefinitionEngine, bytes], bytes | memoryview]
 
 
 class Method:
-    """One RPC of `DefinitionEngine`. Its methods raise `CallFailed` and nothing else."""
+    """One RPC of `DefinitionEngine`. Its methods raise only `CallFailed`."""
 
     def __init__(self, name: str, answer: Answering, keys: KeyRing) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class Method:
             raise self._hidden(error) from error
 
     def _hidden(self, error: Exception) -> CallFailed:
-        """Log ``error``, a bug of ours, and return the failure for the client, which reveals nothing of it."""
+        """Log ``error``, a bug of ours, and return the failure for the client, which does not reveal the error."""
         log.error("Unexpected failure in a call", method=self.name, exc_info=error)
         return CallFailed(Status.INTERNAL, "Internal error")
 
@@ -96,7 +96,7 @@ class Endpoint:
             Method("SyncCatalog", answers.sync_catalog, keys),
         )
         self.handlers: dict[str, Handler] = {method.name: self._counted(method) for method in self.methods}
-        """Method name → (request, metadata) → answer, counted. A handler raises `CallFailed` and nothing else."""
+        """Method name → (request, metadata) → answer, counted. A handler raises only `CallFailed`."""
 
     def _counted(self, method: Method) -> Handler:
         engine, slot = self.engine, self.slot

@@ -122,7 +122,7 @@ class Reflection:
 
 
 def _files(file: Any, sent: set[str]) -> list[bytes]:
-    """``file`` and the files that it imports, serialized, without those that were ``sent`` before; ``file`` is always
+    """``file`` and the files that it imports, serialized, without files that were ``sent`` before; ``file`` is always
     included, as the first.
     """
     found, waiting = [], [file]

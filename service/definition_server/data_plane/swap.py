@@ -2,7 +2,7 @@
 this order.
 
 ``prepare`` and ``release`` take some time, and calls are answered meanwhile; ``commit`` is one step of the event loop,
-after which every answer comes from the new snapshot. Only ``commit`` is required: without ``prepare`` the first calls
+after which every answer is from the new snapshot. Only ``commit`` is required: without ``prepare`` the first calls
 after it are slower, and without ``release`` the memory of replaced answers is freed later.
 """
 

@@ -1,7 +1,7 @@
 """Time limits of a snapshot swap, which the master and its workers share.
 
 The process that releases a snapshot last frees its memory: 10 to 15 ms for 200 MB, during which a worker would answer
-nothing. So the master holds a replaced snapshot until every worker has released it. A worker prepares its answers for
+no call. So the master holds a replaced snapshot until every worker has released it. A worker prepares its answers for
 `PREPARATION_SECONDS` at most, swaps, and releases the old snapshot `RELEASE_SECONDS` later.
 """
 

@@ -32,7 +32,7 @@ socket, which all workers share: another option, such as a buffer of hundreds of
 TCP_USER_TIMEOUT that resets connections, would affect all workers."""
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
-    # Name: numbers on x86-64 and aarch64. Frequent calls come first, because the filter compares in this order.
+    # Name: numbers on x86-64 and aarch64. Frequent calls are first, because the filter compares in this order.
     "sendto": (44, 206), "recvfrom": (45, 207), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "read": (0, 63),
     "write": (1, 64), "writev": (20, 66), "sendmsg": (46, 211), "recvmsg": (47, 212), "futex": (202, 98),
     "epoll_ctl": (233, 21), "accept4": (288, 242), "close": (3, 57), "clock_gettime": (228, 113),

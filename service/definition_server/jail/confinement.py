@@ -70,7 +70,7 @@ class Jail:
         port: The TCP port that this worker binds itself, by gRPC's C-core; 0 if it uses the master's socket.
         opens_memory: Whether the worker may open unnamed memory, whose descriptors it receives, by its path in
             ``/proc/self/fd``. seccomp cannot distinguish such a path from other paths; Landlock can. Without Landlock,
-            nothing can be opened once the worker has started.
+            no file can be opened once the worker has started.
     """
 
     def __init__(self, offered: Support, *, port: int = 0, opens_memory: bool = False) -> None:

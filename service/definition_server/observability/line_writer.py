@@ -7,7 +7,7 @@ several processes are never mixed in a pipe (``pipe(7)``).
 
 If the queue is full, new lines are dropped and counted; the oldest lines are kept, because they show the cause. As soon
 as lines can be written again, one line at the place of the gap reports the number of dropped lines. If the reader is
-gone (EPIPE), the current line is lost. On a full disk nothing is lost until the queue is full: the thread tries the
+gone (EPIPE), the current line is lost. On a full disk no line is lost until the queue is full: the thread tries the
 line again every second.
 
 The queue is a `queue.SimpleQueue`, whose ``put`` is reentrant: a destructor or a signal handler may log while its
@@ -52,7 +52,7 @@ class LineWriter:
         self._gap = gap
 
     def _begin(self) -> None:
-        """Set the state of a process that has written nothing."""
+        """Set the state of a process that has not written a line."""
         self._queue: SimpleQueue[bytes | int | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         # Only one side writes each number. The callers write the following numbers, one at a time under the handler's
@@ -136,7 +136,7 @@ class LineWriter:
         while (item := self._queue.get()) is not None:
             try:
                 self._take(item)
-            except Exception:  # noqa: BLE001 - a bug, or no memory: it costs a line, and not all that come later
+            except Exception:  # noqa: BLE001 - a bug, or no memory: it costs one line, and not all later lines
                 self._lost += 1
 
     def _take(self, item: bytes | int | threading.Event) -> None:

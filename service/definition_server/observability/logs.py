@@ -107,7 +107,7 @@ def _log_what_python_would_print() -> None:
     """Log the texts that Python would write to stderr: uncaught exceptions and warnings.
 
     stderr is usually the same pipe as stdout, so such a write could block a thread, or an event loop, for ever. (The
-    output of a crash in native code, and of `faulthandler`, still goes to stderr.)
+    output of a crash in native code, and of `faulthandler`, is still written to stderr.)
     """
     log = get_logger("definition_server")
 
@@ -228,8 +228,8 @@ def _exception_fields(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _visible(_: Any, __: str, event: EventDict) -> EventDict:
-    """Escapes control characters of the message, which may come from a library. The renderer escapes the control
-    characters of the fields."""
+    """Escapes control characters of the message, which may be a library's. The renderer escapes the control characters
+    of the fields."""
     event["event"] = _escaped(str(event["event"]))
     return event
 

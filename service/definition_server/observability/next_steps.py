@@ -1,6 +1,7 @@
 """The operator's next steps, derived from the status: a sentence for each fault, and the page with details.
 
-The sentences are fixed texts; numbers and hashes come from the status. They contain no error texts and no names.
+The sentences are fixed texts; numbers and hashes are those of the status. The sentences contain no error texts and no
+names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Export of spans and metrics by OTLP over HTTP, with OpenTelemetry's SDK. Imported only if the export is on.
 
-Spans come from `tracing`, with their own ids; a provider of the SDK converts them to its spans, so that its sampler,
+`tracing` supplies spans with their own ids; a provider of the SDK converts them to its spans, so that its sampler,
 limits, batches and bounded queue apply (``OTEL_TRACES_SAMPLER``, ``OTEL_BSP_*``). Metrics are those of ``/metrics``,
 under the same names: the families that Prometheus would get, in OTLP's form.
 """

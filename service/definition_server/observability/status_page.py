@@ -310,7 +310,7 @@ def _section(title: str, content: Html) -> Html:
 def _table(
     labels: Sequence[str], rows: Sequence[Sequence[str | Html]], *, total: int = 0, none: str = "None yet."
 ) -> Html:
-    """A table of at most `MOST_ROWS` rows, which a narrow screen shows as blocks with the labels beside the values."""
+    """A table of at most `MOST_ROWS` rows, which a narrow screen shows as blocks with the labels next to the values."""
     if not rows:
         return element("p", none, class_="soft")
     head = element("thead", element("tr", (element("th", label, scope="col") for label in labels)))

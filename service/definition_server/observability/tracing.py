@@ -121,16 +121,16 @@ class _NoStep(Step):
         pass
 
     def set(self, **attributes: Value | None) -> None:
-        """Nothing."""
+        """No effect."""
 
     def event(self, name: str, /, **attributes: Value) -> None:
-        """Nothing."""
+        """No effect."""
 
     def fail(self, reason: str) -> None:
-        """Nothing."""
+        """No effect."""
 
     def end(self) -> None:
-        """Nothing."""
+        """No effect."""
 
     def __enter__(self) -> Step:
         return self

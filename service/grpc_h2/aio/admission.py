@@ -1,9 +1,9 @@
 """Which connections a server holds: its limits, and which connection makes room for a new one.
 
-**Theory of operation.** The rights of a connection depend on what its peer has proved (`Trust`). A peer that has proved
-its right to be served (by a call with a known key) is a client, and its connection is never closed to make room. All
-other peers are strangers. An attacker can open as many connections as a stranger as it likes, so connections of
-strangers are closed to make room:
+**Theory of operation.** The rights of a connection depend on the trust that its peer has proved (`Trust`). A peer that
+has proved its right to be served (by a call with a known key) is a client, and its connection is never closed to make
+room. All other peers are strangers. An attacker can open as many connections as a stranger as it likes, so connections
+of strangers are closed to make room:
 
 - A peer address holds `Admission.max_per_peer` connections at most. Further ones are refused.
 - If the server is full, a new connection takes the place of the stranger that has been idle for the longest time.
@@ -45,7 +45,7 @@ _KNOWN_NETWORKS = 4096
 
 
 class Trust(IntEnum):
-    """What the peer of a connection has proved so far."""
+    """The trust that the peer of a connection has proved so far."""
 
     STRANGER = 0
     PROBE = 1
@@ -117,7 +117,7 @@ class Admission:
         self._strangers: OrderedDict[Held, float] = OrderedDict()
         """Connections that may be evicted → when they were last active, as far as is known; roughly in that order."""
         self._unproven: OrderedDict[Held, float] = OrderedDict()
-        """Connections that have proved nothing → when they are drained; in that order."""
+        """Connections whose peers have proved nothing → when they are drained; in that order."""
         self._drained: OrderedDict[Held, float] = OrderedDict()
         """Connections that were drained to make room → when they are closed; the earliest first."""
         self._reserve: OrderedDict[Held, None] = OrderedDict()
@@ -238,8 +238,8 @@ class Admission:
     # -- strangers that make no call ------------------------------------------------------------------------------
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drain connections that have proved nothing in time, and close those whose drain took too long; a limited
-        number at a time."""
+        """Drain connections whose peers have proved nothing in time, and close connections whose drain took too long, a
+        limited number at a time."""
         self._sweep_timer = None
         now, again = loop.time(), _SWEEP_SECONDS
         for waiting, act in ((self._drained, self._close), (self._unproven, self._drain)):

@@ -9,8 +9,9 @@ has one piece done.
 A network that is new in the queue does not wait for a whole round: new networks (not served yet) alternate with
 networks that have been served. Each of the two kinds gets every second piece, so an attacker with many networks does
 not lock out the networks that wait already. As in the flow queues of RFC 8290 section 4.2, a network whose work is done
-keeps its place in the round until its turn comes, so it does not count as new when its next piece of work arrives. Once
-nothing waits any more, all networks count as new again. So the memory is bounded by the work that waits and one round.
+keeps its place in the round until its turn, so the network does not count as new when its next piece of work arrives.
+Once nothing waits any more, all networks count as new again. So the memory is bounded by the work that waits and one
+round.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class FairQueue:
         self._new: deque[str] = deque()
         """Networks that have not been served since their first work arrived."""
         self._served: deque[str] = deque()
-        """Networks that have been served, the one that was served last at the end; some may have no work left."""
+        """Networks that have been served; the network that was served last is at the end. Some may have no work
+        left."""
         self._served_next = False
         self._size = 0
 

@@ -63,8 +63,8 @@ octets."""
 _TOO_MANY = "its handshake was not finished when there was no room for the next"
 
 Objection = Callable[[socket.socket], str | None]
-"""Returns the reason why an accepted connection is to be refused, or None. Called before anything is read from the
-connection; must not wait."""
+"""Returns the reason why an accepted connection is to be refused, or None. It is called before any octet is read from
+the connection, and must not wait."""
 
 
 class AcceptPolicy(Protocol):
@@ -134,7 +134,7 @@ class Listener:
         self._client_log = client_log
         self._handshake_timeout = handshake_timeout
         self._counted: dict[Http2Protocol, bool] = {}
-        """Connections that were reported to ``policy`` → whether they were reported as connections of clients, too."""
+        """Connections that were reported to ``policy`` → whether they were also reported as connections of clients."""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
         self._waiting: set[Http2Protocol] = set()
@@ -175,7 +175,7 @@ class Listener:
         for protocol, task in self._setups.items():
             if protocol in self._waiting:
                 task.cancel()
-        if self._setups:  # the other connections wait for nothing from their peers
+        if self._setups:  # the other connections do not wait for their peers
             await asyncio.wait(list(self._setups.values()), timeout=LINGER)
 
     def vouched(self, protocol: Http2Protocol) -> None:

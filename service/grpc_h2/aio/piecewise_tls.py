@@ -1,7 +1,7 @@
 """Decrypts TLS records piece by piece, for a time slice in each iteration of the event loop.
 
 **Theory of operation.** An event loop reads up to 256 kB of a TLS connection at a time and has OpenSSL process all of
-these octets before it does anything else. A record may have as few as 22 octets, so one read may bring 11,000 records.
+these octets before it does other work. A record may have as few as 22 octets, so one read may bring 11,000 records.
 They take 5 ms if each record holds one octet, and 120 ms if each is a KeyUpdate (RFC 8446, section 4.6.3), which needs
 new keys and an answer. The limits of HTTP/2 apply only after decryption.
 

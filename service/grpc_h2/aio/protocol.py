@@ -1,9 +1,9 @@
 """A `Connection` on an event loop: an asyncio protocol that reads, writes, sets timers and closes.
 
 **Theory of operation.** The connection makes all decisions; the protocol moves octets and events between it, the
-transport and the server. Every cause (octets, a handler's message, a timer) ends in one `_settle`: write what may be
-written, hand out events, stop or continue reading. Everything that handlers send within one iteration of the event loop
-is written together (`wake`).
+transport and the server. Every cause (octets, a handler's message, a timer) ends in one `_settle`: write all output
+that may be written, hand out events, stop or continue reading. Everything that handlers send within one iteration of
+the event loop is written together (`wake`).
 
 **Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` is true while
 input is left to process, and a used-up budget means that output is left. In either case the rest is deferred to the
@@ -15,15 +15,16 @@ clients leave: its input is not processed when it arrives, but deferred to the s
 first few reads of such a connection are processed at once, so that a probe and a new client are answered without delay.
 When a call is authorised, the connection counts as a client's until it ends.
 
-**Time.** Ten thousand idle connections must cost nothing, and a busy connection must not compute deadlines for each
-packet. So an idle connection has one timer, set to its next deadline. Traffic may bring a deadline forward: the first
-traffic sets the timer to at most `Host.timer_slack` seconds from now, and further traffic does not set it again.
+**Time.** Ten thousand idle connections must not need CPU time, and a busy connection must not compute deadlines for
+each packet. So an idle connection has one timer, set to its next deadline. Traffic may bring a deadline forward: the
+first traffic sets the timer to at most `Host.timer_slack` seconds from now, and further traffic does not set it again.
 
 **Closing.** After the last GOAWAY the connection is flushed, half-closed and read for a while longer: see
 `lingering_close`.
 
 The clock is read here, and its times are passed to the connection: the loop's clock for deadlines, and ``perf_counter``
-for the duration of a batch, because the loop's clock may stand still within an iteration and count in milliseconds.
+for the duration of a batch, because the loop's clock may not advance within an iteration, and may count in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -336,7 +337,7 @@ class Http2Protocol(Secured):
         self.abort()
 
     def abort(self) -> None:
-        """Drop the transport; nothing more is written."""
+        """Drop the transport; no more output is written."""
         self._transport.abort()
 
     def vouch(self, trust: Trust) -> None:
@@ -470,7 +471,8 @@ class Http2Protocol(Secured):
             self.vouch(Trust.CLIENT)
 
     def _settle(self) -> None:
-        """Write what may be written, hand out the events that this causes, and decide whether to continue reading."""
+        """Write all output that may be written, hand out the events that this causes, and decide whether to continue
+        reading."""
         connection, transport = self.connection, self._transport
         if transport.is_closing():
             return

@@ -156,7 +156,7 @@ class FairScheduler:
             return
 
         def work() -> bool:
-            if granted.done():  # the task that awaits it was cancelled
+            if granted.done():  # the task that awaits the future was cancelled
                 return False
             granted.set_result(None)
             return True
@@ -171,7 +171,7 @@ class FairScheduler:
         remaining = iter(steps)
 
         def work() -> None:
-            if done.done():  # the task that awaits it was cancelled
+            if done.done():  # the task that awaits the future was cancelled
                 return
             end = perf_counter() + TIME_SLICE
             try:

@@ -17,7 +17,7 @@ class CertificateFault(Http2Error):
 
 
 class TlsCredentials:
-    """A certificate and its key, and optionally the CA that client certificates must come from (mutual TLS).
+    """A certificate and its key, and optionally the CA that must have issued client certificates (mutual TLS).
 
     ``context`` is for the next connection; `reload` and `replace` change it, and leave established connections as they
     are.

@@ -30,8 +30,8 @@ OCTETS_OF_MESSAGE_PER_WORK: Final = 256
 _FORGIVEN: Final = 1.25
 """The number of PINGs that are forgiven for each PING that `Limits.min_ping_interval` allows."""
 _LATE_GLITCH: Final = 0.25
-"""Glitches counted for each frame on a reset stream, once there are more than an honest client may have in flight at
-the reset: the number that fits into a window."""
+"""Glitches counted for each frame on a reset stream beyond the number that an honest client may have in flight at the
+reset. This is the number of frames that fits into a window."""
 _UPDATES_PER_STREAM: Final = 2
 """WINDOW_UPDATEs that a client may send for each stream: C-core sends two for every call."""
 _UPDATES_PER_FRAME: Final = 20

@@ -26,8 +26,8 @@ _TINY: Final = 64
 _TINY_GLITCH: Final = 0.02
 """Glitches counted for a DATA frame of less than `_TINY` octets inside a message: fifty such frames are one glitch."""
 _BOMB_GLITCH: Final = 10.0
-"""Glitches counted for a message that costs us milliseconds and the peer nothing: after a hundred such messages, the
-peer is disconnected."""
+"""Glitches counted for a message that takes the server milliseconds and the peer little time: after a hundred such
+messages, the peer is disconnected."""
 _SUSPICIOUS_RATIO: Final = 100
 
 

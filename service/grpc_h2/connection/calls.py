@@ -183,7 +183,7 @@ class Calls:
         """The request is whole: answer it, or pass it on to its handler.
 
         Raises:
-            StreamFault: as `end_of_request`.
+            StreamFault: for the same reasons as `end_of_request`.
         """
         self._requests.settle(stream)
         if stream.body_left > 0:

@@ -1,7 +1,7 @@
 """The server's side of one HTTP/2 connection that carries gRPC: no socket, no event loop; time is an argument.
 
 **Theory of operation.** `Connection.receive_data` takes the octets that the socket gave and works through them frame by
-frame. Replies that need no handler (acknowledgements, resets, static answers) are queued; everything that concerns a
+frame. Replies that need no handler (acknowledgements, resets, static answers) are queued; all input that concerns a
 handler becomes an event. `Connection.data_to_send` returns the octets to write. Neither raises on any input: a peer's
 fault ends its stream (in `Closing.refuse` alone) or the connection (in `Closing.close` alone).
 
@@ -16,12 +16,12 @@ through its methods. A part knows the parts before it in this list, and returns 
     FlowControl  the connection's windows      Streams      streams by id, counts of handlers
     Outbound     frames out                    Headers      decoder, memo of blocks, block assembly
     Bodies       DATA to messages              FastPath     known calls, alone or in batches
-    RequestDeadlines, AnswerDeadlines          what must have moved on by when
+    RequestDeadlines, AnswerDeadlines          deadlines of requests and of answers
     Closing      ends of streams, and its own  Calls        begin and answers of calls
     Inbound      frames in
 
 **Memory.** A connection reports to the server's `Budget` the memory that it holds for its peer, after each action that
-may change this amount. A call on the fast path holds nothing.
+may change this amount. A call on the fast path holds no memory.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Connection:
             limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, bodies, fast_path,
             closing, calls, self.answered)  # fmt: skip
         self.answer_one = fast_path.answer_one
-        """See `FastPath.answer_one`. Bound here to save a function call for each call that comes alone."""
+        """See `FastPath.answer_one`. The method is bound here to save a function call for each single call."""
         self._written = 0
         """Octets that the transport has accepted and not sent, while it accepts no more."""
         self._on_eviction = on_eviction
@@ -375,7 +375,7 @@ class Connection:
         return [event for event in self.take_events() if not isinstance(event, ConnectionClosing)]
 
     def next_deadline(self) -> float | None:
-        """The instant at which `tick` must be called; at that instant there may be nothing to do."""
+        """The instant at which `tick` must be called; at that instant there may be no work."""
         if self._lifecycle.closed:
             return None
         self._fast_path.settle()

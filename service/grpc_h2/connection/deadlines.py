@@ -62,7 +62,7 @@ class RequestDeadlines:
         """Pairs of an instant and a stream id: at that instant, streams of the fast path up to that id are overdue."""
         self._rests: dict[int, tuple[float, int]] = {}
         """Answered streams whose request may still have a rest → the instant until which the server waits for the rest,
-        and the number of its octets that have arrived. The stream that has waited longest comes first."""
+        and the number of its octets that have arrived. The stream that has waited longest is first."""
 
     @property
     def _allowance(self) -> float:

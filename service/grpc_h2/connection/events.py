@@ -50,7 +50,7 @@ class Writable:
 @dataclass(frozen=True, slots=True)
 class AnswerCutOff:
     """An answer was not read in time and is given up: RST_STREAM is queued. If the call has a handler, `CallCancelled`
-    is reported, too."""
+    is also reported."""
 
     stream: Stream
     reason: str

@@ -97,7 +97,7 @@ class FlowControl:
         `give_back`.
 
         Raises:
-            ConnectionFault: as `receive`.
+            ConnectionFault: for the same reasons as `receive`.
         """
         self.send_window -= sent
         assert self.send_window >= 0, "sent beyond the connection's window"

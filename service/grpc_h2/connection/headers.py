@@ -179,7 +179,7 @@ class Headers:
         self.router_epoch = self._router.epoch
 
     def note_refusals(self) -> None:
-        """Streams that wait may have to be refused."""
+        """Note that streams that wait may have to be refused."""
         self.refuses = True
 
     def route(self, block: bytes) -> Route:
@@ -234,7 +234,7 @@ class Headers:
         and the memo must be dropped.
 
         Raises:
-            ConnectionFault: as `learn`.
+            ConnectionFault: for the same reasons as `learn`.
         """
         decoder = self._decoder
         fields, self._ahead = self._ahead, None

@@ -39,7 +39,8 @@ from grpc_h2.wire.hpack import Field
 
 KEEPALIVE_PING: Final = b"keepaliv"
 _STREAMS_PER_GLITCH: Final = 64
-"""A change of the initial window counts one glitch for so many open streams, because it changes each of them."""
+"""The number of open streams for which a change of the initial window counts as one glitch. Such a change concerns
+every open stream."""
 _AWAITS_PREFACE: Final = ConnectionState.AWAITS_PREFACE
 _AWAITS_SETTINGS: Final = ConnectionState.AWAITS_SETTINGS
 _LEAVING: Final = ConnectionState.LEAVING

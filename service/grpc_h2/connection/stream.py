@@ -3,7 +3,7 @@
 A `Stream` owns its numbers: other parts read them, and change them only by its methods. It exists from its HEADERS
 until both sides have ended it.
 
-`Stream.receive_window` (what the client may still send), `Stream.credit` (octets to be given back by the next
+`Stream.receive_window` (octets that the client may still send), `Stream.credit` (octets to be given back by the next
 WINDOW_UPDATE) and `Stream.owed` (octets of messages that no handler has taken yet) always add up to the initial window.
 """
 

@@ -50,7 +50,7 @@ _FRACTIONS: Final = {ord("m"): 1_000, ord("u"): 1_000_000, ord("n"): 1_000_000_0
 _MOST_LENGTH_DIGITS: Final = 18  # of content-length; 10^18 octets are an exabyte, and int() of 16 KiB digits is slow
 _MOST_BINARY_VALUES: Final = 100  # values in one -bin field: as many as fields, so that commas do not multiply memory
 
-# The kinds of fields. The pseudo-headers come first, so that one comparison distinguishes them from the rest.
+# The kinds of fields. The pseudo-headers are first, so that one comparison distinguishes them from the other kinds.
 _METHOD, _SCHEME, _PATH, _AUTHORITY = range(4)
 (
     _HIDDEN,  # well formed, but a handler does not need it
@@ -219,7 +219,7 @@ def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes |
     ``interpret(rest)`` with the timeout ``parse_timeout(value)``, or fails as ``interpret(rest)`` does. A timeout that
     could change the verdict on the other fields stays in the list, and ``value`` is None. Raises nothing.
     """
-    for index in range(len(fields) - 1, -1, -1):  # from the end, because clients write it late, and the last one counts
+    for index in range(len(fields) - 1, -1, -1):  # from the end: clients write it late, and the last one is used
         name, value = fields[index]
         if name == b"grpc-timeout":
             # If a pseudo-header follows directly, only the timeout makes the list malformed, so the timeout must stay
@@ -234,7 +234,7 @@ def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes |
 def parse_timeout(value: bytes) -> float:
     """The seconds of a ``grpc-timeout``: up to eight digits and a unit; 0.0 means that it has expired already.
 
-    Raises `CallFault` for anything else.
+    Raises `CallFault` for any other text.
     """
     if _TIMEOUT.fullmatch(value) is None:
         raise CallFault(_UNREADABLE, f"not a grpc-timeout: {value[:32]!a}")

@@ -66,7 +66,8 @@ def trailers_block(status: int, message: str, metadata: Entries = ()) -> bytes:
 
 
 def trailers_only_block(status: int, message: str, metadata: Entries = ()) -> bytes:
-    """A whole answer in one block, for a call that failed before anything else was sent. Raises as `trailers_block`."""
+    """A whole answer in one block, for a call that failed before any other frame was sent. Raises ValueError like
+    `trailers_block`."""
     if len(message) <= _SURELY_FITS and not metadata and status != StatusCode.UNIMPLEMENTED:
         text = percent_encode(message)
         begin = _FAILED[status] if 0 <= status < len(_FAILED) else _failed(status)

@@ -6,7 +6,7 @@ data: `PreparedAnswers` looks up every remembered request in the new data, one r
 `PreparedAnswers.install` replaces the remembered answers in a tenth of a millisecond. Freeing thousands of answers also
 takes milliseconds, so the replaced answers wait in `AnswerCache.replaced` and are released a few at a time.
 
-The number and the size of remembered answers are bounded, because the keys come from the peer.
+The number and the size of remembered answers are bounded, because the peer chooses the keys.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         """Replace the answers of this object by those of ``other``, in place, because routes hold this object's
         ``__getitem__``.
 
-        ``other`` loses its answers. If it kept them, those that this object replaces later would not be released a few
-        at a time, but all at once with ``other``.
+        ``other`` loses its answers. If ``other`` kept them, answers that this object replaces later would not be
+        released a few at a time, but all at once with ``other``.
         """
         self.age()
         self.update(other)
@@ -154,8 +154,8 @@ class PreparedAnswers:
         """Prepare one answer in each step, which takes about 10 µs; ends early if the preparation was installed or
         discarded.
 
-        At most 2 × `REMEMBERED_ANSWERS` + `REMEMBERED_FAILURES` steps. Recent requests come first, so the caller
-        may stop at any step.
+        At most 2 × `REMEMBERED_ANSWERS` + `REMEMBERED_FAILURES` steps. Recent requests are first, so the caller may
+        stop at any step.
         """
         for payload in self._served.requests():
             if self.state is not Preparation.PREPARING:

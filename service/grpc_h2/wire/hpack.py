@@ -8,8 +8,8 @@ tuples, shared by the table, by all lists that contain them and by the memo of d
 
 *Both tables must stay equal.* Every block is decoded to its end; if a list is too long, only its beginning is kept. The
 only exceptions are `HpackError` and a list beyond a hard limit, after which the connection must end (RFC 9113 section
-4.3). Every change of the table, even one that leaves the same entries, increments `Decoder.epoch`: a remembered block
-is valid for the epoch in which it was decoded, and only if decoding it did not change the epoch.
+4.3). Every change of the table, even if the entries remain the same, increments `Decoder.epoch`: a remembered block is
+valid for the epoch in which it was decoded, and only if decoding it did not change the epoch.
 
 **Pieces.** `Decoder.decode_some` returns after a bounded amount of work: a number of fields, of octets, or a piece of
 a long Huffman-coded string. Such a string is decoded before its field; until then the field waits and has no effect.
@@ -385,7 +385,7 @@ class Decoder:
                 name = self._table[index][0][0]
             except IndexError:
                 raise HpackError("index beyond the table") from None
-        elif octet == 0x80:  # reached by an indexed field with index 0, too
+        elif octet == 0x80:  # an indexed field with index 0 also leads here
             raise HpackError("index 0")
         else:
             name, position = string(block, position, secret)

@@ -1,13 +1,13 @@
-"""The native transport: our own engine (`grpc_h2`), which encodes nothing while a request waits.
+"""The native transport: our own engine (`grpc_h2`), which does not encode answers while a request waits.
 
 The two methods of `DefinitionEngine` are *static methods*: the engine remembers, for the octets of a request, the
 frames of its answer. This module adds three things. First, a `Swap` replaces the remembered answers when another
 snapshot is served; the new answers are made beforehand, so that no call waits for them. Second, when the keys change,
-the engine authorizes every open connection anew. Third, answers are counted: each carries an *answer id* that stands
-for its method and status; the engine returns the ids of a whole batch, and they are added to the stats page at once.
+the engine authorizes every open connection anew. Third, answers are counted: each has an *answer id* for its method and
+status; the engine returns the ids of a whole batch, and they are added to the stats page at once.
 
-Connections come from the listening socket that the master bound and all workers share; `balance` decides which worker
-accepts one. Health and reflection are the same as in the grpcio transport, and are registered as on a
+Connections are accepted from the listening socket that the master bound and all workers share; `balance` decides which
+worker accepts one. Health and reflection are the same as in the grpcio transport, and are registered as on a
 ``grpc.aio.Server``.
 """
 
