@@ -7,8 +7,8 @@ from clients has been replaced.
 - ``busy``: the serving thread uses an additional tenth of its CPU time for no work.
 - ``twice``: the serving thread uses the same CPU time again for no work.
 - ``delay``: every hundredth batch waits for 3 ms before it is processed, and later octets of that connection wait
-  behind it. Other connections are served meanwhile, so the server never stalls: about one call in a hundred is slow,
-  and no other effect exists.
+  behind it. Other connections are served meanwhile, so the server never stalls: the only effect is that about one call
+  in a hundred is slow.
 - ``held``: every batch waits for 20 ms before it is processed, so the server's latency is known at any rate that it can
   serve; other generators are judged by it (`perf.benches.witness`).
 - ``none``: no slowdown; the worker is started in the same way.

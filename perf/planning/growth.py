@@ -70,7 +70,7 @@ class Growth:
     p99_ms: float
     """The P99 of calls at `RATE` a second while the table does not change."""
     slowest_ms: float
-    """The slowest of such calls while the changes are published."""
+    """The slowest call at this rate while the changes are published."""
     failed: int
     """Calls that failed in both periods."""
 

@@ -2,9 +2,8 @@
 
 **Theory of operation.** One peer may have hundreds of connections, each with work that waits. In a plain queue, a peer
 with one connection waits for all of that work. Here each network (`admission.network_of`) has a queue of its own, first
-come, first served, and `FairQueue.take` takes one piece from each network in turn. So a piece of work waits for the
-earlier work of its own network. Before each of these earlier pieces, and before the piece itself, each other network
-has one piece done.
+come, first served, and `FairQueue.take` takes one piece from each network in turn. So a piece of work with n earlier
+pieces of its own network waits for these n pieces, and for at most n + 1 pieces of each other network.
 
 A network that is new in the queue does not wait for a whole round: new networks (not served yet) alternate with
 networks that have been served. Each of the two kinds gets every second piece, so an attacker with many networks does

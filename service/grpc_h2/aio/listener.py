@@ -378,7 +378,7 @@ def _answer_and_close(connection: socket.socket, answer: bytes) -> None:
 
 
 def _text(error: OSError) -> str:
-    """The error's text; a text of ours for a timeout, whose exception has no text."""
+    """The error's text. The exception of a timeout has no text, so this function supplies one."""
     return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
 
 

@@ -212,7 +212,7 @@ class Http2Protocol(Secured):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from this class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has another base class
         self.connection = Connection(
             self._host.router,
             self._host.limits,

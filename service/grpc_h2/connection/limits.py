@@ -273,6 +273,6 @@ _LEAST = {
     "max_held": 64 * 1024,
     "max_held_by_strangers": 64 * 1024,
 }
-"""The least value of each limit whose least value is not 0. A window is not smaller than the initial window of HTTP/2
-(RFC 9113 section 6.9.2), because only SETTINGS can make a stream's window smaller, and nothing can make the
-connection's window smaller."""
+"""Limit → its least value, if that value is not 0. A window is not smaller than the initial window of HTTP/2 (RFC 9113
+section 6.9.2), because only SETTINGS can make a stream's window smaller, and nothing can make the connection's window
+smaller."""
