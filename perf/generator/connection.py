@@ -120,7 +120,7 @@ class LoadConnection:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def send(self, calls: Sequence[Due]) -> None:
-        """Send the calls that the server's limits allow now; the others wait for answers."""
+        """Send the calls that the server's limits allow now; the other calls wait for answers."""
         if self.waiting or len(self.inflight) + len(calls) > self._most:
             self.waiting.extend(calls)
             calls = self._allowed()

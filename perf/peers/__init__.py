@@ -59,7 +59,7 @@ class Served(Protocol):
 
     @property
     def snapshot(self) -> Snapshot:
-        """The catalogue, opened."""
+        """The catalogue as a snapshot object."""
 
 
 def missing(name: str) -> str:

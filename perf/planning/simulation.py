@@ -153,7 +153,7 @@ class Sharing:
         self.now = now
 
     def finish(self, kind: int) -> int:
-        """Remove the job that has ended. Returns its replica."""
+        """Remove the job that has ended. Returns the job's replica."""
         return heapq.heappop(self._jobs[kind])[1]
 
 

@@ -48,7 +48,7 @@ class Catalogue:
 
     @cached_property
     def snapshot(self) -> Snapshot:
-        """The catalogue, opened."""
+        """The catalogue as a snapshot object."""
         return Snapshot(map_sealed(self.descriptor))
 
     def names(self, most: int) -> list[str]:

@@ -356,7 +356,7 @@ def self_signed(folder: Path) -> dict[str, str]:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the limit of descriptors of this process and its children to the maximum. Returns it."""
+    """Raise the limit of descriptors of this process and its children to the maximum. Returns the new limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

@@ -69,7 +69,7 @@ def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
         else:
             _print_facts(opened)
     except WireError as error:
-        # The checksum is right, so the file was not damaged. It was written by a program with a bug, or by an attacker.
+        # The checksum is right, so the file was not damaged. A program with a bug, or an attacker, has written it.
         raise CommandFailed(f"{file} is not usable: definitions: {error}", Exit.FAILED) from None
 
 

@@ -68,7 +68,7 @@ def _tag(request: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _short_varint(request: bytes, position: int) -> tuple[int, int]:
-    """A tag or a length: a 32-bit number, in no more octets than such a number can take."""
+    """A tag or a length: a 32-bit number, in at most as many octets as such a number can take."""
     value, after = read_varint(request, position)
     if after - position > _SHORT_OCTETS:
         raise WireError(f"a tag or length of more than {_SHORT_OCTETS} octets at {position}")

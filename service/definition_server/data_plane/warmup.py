@@ -27,9 +27,9 @@ from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import unshared_slot
 
 _YOUNG_OBJECTS = 5000
-"""Objects in the youngest generation before it is collected. Calls on the native transport create none that the
-collector tracks, but an attacker's streams do: with Python's default of 700 the collector would run twenty times a
-second and free nothing (docs/runtime-flags.md)."""
+"""The number of objects in the youngest generation at which it is collected. Calls on the native transport create no
+objects that the collector tracks, but an attacker's streams do: with Python's default of 700 the collector would run
+twenty times a second and free nothing (docs/runtime-flags.md)."""
 _YOUNG_COLLECTIONS, _MIDDLE_COLLECTIONS = 2, 40
 """The number of collections of the youngest generation before the middle generation is also collected, and the number
 of collections of the middle generation before all generations are collected. Python's own values are 10 and 10: the

@@ -243,7 +243,7 @@ def map_own(descriptor: int) -> Slot:
     """A worker's own page, writable. Closes ``descriptor``: the mapping stays.
 
     Raises:
-        OSError: if it cannot be mapped.
+        OSError: if the page cannot be mapped.
     """
     try:
         return Slot(memoryview(mmap(descriptor, SLOT_SIZE)).cast("Q"))
@@ -255,8 +255,8 @@ def map_peer(descriptor: int) -> Slot:
     """Another worker's page, which can only be read. Closes ``descriptor``.
 
     Raises:
-        OSError: if it cannot be mapped.
-        ValueError: if it is too short.
+        OSError: if the page cannot be mapped.
+        ValueError: if the page is too short.
     """
     try:
         return Slot(memoryview(mmap(descriptor, SLOT_SIZE, flags=MAP_SHARED, prot=PROT_READ)).cast("Q"))

@@ -74,7 +74,7 @@ def restrict(abi: int, *, bind_ports: Iterable[int] = (), readable: Iterable[str
     ``readable``.
 
     Raises:
-        OSError: if the kernel refuses.
+        OSError: if the kernel refuses the restriction.
     """
     files, net, scopes = refused_by(abi)
     # A kernel refuses a structure that is longer than its own if the rest is not zero, so each version gets its own

@@ -126,7 +126,7 @@ def install(architecture: Architecture, instructions: list[Instruction], *, ever
     of this process.
 
     Raises:
-        OSError: if the kernel refuses.
+        OSError: if the kernel refuses the filter.
     """
     array = (_Instruction * len(instructions))(*(_Instruction(*each) for each in instructions))
     filter_program = _Program(len(instructions), array)

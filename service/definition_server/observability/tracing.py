@@ -80,7 +80,7 @@ class Recorder:
 
 
 class Step:
-    """A step that has not ended, for use by the code in it."""
+    """A step that has not ended, for use by the code of the step."""
 
     def __init__(self, recorder: Recorder, name: str, attributes: dict[str, Value]) -> None:
         parent = _current.get()

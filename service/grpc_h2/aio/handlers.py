@@ -1,7 +1,7 @@
 """Runs handlers, for the four kinds of calls. As in grpc.aio, a handler is a coroutine, an async generator, a coroutine
 that uses the context's ``read`` and ``write``, or an ordinary function, which runs in a thread of the server's pool.
 
-The text of a handler's exception is not sent to the client: it is logged, and the status is UNKNOWN.
+The text of a handler's exception is not sent to the client: the text is logged, and the status is UNKNOWN.
 """
 
 from __future__ import annotations

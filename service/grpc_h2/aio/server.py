@@ -1,4 +1,4 @@
-"""The server: where methods are registered, connections are accepted, and calls get their handlers.
+"""The server: it registers methods, accepts connections, and gives calls their handlers.
 
 `Server` has the interface of ``grpc.aio.Server``: generated ``add_…Servicer_to_server`` functions, the health and
 reflection servicers of grpcio and interceptors work with it unchanged. gRPC itself is not imported; its objects are
@@ -375,7 +375,7 @@ class Server:
             thread.add_done_callback(functools.partial(self._thread_done, context))
 
     def _thread_done(self, context: ServicerContext, _: Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and the call with it
+        with suppress(RuntimeError):  # the loop is closed, which has ended the call
             self._loop.call_soon_threadsafe(self._call_done, context)
 
     def _call_done(self, context: ServicerContext) -> None:

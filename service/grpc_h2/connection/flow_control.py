@@ -64,8 +64,8 @@ class FlowControl:
         self.send_window = window
 
     def change_initial(self, size: int) -> int:
-        """Apply SETTINGS_INITIAL_WINDOW_SIZE. Returns by how much the window of every stream changes (section
-        6.9.2)."""
+        """Apply SETTINGS_INITIAL_WINDOW_SIZE. Returns the number of octets by which the window of every stream changes
+        (section 6.9.2)."""
         shift = size - self.initial_send_window
         self.initial_send_window = size
         return shift
