@@ -125,7 +125,7 @@ def ghz_program() -> Path:
     """The built ghz.
 
     Raises:
-        WitnessMissing: if it is not built.
+        WitnessMissing: if ghz is not built.
     """
     program = place(SOURCES, CACHE) / "ghz"
     if not program.exists():

@@ -45,7 +45,7 @@ class Servers:
         """The running server ``name``. A server that could not be started is not started again.
 
         Raises:
-            TargetFailed: if it does not start; `perf.peers.PeerMissing` if it is not installed.
+            TargetFailed: if the server does not start; `perf.peers.PeerMissing` if a peer is not installed.
             OSError: if a program is missing.
         """
         if name in self._failures:

@@ -110,8 +110,8 @@ def start(
     serve the catalogue's first answer as the file ``/answer``, in one thread and without TLS.
 
     Raises:
-        PeerMissing: if it is not built, or a tool is missing.
-        TargetFailed: if it does not start, or ends before the block.
+        PeerMissing: if the peer is not built, or a tool is missing.
+        TargetFailed: if the server does not start, or ends before the block.
     """
     reason = missing(name)
     if reason:

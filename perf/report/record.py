@@ -350,7 +350,7 @@ def load(path: Path) -> Record:
     """Read a record file.
 
     Raises:
-        RecordError: if it is not a valid record.
+        RecordError: if the file is not a valid record.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

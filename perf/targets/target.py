@@ -244,7 +244,7 @@ def worker(transport: str, descriptor: int, built: BuiltSnapshot, **settings: An
     """A worker that serves ``built``; ``settings`` as for `Worker`.
 
     Raises:
-        TargetFailed: if it does not start; `CannotListen` if several ports in succession were in use.
+        TargetFailed: if the worker does not start; `CannotListen` if several ports in succession were in use.
     """
     for attempt in range(_STARTS):
         try:

@@ -27,7 +27,8 @@ def run() -> None:
 
 @contextmanager
 def lasting_imports() -> Iterator[None]:
-    """Within this context, imported objects are exempt from garbage collection, as they last as long as the process.
+    """Within this context, imported objects are exempt from garbage collection, because they live as long as the
+    process.
 
     Otherwise the collector would examine these objects in vain during the imports, which takes a tenth of the time of a
     server's imports, and again in each full collection.

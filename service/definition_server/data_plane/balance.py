@@ -1,9 +1,9 @@
 """Decides which worker accepts the next connection: the worker with the fewest connections.
 
-gRPC clients open few connections and keep them for hours, so the worker that accepts a connection serves its share of
-the load for as long. All workers watch one listening socket, inherited from the master; the kernel wakes any of them.
-Before it accepts, a worker reads the others' connection counts from their stats pages and leaves the connection to
-workers that have fewer. This needs no additional process, no lock, and no work for each request.
+gRPC clients open few connections and keep them for hours, so the worker that accepts a connection serves the
+connection's load for hours. All workers watch one listening socket, inherited from the master; the kernel wakes any of
+them. Before it accepts, a worker reads the others' connection counts from their stats pages and leaves the connection
+to workers that have fewer. This needs no additional process, no lock, and no work for each request.
 
 **Rules.** Let *least* be the smallest number of connections of any other worker that accepts, has room, and has a
 recent heartbeat. A heartbeat is recent if this process saw it change less than `FRESH_SECONDS` ago by its own clock,

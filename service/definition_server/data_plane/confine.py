@@ -37,7 +37,7 @@ class Confinement:
         """Confine the process. Must be called before it has a second thread or an event loop.
 
         Raises:
-            CannotConfine: if that is required and fails.
+            CannotConfine: if confinement is required and fails.
         """
         if self._jail is None:
             return
@@ -50,7 +50,7 @@ class Confinement:
         """Called when the transport listens. System calls that only the start needed are refused from now on.
 
         Raises:
-            CannotConfine: if that is required and fails.
+            CannotConfine: if confinement is required and fails.
         """
         if self._jail is not None:
             self._report(self._jail.start_is_over())

@@ -1,8 +1,8 @@
 """Warm-up before READY: the first calls of a process are its slowest, so the worker makes them itself.
 
 A temporary server with a key of its own serves the worker's handlers, and every path of a client's
-first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist then
-will live as long as the process, so they are exempted from garbage collection (``gc.freeze``).
+first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist
+after these calls live as long as the process, so they are exempted from garbage collection (``gc.freeze``).
 """
 
 from __future__ import annotations

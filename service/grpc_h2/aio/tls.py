@@ -44,8 +44,8 @@ class TlsCredentials:
         """Read the files again, for new connections.
 
         Raises:
-            CertificateFault: if they are not usable together (a pair may be half replaced). The fault is logged, and
-                new connections use the certificate that was loaded before.
+            CertificateFault: if the files are not usable together (a pair may be half replaced). The fault is logged,
+                and new connections use the certificate that was loaded before.
         """
         try:
             self.context = self._build()
@@ -63,7 +63,7 @@ class TlsCredentials:
         """Use other files, for new connections. They are read once, now.
 
         Raises:
-            CertificateFault: if they are not usable together. Nothing is replaced, and nothing is logged.
+            CertificateFault: if the files are not usable together. Then no file is replaced, and no line is logged.
         """
         before = self._certificate, self._key, self._client_ca
         self._certificate, self._key = os.fspath(certificate), os.fspath(key)

@@ -11,9 +11,9 @@ to that module at any point, because nothing changes before the answer is certai
 decoded, because decoding cannot be undone: then the outcome tells the caller how to continue with the stream.
 
 **Cost.** Every request runs every line of the two methods, so both are flat and longer than functions should be. They
-read the other parts' numbers into local variables, do not change those parts meanwhile, and pass the sum of their work
-to each part in one call per batch. Single calls are summed up here, and the sums are passed to the timers and to
-`Abuse` before either is read (`FastPath.settle`).
+read the other parts' numbers into local variables, do not change those parts while a batch is processed, and pass the
+sum of their work to each part in one call per batch. Single calls are summed up here, and the sums are passed to the
+timers and to `Abuse` before either is read (`FastPath.settle`).
 
 **Why it is sound.** `FastPath.answer_one` changes every number as ``receive_data`` would for the same octets; a test
 compares two connections, one on each path, after each read. The reserved bit of a stream id is not masked, so the last

@@ -124,7 +124,7 @@ class Headers:
         """Block → route. To be read only."""
         self.timeouts: dict[bytes, float] = {}
         """Block → seconds of its ``grpc-timeout``, for static methods: only a stream that waits needs it. To be read
-        only; valid as long as the memo is."""
+        only; valid as long as the memo is valid."""
         self.refuses = False
         """Whether a block led to a refusal, so that streams that wait may have to be refused."""
         self._memo_epoch = self._decoder.epoch

@@ -236,7 +236,7 @@ class Decoder:
             max_table_size: our SETTINGS_HEADER_TABLE_SIZE as the peer knows it.
             hard_list_size: octets of a field list beyond which a block is not decoded any further. The table then
                 differs from the peer's, so the connection must end; ``beyond_hard_limit`` is then true.
-            hard_fields: the same for fields.
+            hard_fields: the number of fields beyond which a block is not decoded any further.
         """
         self._max_list_size = max_list_size
         self._max_fields = max_fields
