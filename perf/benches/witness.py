@@ -251,7 +251,8 @@ def _h2load(target: Target, scenario: Scenario) -> Run:
 
 
 def by_ghz(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
-    """P95: of two servers whose P95 is known, and of ours at the rated load, compared with ghz.
+    """Compare the P95 of two servers whose P95 is known, and the P95 of our server at the rated load, which ghz
+    measures too.
 
     Raises:
         WitnessMissing: if ghz is not built.

@@ -182,7 +182,7 @@ class Load:
 
     @property
     def seen(self) -> dict[str, Any]:
-        """The histogram of latencies, and how many answers were judged frame by frame."""
+        """The histogram of latencies, and the number of answers that were judged frame by frame."""
         apart = sum(each.taken_apart for each in self.connections)
         return {"histogram": encode(counted(self.latencies)), "taken_apart": apart}
 

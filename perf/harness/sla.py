@@ -139,7 +139,7 @@ def _finite(value: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Sla:
-    """The whole file."""
+    """The content of the whole file."""
 
     gates: tuple[Gate, ...]
     """Gates for every release."""

@@ -171,7 +171,7 @@ class _LineHandler(logging.Handler):
 
 
 def _handler(stream: TextIO | None, formatter: logging.Formatter, hold: bool) -> logging.Handler:
-    """The handler that writes to ``stream``; in a thread, if the stream has a descriptor."""
+    """The handler that writes to ``stream``. If the stream has a descriptor, a thread writes."""
     if stream is None:  # the process was started with stdout closed
         return logging.NullHandler()
     handler: logging.Handler
