@@ -31,7 +31,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 69
     CONFIG = EX_CONFIG
     INTERRUPTED = 130
-    """The exit code after Ctrl-C: 128 + SIGINT, as in shells."""
+    """The exit code after Ctrl-C: 128 + SIGINT, by the usual convention."""
 
 
 class CommandFailed(click.ClickException):
