@@ -1,6 +1,6 @@
 """Measurements: ``python -m perf --help``. Each command prints its figures; records are stored in ``perf/results/``.
 
-A room imports only rooms below it (``tests/unit/test_layers.py``)::
+A package imports only packages below it in this list (``tests/unit/test_layers.py``)::
 
     commands
     planning/                  the needs of a fleet, from records and models

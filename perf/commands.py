@@ -1,7 +1,8 @@
 """The one command of ``perf``: ``python -m perf COMMAND [OPTION…]``.
 
 Each command is the ``main`` of a module, which is imported only when its command is given. `COMMANDS` states the
-purpose, the duration and the requirements of each; ``python -m perf COMMAND --help`` shows that and its options.
+purpose, the duration and the requirements of each; ``python -m perf COMMAND --help`` shows these facts and the
+command's options.
 """
 
 from __future__ import annotations

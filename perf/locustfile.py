@@ -54,7 +54,7 @@ def options(parser: ArgumentParser) -> None:
 
 @events.init.add_listener
 def check_at_start(environment: Any, **_: Any) -> None:
-    """End at once if the options are not valid. With the web page, they may still be set there."""
+    """End at once if the options are not valid. With the web page, the user may still set them there."""
     wrong = _wrong(environment.parsed_options)
     if wrong and environment.parsed_options.headless:
         print(f"perf/locustfile.py: {wrong}", file=sys.stderr)
@@ -85,7 +85,7 @@ def _wrong(given: Any) -> str:
 
 
 class WrongAnswer(Exception):
-    """The server's answer is wrong; the text says how."""
+    """The server's answer is wrong; the text names the difference."""
 
 
 class Catalogue:
@@ -140,7 +140,7 @@ class LanguageServer(User):
         self._get = self._method("GetCommand", avap_pb2.CommandRequest, avap_pb2.CommandResponse)
         self._sync = self._method("SyncCatalog", avap_pb2.Empty, avap_pb2.CatalogResponse)
         while not self.synchronize():
-            time.sleep(1.0)  # as a language server does; locust can end a waiting user
+            time.sleep(1.0)  # like a language server; locust can end a waiting user
 
     def on_stop(self) -> None:
         """Close the connection."""
@@ -169,7 +169,7 @@ class LanguageServer(User):
 
     @task
     def ask(self) -> None:
-        """One call: a known name mostly, sometimes an unknown one or a wrong key."""
+        """Make one call: mostly with a known name, sometimes with an unknown name or a wrong key."""
         given, draw = self.environment.parsed_options, random.random()
         if draw < given.bad_key:
             name, expected = self.catalogue.choose(), (grpc.StatusCode.UNAUTHENTICATED, "Invalid Credentials")
@@ -218,7 +218,7 @@ class LanguageServer(User):
         """Make a call and report it to locust: a success if it ends as ``expected`` (default: OK).
 
         Returns:
-            The answer; None if there was none, or a wrong one.
+            The answer; None if there was no answer or a wrong one.
         """
         limit = self.environment.parsed_options.deadline if seconds is None else seconds
         answer, failure = None, None

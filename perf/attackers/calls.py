@@ -14,11 +14,12 @@ from perf.attackers.peer import Peer
 
 _BATCH = 50
 _AT_ONCE_SECONDS = 1.0
-"""Seconds. A refusal that takes longer than this was not sent at HEADERS."""
+"""The seconds within which a refusal must arrive. A slower refusal was not sent at HEADERS."""
 _BODY_SECONDS = 12.0
-"""Seconds. The server's deadline for a body is 10 s; the slack of its timer and a busy machine add to it."""
+"""The seconds within which a call without its body must end. The server's deadline for a body is 10 s; the slack of its
+timer and a busy machine add to this time."""
 _EXPIRED_SECONDS = 2.5
-"""Seconds, for a deadline of 1 s."""
+"""The seconds within which a call with a deadline of 1 s must end."""
 
 
 def _streams(count: int, first: int = 1) -> range:
@@ -38,7 +39,7 @@ def _varint(value: int) -> bytes:
 
 
 async def long_names(crew: Crew) -> None:
-    """Watches with names of ``octets``, all held."""
+    """Watches with names of ``octets`` octets, all of which stay open."""
     message = _health_request(b"n" * crew.job.octets)
     block = crew.block(HEALTH_WATCH)
 
@@ -53,7 +54,7 @@ async def long_names(crew: Crew) -> None:
 
 
 async def ended_watches(crew: Crew) -> None:
-    """Watches with names of ``octets``, each reset once it has been answered or refused."""
+    """Watches with names of ``octets`` octets, each reset once it has been answered or refused."""
     message = _health_request(b"n" * crew.job.octets)
     block = crew.block(HEALTH_WATCH)
 
@@ -76,7 +77,7 @@ async def ended_watches(crew: Crew) -> None:
 
 
 async def watches(crew: Crew) -> None:
-    """Watches of the server's state, all held."""
+    """Watches of the server's state, all of which stay open."""
     message, block = _health_request(b""), crew.block(HEALTH_WATCH)
     ready = 0
 
@@ -141,7 +142,7 @@ async def endless_bodies_wrong_key(crew: Crew) -> None:
 
 
 async def endless_bodies(crew: Crew) -> None:
-    """GetCommand with the right key; the body must come within the server's deadline of 10 seconds."""
+    """GetCommand with the right key; the body must arrive within the server's deadline of 10 seconds."""
     await _bodies(crew, crew.block(wire.GET_COMMAND, crew.job.key.encode()), _BODY_SECONDS)
 
 
@@ -171,7 +172,7 @@ async def open_streams(crew: Crew) -> None:
 
 
 async def gzip_bombs(crew: Crew) -> None:
-    """health/Check with a compressed name that inflates to ``octets``, one call after another."""
+    """health/Check with a compressed name that inflates to ``octets`` octets, one call after another."""
     bomb = gzip.compress(_health_request(b"n" * crew.job.octets)[5:], 1)
     block = crew.block(HEALTH_CHECK, b"", (b"grpc-encoding", b"gzip"))
     message = b"\x01" + pack(">I", len(bomb)) + bomb
@@ -190,7 +191,7 @@ async def gzip_bombs(crew: Crew) -> None:
 
 
 async def wrong_keys(crew: Crew) -> None:
-    """Flights of calls, each with another wrong key."""
+    """Groups of calls, each with a different wrong key."""
     request = crew.request()
 
     async def act(number: int, peer: Peer) -> None:
@@ -229,7 +230,7 @@ async def late_resets(crew: Crew) -> None:
 
 
 async def rapid_resets(crew: Crew) -> None:
-    """Calls that are reset before they are whole (CVE-2023-44487): a whole one would be answered at once."""
+    """Calls that are reset before they are whole (CVE-2023-44487): a whole call would be answered at once."""
     block = crew.block(wire.GET_COMMAND, crew.job.key.encode())
 
     async def act(number: int, peer: Peer) -> None:
@@ -251,7 +252,7 @@ async def rapid_resets(crew: Crew) -> None:
 
 
 async def _once_and_stay(crew: Crew, act: Callable[[int, Peer], Awaitable[None]]) -> None:
-    """Run ``act``, which does not end by itself, once on every connection. Where the server has ended a connection,
+    """Run ``act``, which does not end by itself, once on every connection. If the server has ended a connection,
     wait."""
     await crew.each(act, again=False)
     crew.started()

@@ -1,4 +1,4 @@
-"""Attacks by connections: header blocks that are expensive to decode, idle connections, octets that are no HTTP/2."""
+"""Attacks by connections: header blocks that are expensive to decode, idle connections, octets that are not HTTP/2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCKS_A_SECOND = 50
 
 
 def huffman_block(crew: Crew, octets: int) -> bytes:
-    """The block of a call with one field more, whose value is a Huffman string of ``octets`` encoded octets."""
+    """The block of a call with an additional field, whose value is a Huffman string of ``octets`` encoded octets."""
     coded = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(b"a" * (octets * 8 // 5))
     field = b"\0" + wire.string(b"x-long") + wire.integer(len(coded), 7, 0x80) + coded
     return crew.block(wire.GET_COMMAND, b"wrong") + field
@@ -42,7 +42,7 @@ async def huffman_blocks(crew: Crew) -> None:
 
 
 async def paced_huffman_blocks(crew: Crew) -> None:
-    """As `huffman_blocks`, but `_BLOCKS_A_SECOND` blocks a second on each connection."""
+    """Like `huffman_blocks`, but with `_BLOCKS_A_SECOND` blocks a second on each connection."""
     block = huffman_block(crew, crew.job.octets)
 
     async def act(number: int, peer: Peer) -> None:
@@ -59,7 +59,7 @@ async def paced_huffman_blocks(crew: Crew) -> None:
 
 
 async def connecting(crew: Crew) -> None:
-    """Clients that connect, send one flight of wrong keys and one expensive block, and connect again."""
+    """Clients that connect, send a group of calls with wrong keys and one expensive block, and connect again."""
     block, request = huffman_block(crew, crew.job.octets), crew.request()
     flight = b"".join(
         headers(stream, crew.block(wire.GET_COMMAND, b"guess-%d" % stream))
@@ -77,7 +77,7 @@ async def connecting(crew: Crew) -> None:
 
 
 async def idle(crew: Crew) -> None:
-    """Connections that do nothing, every second one without its preface; one that is closed is opened again."""
+    """Idle connections, every second one without its preface. A connection that is closed is opened again."""
 
     async def one(number: int) -> None:
         loop = asyncio.get_running_loop()

@@ -20,8 +20,8 @@ _PAUSE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The work of the process, and the server that it attacks. The attackers' own address is 127.8.0.1, or several from
-    there on."""
+    """The work of the process, and the server that it attacks. The attackers connect from 127.8.0.1, or from several
+    addresses that begin with it."""
 
     kind: str
     """One of `perf.attackers.process.KINDS`."""
@@ -35,17 +35,17 @@ class Job:
     streams: int = 1
     """Streams on each connection."""
     octets: int = 0
-    """Size of a name, a body or a block, where the kind has one."""
+    """Size of a name, a body or a block, if the kind has one."""
     addresses: int = 1
     """Addresses from which the attackers connect."""
 
     def to_json(self) -> str:
-        """One line."""
+        """The job as one line."""
         return json.dumps(asdict(self))
 
 
 class Crew:
-    """The clients of one job: how they connect, what they send, and the number of events."""
+    """The clients of one job: their connections, their requests, and the number of events."""
 
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self.job = job
@@ -83,7 +83,7 @@ class Crew:
         return wire.message(wire.command_request(self.job.name.encode()))
 
     async def with_peer(self, number: int, act: Callable[[Peer], Awaitable[None]]) -> None:
-        """Connect, run ``act``, close. Refusals and disconnections are counted, not raised."""
+        """Connect, run ``act`` and close. Refusals and disconnections are counted, not raised."""
         try:
             peer = await Peer.connect(self.job.port, self.address(number), self._tls)
         except (OSError, TimeoutError):
@@ -116,7 +116,7 @@ class Crew:
 
 
 def unverified() -> ssl.SSLContext:
-    """The certificate is not verified, because the measurement itself has made it."""
+    """The TLS context of a client. It does not verify the certificate, because the measurement itself has made it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

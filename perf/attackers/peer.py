@@ -1,4 +1,4 @@
-"""A connection of an attacker: it can send any frame, and respects the server's windows where an attack has to."""
+"""A connection of an attacker: it can send any frame, and respects the server's windows if the attack needs this."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ = 1 << 16
 
 
 class Peer:
-    """One connection. A task reads and interprets everything that the server sends."""
+    """One connection. A task reads and interprets all octets that the server sends."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
@@ -43,7 +43,7 @@ class Peer:
         """Connect from the address ``source`` and, with ``opening``, send preface and SETTINGS.
 
         Raises:
-            OSError: if it cannot connect; TimeoutError: if that takes too long.
+            OSError: if it cannot connect; TimeoutError: if connecting takes too long.
         """
         sock = socket.socket()
         try:
@@ -70,22 +70,22 @@ class Peer:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def open(self, stream: int, block: bytes, *, end: bool = False) -> None:
-        """HEADERS, and CONTINUATION where the block is longer than a frame."""
+        """Send HEADERS, and CONTINUATION if the block is longer than a frame."""
         self._windows[stream] = self._initial
         self.writer.write(headers(stream, block, end=end))
 
     def ask(self, stream: int, block: bytes, message: bytes) -> None:
-        """A whole call whose message fits into one frame and into the windows."""
+        """Send a whole call whose message fits into one frame and into the windows."""
         self.open(stream, block)
         self.writer.write(wire.frame(wire.DATA, wire.END_STREAM, stream, message))
         self._window -= len(message)
 
     def reset(self, stream: int, code: int = 8) -> None:
-        """RST_STREAM, CANCEL by default."""
+        """Send RST_STREAM, with CANCEL by default."""
         self.writer.write(wire.frame(wire.RST_STREAM, 0, stream, code.to_bytes(4, "big")))
 
     async def data(self, stream: int, octets: bytes, *, end: bool = False) -> bool:
-        """DATA within the windows. Returns False if the server ends the stream first.
+        """Send DATA within the windows. Returns False if the server ends the stream first.
 
         Raises:
             EOFError: if the server ends the connection.
@@ -109,10 +109,10 @@ class Peer:
     # -- receiving ---------------------------------------------------------------------------------------------------
 
     async def change(self) -> None:
-        """Wait until the server has sent something.
+        """Wait until the server has sent a frame.
 
         Raises:
-            EOFError: if it has ended the connection.
+            EOFError: if the server has ended the connection.
         """
         if self.closed:
             raise EOFError
@@ -125,7 +125,7 @@ class Peer:
         """Wait until the server ends the stream, and return how it did so.
 
         Raises:
-            EOFError: if it ends the connection first.
+            EOFError: if the server ends the connection first.
         """
         while stream not in self.ended:
             await self.change()

@@ -26,7 +26,7 @@ async def key_updates(crew: Crew) -> None:
     async def act(number: int, peer: Peer) -> None:
         tls = peer.writer.get_extra_info("ssl_object")
         for stream in itertools.count(1, 2):
-            peer.ask(stream, block, request)  # takes along the KeyUpdates that wait
+            peer.ask(stream, block, request)  # this write also sends the KeyUpdates that wait
             crew.done["answered"] += await peer.end_of(stream) == "grpc-status 0"
             del peer.ended[stream]
             send_key_updates(tls, crew.job.streams)
@@ -37,7 +37,7 @@ async def key_updates(crew: Crew) -> None:
 
 
 async def small_records(crew: Crew) -> None:
-    """Calls with wrong keys, ``streams`` at a time, of which each octet is a record of its own."""
+    """Calls with wrong keys, ``streams`` at a time. Each octet of a call is a record of its own."""
     request = crew.request()
 
     async def act(number: int, peer: Peer) -> None:
@@ -51,7 +51,7 @@ async def small_records(crew: Crew) -> None:
             )
             for place in range(len(flight) - 1):
                 tls.write(flight[place : place + 1])
-            peer.writer.write(flight[-1:])  # takes them along
+            peer.writer.write(flight[-1:])  # this write also sends the waiting records
             await peer.writer.drain()
             crew.done["records"] += len(flight)
             crew.started()
@@ -87,7 +87,8 @@ async def resumptions(crew: Crew) -> None:
 
 
 async def _visit(crew: Crew, number: int, context: ssl.SSLContext, session: Any) -> Any:
-    """Connect, with ``session`` if there is one, until the server's first frame. Returns the session for next time.
+    """Connect, with ``session`` if there is one, and wait for the server's first frame. Returns the session for the
+    next connection.
 
     Raises:
         OSError: if the connection fails; EOFError: if the server ends it.

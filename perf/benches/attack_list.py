@@ -13,8 +13,8 @@ VARIANTS = ("cleartext", "tls")
 ACTIONS = ("", "publish", "drain", "shutdown")
 SHORT_SECONDS = 2.5
 STRETCH = "worker_stretch"
-"""The figure: CPU time of the worker during the attack, plus the time that it waited for its CPU, in relation to the
-former. 1 on a machine without other work."""
+"""The name of the figure (CPU time of the worker during the attack + time that the worker waited for its CPU) ÷ CPU
+time. It is 1 on a machine without other work."""
 CALM = "calm_"
 """The prefix of a figure of the undisturbed victim."""
 
@@ -27,9 +27,9 @@ class Limit:
     most: float | None = None
     least: float | None = None
     ratio: float | None = None
-    """The figure may be this many times the undisturbed one, if that is more than ``most``."""
+    """The figure may be this many times the undisturbed figure, if this product is more than ``most``."""
     stretched: bool = False
-    """``most`` holds for a worker that has its CPU to itself. Where other processes had its CPU, ``most`` is multiplied
+    """``most`` holds for a worker that has its CPU to itself. If other processes had its CPU, ``most`` is multiplied
     by the figure `STRETCH`."""
     why: str = ""
 
@@ -42,7 +42,7 @@ class Limit:
             raise ValueError(f"{self.figure}: a ratio needs most")
 
     def kept(self, figures: Mapping[str, float]) -> bool:
-        """Whether the figures of a run keep this limit. A missing figure does not."""
+        """Whether the figures of a run keep this limit. A missing figure does not keep it."""
         value = figures.get(self.figure)
         if value is None:
             return False
@@ -83,13 +83,14 @@ class Attack:
         return variant in (self.short if short else self.variants)
 
     def duration(self, usual: float, *, short: bool) -> float:
-        """Its duration in seconds. In the short measurement, an attack of the usual duration takes `SHORT_SECONDS`."""
+        """The attack's duration in seconds. In the short measurement, an attack of the usual duration takes
+        `SHORT_SECONDS`."""
         return min(self.seconds, SHORT_SECONDS) if short and self.seconds <= usual else self.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class AttackList:
-    """The whole file. Times in seconds."""
+    """The content of the whole file. Times are in seconds."""
 
     victim: str
     seconds: float
@@ -103,7 +104,7 @@ def load(file: Path = FILE) -> AttackList:
     """Read the file.
 
     Raises:
-        ValueError: for a key or a value that is not one of those above.
+        ValueError: for a key or a value that the classes above do not allow.
     """
     content = tomllib.loads(file.read_text(encoding="utf-8"))
     always = tuple(Limit(**each) for each in content.pop("limit"))

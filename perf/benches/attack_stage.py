@@ -153,13 +153,13 @@ class Stage:
         return VictimJob(self.server.port, KEY, NAME, self._content.hex(), tls=self.variant.encryption == "tls")
 
     def play(self, attack: Attack, plan: AttackList, *, short: bool = False) -> tuple[Figures, dict[str, Any]]:
-        """Make one attack: measure the victim alone, the victim beside the attack, and the memory afterwards. Returns
+        """Make one attack: measure the victim alone, the victim during the attack, and the memory afterwards. Returns
         figures and details.
 
-        With ``short`` the victim is not measured alone.
+        With ``short``, the victim is not measured alone.
 
         Raises:
-            TargetFailed: if there are no figures.
+            TargetFailed: if the attack yields no figures.
         """
         pids = {"master": self.server.pid, "worker": self._worker}
         before = {name: resident(pid) for name, pid in pids.items()}
@@ -206,7 +206,7 @@ class Stage:
         return round(time.monotonic() - asked, 2)
 
     def _act(self, attack: Attack, attackers: Child, seconds: float) -> Figures:
-        """Wait for the attack's duration, and carry out its ``action`` meanwhile."""
+        """Wait for the attack's duration, and carry out its ``action`` during this time."""
         if attack.action == "publish":
             for _ in range(3):
                 time.sleep(seconds / 5)
@@ -215,7 +215,7 @@ class Stage:
         elif attack.action == "drain":
             time.sleep(0.5)
             self.server.signal(signal.SIGTERM)
-            time.sleep(3.0)  # less than DRAIN_WAIT_SECONDS
+            time.sleep(3.0)  # the pause is shorter than DRAIN_WAIT_SECONDS
         elif attack.action == "shutdown":
             time.sleep(1.0)
             return {"shutdown_seconds": self.shut_down()}
@@ -229,7 +229,7 @@ class Stage:
         until(lambda: self.server.statusz()["catalog"]["generation"] > generation, self.server.tail, seconds=30)
 
     def _settle(self, pids: dict[str, int], before: dict[str, int], seconds: float, figures: Figures) -> None:
-        """Note the memory once it is near its size before the attack, or when the time is over."""
+        """Record the memory once it is near its size before the attack, or when the time is over."""
         figures["workers_died"] = float(self.server.worker_pids() != [pids["worker"]])
         if figures["workers_died"]:
             until(lambda: len(self.server.worker_pids()) == 1, self.server.tail, seconds=30)

@@ -60,7 +60,8 @@ _PAGE_HEAD = (
 
 
 def page(plan: AttackList, record: Mapping[str, Any], name: str) -> str:
-    """The table of docs/security.md: the attacks on the native transport, each where it was made, and the source."""
+    """The table of docs/security.md: the attacks on the native transport, each in the variants in which it was made,
+    and the source."""
     lines = ["| " + " | ".join(_PAGE_HEAD) + " |", "|---" * len(_PAGE_HEAD) + "|"]
     for attack, variant, found in _runs(plan, _rows(record)):
         transport, _, encryption = variant.partition(", ")
@@ -86,8 +87,8 @@ _MIDDLE = ("p50", "p99")
 
 
 def write(plan: AttackList, file: Path, record: Path, *, check: bool) -> int:
-    """Put the table of ``record`` between the marks of ``file``. Returns 1 where the marks are missing. With ``check``,
-    change nothing, and return 1 where that would change something."""
+    """Put the table of ``record`` between the marks of ``file``. Returns 1 if the marks are missing. With ``check``,
+    write nothing, and return 1 if the table differs from the record."""
     old = file.read_text(encoding="utf-8")
     table = page(plan, _read(record), record.name)
     new, count = re.subn(
@@ -118,7 +119,7 @@ def listed(plan: AttackList) -> str:
 
 
 def show(plan: AttackList, name: str) -> int:
-    """Print the table of the newest record of that name. Returns 1 if there is none."""
+    """Print the table of the newest record with this name. Returns 1 if there is none."""
     path = newest(name)
     if path is None:
         print(f"there is no record {name!r} in perf/results", file=sys.stderr)

@@ -48,7 +48,8 @@ class Measurement:
         self._figures, self._plan, self._table, self._variant, self._short = figures, plan, table, variant, short
 
     def run(self, attacks: Sequence[Attack]) -> None:
-        """All attacks, each on a server of its own, so that memory left by one does not count for another."""
+        """All attacks, each on a server of its own, so that memory which one attack leaves is not counted for
+        another."""
         for attack in attacks:
             if attack.made_in(self._variant.encryption, short=self._short):
                 try:

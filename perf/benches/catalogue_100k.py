@@ -136,10 +136,10 @@ def changed_row(server: ServerProcess, table: Table, figures: Figures) -> None:
 
 
 def publish_under_load(server: ServerProcess, table: Table, arguments: argparse.Namespace, figures: Figures) -> None:
-    """The slowest request without a publication, and while whole catalogues are published."""
+    """The slowest request without publications, and the slowest request while whole catalogues are published."""
     for name, publishes in (("quiet", 0), ("publishing", PUBLISHES)):
         with load_process(server.port, arguments.rate, arguments.rows) as finish:
-            time.sleep(5)  # the measured period only
+            time.sleep(5)  # the result covers the measured period only
             for _ in range(publishes):
                 generation = server.statusz()["catalog"]["generation"]
                 # One changed row makes the server read, build and publish all rows; further changes only cost CPU time.

@@ -66,7 +66,7 @@ async def _measured(url: str, proxy: Proxy, definitions: int) -> Cost:
     source = PostgresSource(url, connect_timeout=10, statement_timeout=60)
     checks, reads, builds, moved = [], [], [], []
     try:
-        async with source.read():  # connects, and makes the database read its table once
+        async with source.read():  # this connects, and makes the database read its table once
             pass
         for _ in range(TURNS):
             sent, began = proxy.bytes_from_database, time.perf_counter()

@@ -36,7 +36,7 @@ def delayed(catalogue: Catalogue) -> Iterator[Target]:
     """The server on ``catalogue``, on the server's CPU.
 
     Raises:
-        TargetFailed: if it does not start.
+        TargetFailed: if the server does not start.
     """
     command = on_cpu(SERVER_CPU, [sys.executable, "-m", "perf.benches.delayed", str(catalogue.descriptor)])
     with Popen(command, cwd=ROOT, pass_fds=[catalogue.descriptor], stdin=PIPE, stdout=PIPE, text=True) as process:

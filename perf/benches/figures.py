@@ -1,5 +1,5 @@
-"""The figures of a measurement beside their promised limits. They are stored as JSON, and the table is rendered from
-that."""
+"""The figures of a measurement with their promised limits. They are stored as JSON, and the table is rendered from the
+JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def kept(self) -> bool | None:
-        """Whether the promise is kept; None if the row has no promise. A missing figure keeps no promise."""
+        """Whether the promise is kept; None if the row has no promise. A missing figure does not keep a promise."""
         if self.least is None and self.most is None:
             return None if not self.error else False
         if self.value is None:
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The promise in words."""
         if self.error:
             return f"**no figure**: {self.error}"
         return {None: "", True: "kept", False: "**missed**"}[self.kept]
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass
 class Figures:
-    """The figures of one measurement, each beside its promise, and the machine on which they were measured."""
+    """The figures of one measurement, each with its promise, and the machine on which they were measured."""
 
     title: str
     arguments: dict[str, Any]
@@ -93,7 +93,7 @@ class Figures:
         return all(row.kept is not False for row in self.rows)
 
     def finish(self) -> None:
-        """Note the facts that are known only at the end."""
+        """Record the facts that are known only at the end."""
         self.duration_seconds = round(time.monotonic() - self._began, 1)
         self.machine |= machine.after()
 

@@ -59,12 +59,12 @@ class Bench:
     figures: Figures
     transport: str
     seconds: float
-    """How long one measurement takes."""
+    """The duration of one measurement."""
     folder: Path
     catalogue: Catalogue
     large: Catalogue
     larger: Catalogue
-    """As ``large``, one definition changed."""
+    """The catalogue ``large`` with one changed definition."""
 
     def worker(self, catalogue: Catalogue, transport: str = "", **settings: Any) -> Any:
         """A worker that serves ``catalogue``."""
@@ -95,7 +95,8 @@ def median(results: list[Result], key: str = "per_server_cpu_second") -> tuple[f
 
 
 def steady(target: Target, path: str, connections: int, streams: int, seconds: float, **more: Any) -> Result:
-    """h2load for about ``seconds``: a short run determines the number of requests, and warms the server up."""
+    """Run h2load for about ``seconds``. A short run before it determines the number of requests, and warms the server
+    up."""
     shortest = h2load(target, path, 20 * connections * streams, connections, streams, **more)
     probe = h2load(target, path, max(100, int(shortest["rate"] * 0.3)), connections, streams, **more)
     return h2load(target, path, max(100, int(probe["rate"] * seconds)), connections, streams, **more)
@@ -151,7 +152,7 @@ def hot(bench: Bench) -> None:
 
 
 def checked(bench: Bench) -> None:
-    """Measure calls whose answers our own generator compares octet for octet: found, not found, unauthenticated, with
+    """Measure calls whose answers our own generator compares octet by octet: found, not found, unauthenticated, with
     deadlines."""
     rows: list[tuple[str, float | None, dict[str, Any]]] = [
         ("GetCommand, one definition, every answer checked", None, {"names": "one"}),
@@ -223,7 +224,8 @@ def scheduled(bench: Bench) -> None:
 def publishing(
     bench: Bench, served: Worker, job: dict[str, Any], generation: int, *, keep: bool = True
 ) -> tuple[float, Any]:
-    """Pairs of runs, without and with publications; the median of the differences of their slowest calls.
+    """Measure pairs of runs, without and with publications. The result is the median of the differences of their
+    slowest calls.
 
     The generations are built and sealed beforehand: on two CPUs the master's work would slow the generator down.
     Without ``keep``, no process but the worker holds the generation that it serves, so the worker frees 200 MB of
@@ -268,7 +270,7 @@ def idle(bench: Bench) -> None:
             before = [once() for _ in range(TURNS)]
             during = [once(idle=count) for _ in range(TURNS)]
         measured.update(before=before, during=during)
-        # Only the first measurement counts: later connections use memory that the worker has kept.
+        # Only the first measurement is used, because later connections use memory that the worker has kept.
         return during[0]["idle"]["resident_kb_each"], {"connections": count}
 
     def kept() -> tuple[float, Any]:
@@ -281,13 +283,13 @@ def idle(bench: Bench) -> None:
 
 
 def attacks(bench: Bench) -> None:
-    """Every attack of the list by one client, and its effect on the calls of another client.
+    """Measure every attack of the list by one client, and its effect on the calls of another client.
 
     The load of the machine changes within seconds, so each measurement of the victim under attack lies between two of
     the victim alone. The judged figure is the median of the former divided by the median of the latter; other load on
-    the machine raises both. Attacks whose figure comes near to the limit are measured more often. An honest client at
-    full rate is measured too, because every client of a busy core has to wait. Each row's detail has the ratio. Latency
-    ends in the client's kernel (`perf.benches.victim.VICTIM`).
+    the machine raises both. Attacks whose figure is near the limit are measured more often. An honest client at full
+    rate is measured too, because every client of a busy core has to wait. Each row's detail has the ratio. Latency ends
+    in the client's kernel (`perf.benches.victim.VICTIM`).
     """
     names = [name for name in ATTACKS if name != HONEST]
     with bench.worker(bench.large) as served:

@@ -96,7 +96,7 @@ async def cost(count: int) -> list[tuple[float, float, float]]:
 
 
 def measure_cost(count: int, figures: Figures) -> None:
-    """Note the cost of the gate."""
+    """Record the cost of the gate."""
     taken = asyncio.run(cost(count))
     what = f"gate, {CHANGED} of {count:,} rows changed"
     cpu, ran, whole = zip(*taken, strict=True)
@@ -110,7 +110,7 @@ def measure_cost(count: int, figures: Figures) -> None:
 
 
 def measure_beside(server: ServerProcess, arguments: argparse.Namespace, figures: Figures) -> None:
-    """Note the victim's latencies, alone and beside the check."""
+    """Record the victim's latencies, alone and during the check."""
     (checker,) = until(lambda: [each for each in checkers(server.pid) if _is_patient(each)], "the rest is judged")
     with Client(server.port) as client:
         content = client.raw("GetCommand", wire.command_request(NAME.encode()))
@@ -138,10 +138,11 @@ def measure_beside(server: ServerProcess, arguments: argparse.Namespace, figures
 
 
 def judged(what: str, before: list[float], beside: list[float], after: list[float], *, promised: bool) -> Row:
-    """The median of the rounds' ratios, each of one figure beside the check and alone just before and after it.
+    """The median of the rounds' ratios, each between a figure during the check and the same figure alone just before
+    and after it.
 
-    The two figures alone show how much the machine itself varies. Where that is as much as the limit there is no
-    verdict.
+    The two figures alone show how much the machine itself varies. If this variation is as large as the limit, there is
+    no verdict.
     """
     noise = statistics.median(max(one / other, other / one) for one, other in zip(before, after, strict=True))
     ratios = [two / math.sqrt(one * three) for one, two, three in zip(before, beside, after, strict=True)]
@@ -156,14 +157,14 @@ def judged(what: str, before: list[float], beside: list[float], after: list[floa
 
 
 def _is_patient(pid: int) -> bool:
-    """Whether a checker process is the one that judges rows beside serving."""
+    """Whether a checker process is the one that judges rows while the server serves."""
     return os.sched_getscheduler(pid) == os.SCHED_IDLE
 
 
 def _rounds(server: ServerProcess, checker: int, victim: Child, arguments: argparse.Namespace) -> list[float]:
-    """Measure the victim alternately alone and beside the checker, until all rows are judged or the rounds are over.
+    """Measure the victim alternately alone and during the check, until all rows are judged or the rounds are over.
 
-    Returns the checker's share of a CPU in each round. The checker pauses after each batch, and for longer where it was
+    Returns the checker's share of a CPU in each round. The checker pauses after each batch, and for longer if it was
     stopped meanwhile, so a round begins only when it works again.
     """
     shares = []

@@ -274,7 +274,7 @@ def _about(part: str, rounds: int) -> dict[str, Any]:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, print, and with ``--keep`` write a record. Returns 1 if something that is needed is missing."""
+    """Measure, print, and with ``--keep`` write a record. Returns 1 if a required program or server is missing."""
     parser = argparse.ArgumentParser(prog="python -m perf flags")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--keep", action="store_true", help="write perf/results/<date>-runtime-flags.json")

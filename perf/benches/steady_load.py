@@ -1,4 +1,4 @@
-"""Open-loop load from a separate process; a line on standard input ends it.
+"""An open-loop load from a separate process; a line on standard input ends the load.
 
 ``python -m perf.benches.steady_load PORT RATE ROWS`` starts it.
 

@@ -21,13 +21,13 @@ Result = dict[str, Any]
 
 
 class VictimMeasurements:
-    """Measurements of one victim, alternately alone and beside an attack."""
+    """Measurements of one victim, alternately alone and during an attack."""
 
     def __init__(self, served: Worker, measure: Callable[..., Result], failures: tuple[type[Exception], ...]) -> None:
         """
         Args:
             served: The worker that is attacked.
-            measure: ``measure(attack=name)`` measures the victim's load, beside the attack if a name is given.
+            measure: ``measure(attack=name)`` measures the victim's load, during the attack if a name is given.
             failures: The exceptions that ``measure`` raises for an invalid run.
         """
         self._served, self._measure, self._failures = served, measure, failures
@@ -37,7 +37,7 @@ class VictimMeasurements:
         self._errors: dict[str, str] = {}
 
     def take(self, names: Sequence[str]) -> None:
-        """Make one measurement beside each attack, and measure the victim alone before, between and after them."""
+        """Make one measurement during each attack, and measure the victim alone before, between and after them."""
         before = self._measurement("")
         for name in names:
             attacked = self._measurement(name)
@@ -48,11 +48,12 @@ class VictimMeasurements:
             before = after
 
     def seen(self, name: str) -> bool:
-        """Whether the victim has been measured beside that attack."""
+        """Whether the victim has been measured during the attack."""
         return name in self._beside
 
     def ratio(self, name: str) -> float:
-        """The median P99 beside the attack ÷ the median P99 alone, of the measurements before and after each."""
+        """The median P99 during the attack ÷ the median P99 alone. The latter is from the measurements before and after
+        each attack."""
         beside = self._beside[name]
         calm = [p99 for each in beside for p99 in each["calm_p99"]]
         attacked = [each["latency"]["p99"] for each in beside]

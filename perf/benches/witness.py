@@ -57,9 +57,10 @@ _BUSY = 0.9
 _MESSAGE_HEAD = 5
 _SHAPES = (("native", 8, 32), ("native", 8, 1), ("grpcio", 8, 32))
 KNOWN = "the known time"
-"""Stands in place of a witness: the time for which the server holds each call."""
+"""The name that replaces a witness's: the time for which the server holds each call."""
 _ADDED = 2.0
-"""A witness may add this many times as much to one latency as to a known one, because its P95 varies between runs."""
+"""A witness may add this many times as much to a latency as to a known latency, because the witness's P95 varies
+between runs."""
 _CALLS_EACH = 32
 """Calls that ghz may have in flight on each connection: more than become due while the server holds one."""
 Run = dict[str, Any]
@@ -70,7 +71,7 @@ class WitnessMissing(Exception):
 
 
 class Unmeasured(TargetFailed):
-    """Our own run is not valid for a reason outside the server: another attempt may succeed."""
+    """Our own run is invalid for a reason outside the server: another attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ class Comparison:
     theirs: float
     allowed: float
     reason: str = ""
-    """Why the two differ by more than is allowed; empty if they do not, or if no reason is known."""
+    """The reason why the two differ by more than is allowed; empty if they do not differ so much, or if no reason is
+    known."""
 
     @property
     def difference(self) -> float:
@@ -123,7 +125,7 @@ def ghz_program() -> Path:
     """The built ghz.
 
     Raises:
-        WitnessMissing: if it is not built.
+        WitnessMissing: if ghz is not built.
     """
     program = place(SOURCES, CACHE) / "ghz"
     if not program.exists():
@@ -155,7 +157,7 @@ def ghz(program: Path, target: Target, *, rate: float, connections: int, seconds
 
 
 def _children_cpu_seconds() -> float:
-    """CPU seconds of the children that have ended and been waited for."""
+    """The CPU seconds of the children that have ended and were waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -249,7 +251,8 @@ def _h2load(target: Target, scenario: Scenario) -> Run:
 
 
 def by_ghz(catalogue: Catalogue, seconds: float) -> Iterator[Comparison]:
-    """P95: of two servers whose P95 is known, and of ours at the rated load, compared with ghz.
+    """Compare the P95 of two servers whose P95 is known, and the P95 of our server at the rated load, which ghz
+    measures too.
 
     Raises:
         WitnessMissing: if ghz is not built.
@@ -278,7 +281,7 @@ def _p95s(program: Path, target: Target, catalogue: Catalogue, rate: float, seco
 
 
 def known(ours: Run, known_ms: float, what: str) -> Comparison:
-    """Compare our P95 in ms with the time for which the server holds every call."""
+    """Compare our P95, in ms, with the time for which the server holds every call."""
     return Comparison(KNOWN, what, "ms (P95)", ours["latency"]["p95"], known_ms, P95)
 
 

@@ -1,14 +1,14 @@
-"""Checks answers octet for octet, cheaply enough that one core checks more than 100,000 a second.
+"""Checks answers octet by octet, in so little time that one core checks more than 100,000 answers a second.
 
 **Judging.** Every answer is split into frames and judged: HTTP status, gRPC status and message, every octet of the
 body. A header block that consists only of table entries, or that did not change the HPACK table when it was decoded,
 keeps its meaning until another block changes the table, so it is decoded once (`HeaderBlocks`). The hpack library
 decodes the rest.
 
-**Shapes.** If all header blocks of an answer are of that kind, its octets become a shape. From then on, answers of that
-gRPC status on that connection are compared with the shape as a whole, until the table changes. An answer that differs
-(other frame boundaries, other blocks, frames of several answers interleaved) is split into frames and judged again, so
-a shape never changes the verdict.
+**Shapes.** If all header blocks of an answer keep their meaning, the answer's octets become a shape. From then on,
+answers of that gRPC status on that connection are compared with the shape as a whole, until the table changes. An
+answer that differs (other frame boundaries, other blocks, frames of several answers interleaved) is split into frames
+and judged again, so a shape never changes the verdict.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PADDED, _PRIORITY = 0x8, 0x20
 
 
 class WrongAnswer(Exception):
-    """An answer that is not the expected one, or a connection that ended before it."""
+    """An answer differs from the expected one, or the connection ended before the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class HeaderBlocks:
         """The fields of ``block``. All callers share the result: do not change it.
 
         Raises:
-            WrongAnswer: if it cannot be decoded.
+            WrongAnswer: if the block cannot be decoded.
         """
         found = self._known.get(block)
         if found is not None:
@@ -154,7 +154,7 @@ class Answer:
         self._body: list[bytes] = []
 
     def add(self, kind: int, flags: int, payload: bytes, blocks: HeaderBlocks) -> bool:
-        """Add one frame. Returns whether it was the last.
+        """Add one frame. Returns whether it was the answer's last frame.
 
         Raises:
             WrongAnswer: for a frame that ends the answer early, or that does not belong in an answer.
@@ -174,7 +174,7 @@ class Answer:
         return bool(flags & wire.END_STREAM)
 
     def judge(self, expected: Expected) -> None:
-        """Compare the whole answer. Raises `WrongAnswer` if it is not the expected one."""
+        """Compare the whole answer. Raises `WrongAnswer` if it differs from the expected answer."""
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         expected.judge(self._first or {}, self._last, body)
 
@@ -222,7 +222,7 @@ class ErrorShape:
         self._length = len(content)
 
     def after(self, buffer: bytes, at: int, identifier: bytes, call: Call) -> int:
-        """As `MessageShape.after`. A text of another length differs, because its header block differs."""
+        """Like `MessageShape.after`. A text of another length differs, because its header block differs."""
         if call.length != self._length:
             return DIFFERS
         wanted = identifier.join((self._head, self._left + call.content + self._right))
@@ -250,6 +250,7 @@ def _head(length: int, kind: int, flags: int) -> bytes:
 
 
 def _missing(buffer: bytes, at: int, wanted: bytes) -> int:
-    """Why ``wanted`` is not at that position: `INCOMPLETE` if the rest of it may arrive, `DIFFERS` otherwise."""
+    """The reason why ``wanted`` is not at the position: `INCOMPLETE` if the rest of it may still arrive, otherwise
+    `DIFFERS`."""
     rest = len(buffer) - at
     return INCOMPLETE if rest < len(wanted) and wanted.startswith(buffer[at:]) else DIFFERS

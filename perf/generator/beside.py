@@ -1,4 +1,4 @@
-"""Clients beside a load: idle connections, and clients that read slowly."""
+"""Clients in addition to a load: idle connections, and clients that read slowly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SLOW_BUFFER = 4096
 
 
 class IdleConnections:
-    """Connections of clients that make no call. Their windows are open, their SETTINGS exchanged."""
+    """Connections of clients that make no call. Their windows are open, and SETTINGS are exchanged."""
 
     def __init__(self, job: Job) -> None:
         before = _resident(job.pids)
@@ -47,11 +47,11 @@ class IdleConnections:
         self.resident_kb_each = (_resident(job.pids) - before) / 1000 / max(1, job.idle)
 
     def step(self) -> None:
-        """Nothing."""
+        """Idle connections need no work."""
 
     def close(self) -> dict[str, Any]:
-        """Close the connections. Returns how many were held, how many of them the server had not closed, and the
-        server's memory for each."""
+        """Close the connections. Returns the number of connections that were held, the number that the server had not
+        closed, and the server's memory for each."""
         alive = 0
         for sock in self._held:
             sock.setblocking(False)

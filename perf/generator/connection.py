@@ -14,12 +14,12 @@ from tests.support import wire
 from perf.generator.answers import INCOMPLETE, STATUSES, Answer, Call, HeaderBlocks, Shape, WrongAnswer, shape_of
 
 RECEIVE = 1 << 16
-"""Octets. Below the size from which malloc maps memory anew each time (128 kB), because with a larger buffer each read
-takes 15 µs more."""
+"""Octets of the receive buffer. They are below the size from which malloc maps memory anew each time (128 kB), because
+each read takes 15 µs more with a larger buffer."""
 _RECORD = 1 << 14
 """The largest size of a TLS record's content."""
 _BIND_ADDRESS_NO_PORT = 24
-"""ip(7), IP_BIND_ADDRESS_NO_PORT: the kernel chooses the port at connect, where it knows the free pairs of ports."""
+"""ip(7), IP_BIND_ADDRESS_NO_PORT: the kernel chooses the port at connect, if it knows the free pairs of ports."""
 _SO_TIMESTAMPNS = 35
 """socket(7): each read returns the instant at which the data arrived, a ``struct timespec`` of the realtime clock."""
 _TIMESPEC = Struct("qq")
@@ -74,9 +74,9 @@ class LoadConnection:
 
     Call `send` with any number of calls at any time, `receive` when the socket is readable, and `flush` from time to
     time while octets are `unsent`. With ``acknowledge`` it acts as grpc-go does after replies: it sends a WINDOW_UPDATE
-    for the connection and, if no PING is unanswered, a PING. With ``stamped`` the latency of a call counts from the
-    instant of its sending, not from the one passed to `send`, to the instant at which the kernel received the answer
-    (`arrived`), so that delays of this process are not included. Not over TLS.
+    for the connection and, if no PING is unanswered, a PING. With ``stamped``, the latency of a call counts from the
+    instant of its sending, not from the instant passed to `send`, to the instant at which the kernel received the
+    answer (`arrived`), so that delays of this process are not included. ``stamped`` is not possible over TLS.
     """
 
     def __init__(self, port: int, blocks: wire.BlockCycle, deadlines: Sequence[bytes], *, acknowledge: bool = False,
@@ -114,13 +114,13 @@ class LoadConnection:
         self._uncredited = 0
 
     def fileno(self) -> int:
-        """For epoll."""
+        """The descriptor for epoll."""
         return self.sock.fileno()
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def send(self, calls: Sequence[Due]) -> None:
-        """Send the calls that the server's limits allow now; the others wait for answers."""
+        """Send the calls that the server's limits allow now; the other calls wait for answers."""
         if self.waiting or len(self.inflight) + len(calls) > self._most:
             self.waiting.extend(calls)
             calls = self._allowed()
@@ -269,7 +269,7 @@ class LoadConnection:
             answer = self._answers[identifier] = Answer(self._headers.version)
         last = answer.add(kind, flags, payload, self._headers)
         if self._headers.version != self._shapes_version:
-            # In place: `_take` holds the list.
+            # The list is changed in place, because `_take` holds it.
             self._shapes[:] = [None] * STATUSES
             self._shapes_version = self._headers.version
         if not last:
@@ -297,7 +297,7 @@ class LoadConnection:
                 self._window += int.from_bytes(payload, "big")
         elif kind in (wire.GOAWAY, wire.RST_STREAM, wire.HEADERS, wire.DATA, wire.PUSH_PROMISE, wire.CONTINUATION):
             if kind == wire.RST_STREAM and payload == bytes(4):
-                return  # NO_ERROR after a whole answer
+                return  # a reset after a whole answer is right
             where = int.from_bytes(identifier, "big")
             if kind == wire.GOAWAY:
                 code, text = int.from_bytes(payload[4:8], "big"), payload[8:68]
@@ -325,7 +325,7 @@ class LoadConnection:
         """Make one call. Afterwards the connection is established, and the server's limits are known.
 
         Raises:
-            WrongAnswer: if it is not answered in time.
+            WrongAnswer: if the call is not answered in time.
         """
         self.send([(call, 0.0)])
         deadline = monotonic() + seconds

@@ -1,6 +1,7 @@
 """Latencies as HdrHistograms: values in ns, three significant digits, from 100 ns to an hour.
 
-A generator notes every latency as a float and counts them afterwards, because recording one takes a microsecond.
+A generator stores every latency as a float and counts the latencies afterwards, because recording one in a histogram
+takes a microsecond.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ UNIT = "ns"
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 _PER_MS = {"ns": 1e6, "µs": 1e3, "us": 1e3, "ms": 1.0}
 _STEP = 100
-"""In ns. Latencies are rounded to multiples of this value before they are counted; it is a thousandth of the shortest
+"""Latencies are rounded to multiples of this value (in ns) before they are counted. It is a thousandth of the shortest
 call."""
 _LONGEST = 3600 * 10**9
 
@@ -26,7 +27,7 @@ def empty() -> HdrHistogram:
 
 
 def counted(seconds: Iterable[float]) -> HdrHistogram:
-    """A histogram of latencies in seconds. A value below 0 counts as 0, one above an hour as an hour."""
+    """A histogram of latencies in seconds. A value below 0 counts as 0, and a value above an hour as an hour."""
     made = empty()
     steps_per_second = 1e9 / _STEP
     for steps, count in Counter([int(value * steps_per_second) for value in seconds]).items():

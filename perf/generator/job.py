@@ -18,8 +18,8 @@ ZIPF_EXPONENT = 1.1
 """Exponent of Zipf's law. Of 100,000 definitions, the hundred that are requested most often get 57 % of all calls."""
 UNKNOWN_NAMES = 20_000
 _MOST_CALLS = 1 << 17
-"""Calls that are drawn and then repeated: too many for a server to exploit the repetition, and few enough to hold them
-in memory with their answers."""
+"""The number of calls that are drawn and then repeated: too many for a server to exploit the repetition, and few enough
+to hold them in memory with their answers."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Job:
     """``closed``, ``open`` or ``sync``."""
     port: int
     pids: list[int] = field(default_factory=list)
-    """The server's."""
+    """The process ids of the server."""
     server_cpus: list[int] = field(default_factory=list)
     snapshot: int = -1
     """An inherited descriptor of sealed memory that holds the served catalogue."""
@@ -56,11 +56,11 @@ class Job:
     seconds: float = 2.0
     warmup: float = 0.4
     patience: float = 10.0
-    """How long the generator waits for an answer before the run fails."""
+    """The time for which the generator waits for an answer before the run fails."""
     idle: int = 0
-    """Number of idle connections beside the load."""
+    """The number of idle connections in addition to the load."""
     slow: int = 0
-    """Number of connections beside the load that read catalogues slowly."""
+    """The number of connections, in addition to the load, that read catalogues slowly."""
     attack: str = ""
     """One of `tests.support.attacks.ATTACKS`, made in the same loop."""
     member: int = 0
@@ -85,7 +85,7 @@ class Job:
         names = _names(snapshot.count, self.names, self.spread)
         if self.names != "zipf" and not self.unknown and not self.bad_key:
             return [_known(name, snapshot) for name in names[:_MOST_CALLS]]
-        # The same shuffle in every process, so that all of them request the same definitions most often.
+        # Every process makes the same shuffle, so that all processes request the same definitions most often.
         random.Random(1).shuffle(names)
         chance = random.Random(100 + self.member)
         count = _MOST_CALLS if self.names == "zipf" else max(1 << 14, min(len(names), _MOST_CALLS))

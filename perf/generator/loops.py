@@ -2,8 +2,9 @@
 
 **Closed**: ``connections`` × ``streams`` calls are always in flight; latency counts from the instant of sending.
 **Open**: Poisson arrivals on a schedule that is drawn beforehand and does not depend on the server; latency counts from
-the scheduled instant, so the time that a call waits behind a slow call counts in full. Calls that are due before the
-measurement begins are answered but not counted; those due during it count however late their answers are.
+the scheduled instant, so the time that a call waits behind a slow call is included in full. Calls that are due before
+the measurement begins are answered but not counted. Calls that are due during the measurement are counted, even if
+their answers are late.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from perf.generator.job import Job
 from perf.targets.processes import peak_resident, precise_cpu_seconds, resident, softirq_seconds, user_seconds
 
 LATE_SECONDS = 0.001
-"""Seconds. A call that is sent later than this after its scheduled instant counts as late."""
+"""A call that is sent more than so many seconds after its scheduled instant counts as late."""
 _MB = 1e6
 _FLUSH_SECONDS = 0.001
 _SPIN_SECONDS = 1e-5
-"""Seconds. An iteration of the loop without work takes less; during a longer one, another process had the CPU."""
+"""An iteration of the loop without work takes fewer seconds than this; during a longer iteration, another process had
+the CPU."""
 
 
 class Beside(Protocol):
-    """Work beside the load, in the same loop."""
+    """Work in addition to the load, in the same loop."""
 
     def step(self) -> None:
         """Do a small piece of the work."""
@@ -128,7 +130,8 @@ class Load:
     ) -> bool:
         """Read the octets that have arrived, note the latencies, and pass each connection's finished calls to ``more``.
 
-        ``between`` is called between two connections, because calls may be due there. Returns whether anything arrived.
+        ``between`` is called between two connections, because calls may be due there. Returns whether any octets
+        arrived.
 
         Raises:
             WrongAnswer: for an answer that is not the expected one.
@@ -148,7 +151,8 @@ class Load:
             if between is not None:
                 between()
         if not events:
-            # Octets that a socket did not accept at once; rarely checked, because answers also trigger sending.
+            # Send octets that a socket did not accept at once. This is rarely checked, because answers also trigger
+            # sending.
             for connection in self.connections:
                 if connection.unsent:
                     connection.flush()
@@ -162,8 +166,8 @@ class Load:
     def drain(self) -> None:
         """Wait for the answers of all calls in flight.
 
-        As long as the server answers, this waits, however many calls are unanswered. There may be more than the machine
-        can handle because the generator was late, which is judged afterwards.
+        As long as the server answers, this function waits, however many calls are unanswered. There may be more calls
+        than the machine can handle because the generator was late; this is judged afterwards.
 
         Raises:
             WrongAnswer: if no answer arrives for the job's patience.
@@ -178,7 +182,7 @@ class Load:
 
     @property
     def seen(self) -> dict[str, Any]:
-        """The histogram of latencies, and how many answers were judged frame by frame."""
+        """The histogram of latencies, and the number of answers that were judged frame by frame."""
         apart = sum(each.taken_apart for each in self.connections)
         return {"histogram": encode(counted(self.latencies)), "taken_apart": apart}
 
@@ -196,7 +200,8 @@ def closed(load: Load, beside: Sequence[Beside], start: float, measuring: Callab
         WrongAnswer: for an answer that is wrong or does not arrive.
     """
     calls, count = load.calls, len(load.calls)
-    # Each process and connection begins at another call; otherwise all would request the same names at the same time.
+    # Each process and connection begins at a different call; otherwise all would request the same names at the same
+    # time.
     at = count * load.job.member // 7
 
     def more(connection: LoadConnection, done: list[Due]) -> None:

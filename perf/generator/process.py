@@ -89,7 +89,7 @@ def _forget_peak(pid: int) -> None:
 
 
 def main() -> int:
-    """Do the job. Returns 1 if it ended with an ``error`` instead of figures."""
+    """Do the job. Returns 1 if the job ended with an ``error`` and not with figures."""
     job = Job(**next_message())
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

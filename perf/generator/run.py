@@ -3,7 +3,7 @@
 Separate processes (`perf.generator.process`) make the calls. They are kept off the server's CPU and begin at the same
 instant; the first of them also reads the server's CPU time when its measurement begins and ends. Their histograms are
 added up. A run is not valid if the server answers wrongly, does not answer or dies, or if the generator could not keep
-its schedule: it then has ``"valid": False``, the reason in words, and whose fault it was.
+its schedule: it then has ``"valid": False``, the reason in words, and the side whose fault it was.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(
     """Measure ``target``, which serves ``catalogue``. Any thread may call it.
 
     Args:
-        processes: Processes of the generator; 0: one for each CPU other than the server's, at most 4.
+        processes: Number of processes of the generator; 0: one for each CPU other than the server's, at most 4.
         measuring: Called in this thread when the warm-up is over.
         overrides: Other values for fields of ``scenario`` (``rate`` in calls per second) and of `Job` (``warmup``,
             ``patience``, ``spread``, ``attack``, …).
@@ -79,7 +79,7 @@ def run(
         ``late`` (share of calls sent more than 1 ms late), ``latency`` (ms) and ``histogram`` (``histogram_unit``);
         the server's CPU time in seconds, split into user, system and softirq (the time that its CPU spent in soft
         interrupts, which system does not include); ``per_server_cpu_second``, ``client_us_per_call``, ``limited_by``;
-        memory in MB. A run that is not valid may lack figures; those that it has only help to find the cause.
+        memory in MB. A run that is not valid may lack figures; the figures that it has only help to find the cause.
 
     Raises:
         TypeError: for an override that is not a field.
@@ -105,7 +105,7 @@ def run(
 
 
 def _client_cpus(target: Target) -> list[int]:
-    """The CPUs on which the generator may run: none that the server uses."""
+    """The CPUs on which the generator may run: those that the server does not use."""
     if (os.cpu_count() or 1) < 2:
         raise Spoilt("this machine has one CPU: server and generator would share it, at least 2 are needed", "machine")
     try:
@@ -214,7 +214,7 @@ class Member:
         """The value that the process sends under ``key``; other messages are skipped.
 
         Raises:
-            Spoilt: if it reports an error, ends, or sends nothing in time.
+            Spoilt: if the process reports an error, ends, or sends no line in time.
         """
         deadline = monotonic() + seconds
         while True:
@@ -292,7 +292,7 @@ def _summed(results: Sequence[Mapping[str, Any]], jobs: Sequence[Job], target: T
 
 
 def _limit(server: float, client: float) -> str:
-    """The side that was at its limit. ``server`` and ``client`` are shares of a CPU."""
+    """The side that was at its limit. ``server`` and ``client`` are the shares of a CPU that they used."""
     return "server" if server >= BUSY else "generator" if client >= BUSY else "neither"
 
 
@@ -300,7 +300,7 @@ def judge(made: Run, jobs: Sequence[Job], results: Sequence[Mapping[str, Any]]) 
     """Check that the figures describe the server.
 
     Raises:
-        Spoilt: if they do not.
+        Spoilt: if the figures do not describe the server.
     """
     if jobs[0].kind == "open":
         _judge_schedule(made, results)
@@ -312,7 +312,7 @@ def judge(made: Run, jobs: Sequence[Job], results: Sequence[Mapping[str, Any]]) 
 
 
 def _judge_schedule(made: Run, results: Sequence[Mapping[str, Any]]) -> None:
-    """Check that calls were sent when they were due, and that nothing but the server delayed their answers."""
+    """Check that calls were sent when they were due, and that only the server delayed their answers."""
     due, grown = sum(each["due"] for each in results), sum(each["grown"] for each in results)
     if not due:
         # The generator was so late that one iteration, which sends all overdue calls, outlasted the measurement.

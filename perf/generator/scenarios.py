@@ -62,11 +62,11 @@ class Scenario:
     """A fresh ``grpc-timeout`` in every call."""
     tls: bool = False
     idle: int = 0
-    """Number of idle connections beside the load."""
+    """The number of idle connections in addition to the load."""
     publications: int = 0
     """Number of catalogues published during the calls."""
     generator: str = "own"
-    """``own``, or ``h2load``: for servers that do not implement the contract, and servers compared with them."""
+    """``own``, or ``h2load`` for servers that do not implement the contract, and servers compared with them."""
     seconds: float = 2.0
     sets: tuple[str, ...] = field(default=("full",))
     servers: tuple[str, ...] = CONTRACT

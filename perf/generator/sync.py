@@ -26,7 +26,7 @@ _CREDIT = 1 << 28
 class CatalogueReader:
     """One connection that requests the catalogue, reads it, and requests it again.
 
-    The body is compared in the receive buffer, without a copy of the whole: it may have hundreds of megabytes.
+    The body is compared in the receive buffer, without a copy of the whole: the body may have hundreds of megabytes.
     """
 
     def __init__(self, job: Job, expected: memoryview) -> None:
@@ -159,7 +159,7 @@ class Catalogues:
 def sync(load: Catalogues, beside: Sequence[Beside], start: float, measuring: Callable[[], None]) -> dict[str, Any]:
     """Keep one catalogue in flight on each connection until the time is over, then read those in flight to their end.
 
-    Parts of catalogues count, too: ``answered`` is the number of octets divided by the length of a catalogue.
+    Parts of catalogues are also counted: ``answered`` is the number of octets divided by the length of a catalogue.
 
     Raises:
         WrongAnswer: for a catalogue that is wrong or does not arrive.

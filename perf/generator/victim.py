@@ -56,10 +56,10 @@ class VictimJob:
     connects: float = 40.0
     """Rate of new connections. Every second one is a probe: health/Check without a key."""
     patience: float = 5.0
-    """After this time a call has failed. Its latency counts as this time."""
+    """The time after which a call has failed. Its latency counts as this time."""
 
     def to_json(self) -> str:
-        """One line."""
+        """The job as one line."""
         return json.dumps(asdict(self))
 
     def call(self) -> Call:
@@ -99,7 +99,7 @@ class Phase:
 
 
 class Victim:
-    """Two schedules, each in a thread. Calls that begin now belong to `phase`."""
+    """Two schedules, each in a thread. Calls that begin at the present time belong to `phase`."""
 
     def __init__(self, job: VictimJob) -> None:
         self.job = job
@@ -164,7 +164,7 @@ class Victim:
             connection.flush()
             if monotonic() > deadline:
                 raise WrongAnswer("no answer in time")
-            # Over TLS, a read leaves nothing in OpenSSL's buffer.
+            # Over TLS, a read leaves no octets in OpenSSL's buffer.
             select((connection,), (connection,) if connection.unsent else (), (), self.job.patience)
 
     def _open_again(self) -> None:
@@ -220,7 +220,7 @@ class Victim:
 
 
 def _judge(answer: Answer, expected: Expected) -> None:
-    """Judge an answer on a new connection. To a probe, NOT_SERVING is an answer too: the server drains."""
+    """Judge an answer on a new connection. For a probe, NOT_SERVING is also a right answer: the server drains."""
     try:
         answer.judge(expected)
     except WrongAnswer:
@@ -230,13 +230,13 @@ def _judge(answer: Answer, expected: Expected) -> None:
 
 
 def _whole_call(block: bytes, message: bytes) -> bytes:
-    """The first flight of a client that makes one call."""
+    """The first octets of a client that makes one call."""
     asked = wire.frame(wire.HEADERS, wire.END_HEADERS, 1, block)
     return wire.opening() + asked + wire.frame(wire.DATA, wire.END_STREAM, 1, message)
 
 
 def _receive(sock: socket.socket, tls: bool) -> tuple[bytes, float]:
-    """Octets, and the instant at which they arrived."""
+    """The octets that have arrived, and the instant at which they arrived."""
     if tls:
         return sock.recv(_RECEIVE), monotonic()
     data, ancillary, _, _ = sock.recvmsg(_RECEIVE, socket.CMSG_SPACE(_TIMESPEC.size))

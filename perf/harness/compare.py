@@ -34,7 +34,7 @@ def revision(name: str) -> str:
     """The commit that ``name`` refers to.
 
     Raises:
-        NoRevision: if there is none.
+        NoRevision: if there is no such commit.
     """
     run = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if run.returncode:
@@ -47,7 +47,7 @@ def worktree(name: str) -> Iterator[Path]:
     """The revision ``name``, checked out in a temporary directory until the block ends.
 
     Raises:
-        NoRevision: if it does not exist, or does not contain this package.
+        NoRevision: if the revision does not exist, or does not contain this package.
     """
     commit = revision(name)
     with tempfile.TemporaryDirectory(prefix="definition-server-base-") as temporary:
@@ -128,7 +128,7 @@ def plans(
     candidates: Mapping[str, Sequence[str]],
     effort: Effort,
 ) -> list[Plan]:
-    """The plans whose runs ``gates`` judge, each beside a server that is called `sla.BASE`.
+    """The plans whose runs ``gates`` judge, each together with a server that is called `sla.BASE`.
 
     Args:
         candidates: Scenario → the servers judged in it; a scenario without a server is not measured.

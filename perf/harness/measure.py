@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def usual_servers(scenario: Scenario, which: str, gates: Sequence[sla.Gate]) -> list[str]:
-    """The servers to measure. Quick: those that a gate judges; standard: also our own two; full: all that the scenario
-    names."""
+    """The servers to measure. Quick: the servers that a gate judges; standard: also our own two; full: all servers that
+    the scenario names."""
     gated = {name for gate in gates for name in gate.servers}
     if which == "quick":
         return [name for name in scenario.servers if name in gated]
@@ -175,7 +175,7 @@ def measured(
     session = Session(generate, rules.noise, others=others, say=outcome.Line(console, began))
     proof = None
     with on_the_clients_cpu():
-        # With --selftest alone nothing else is measured.
+        # With --selftest alone, only the self-test runs.
         if arguments.selftest is None or arguments.quick or arguments.full or arguments.only or arguments.against:
             session.measure(planned)
         if arguments.selftest:

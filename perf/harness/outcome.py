@@ -23,7 +23,8 @@ from perf.peers import PeerMissing
 Content = dict[str, Any]
 """A record as JSON; `perf.report.record.Record` reads it."""
 PASSED, NOT_KEPT, CANNOT_MEASURE, DISTURBED = range(4)
-"""Exit codes: every gate is kept; one is missed, or the server failed; nothing can be measured; the run is invalid."""
+"""Exit codes: every gate is kept; a gate is missed or the server failed; nothing can be measured; the run is
+invalid."""
 _LOG_WIDTH = 150
 _COLOURS = {sla.KEPT: "green", sla.MISSED: "bold red", sla.INVALID: "bold magenta"}
 
@@ -133,7 +134,8 @@ def passed(kept: Content) -> bool:
 
 
 def disturbed(kept: Content) -> bool:
-    """Whether it does not pass only because the machine or the generator disturbed runs of gates without a verdict.
+    """Whether the measurement fails only because the machine or the generator disturbed runs of gates without a
+    verdict.
 
     False if a gate is invalid because the server failed or because something is missing, and if the self-test failed
     for any reason.
@@ -200,7 +202,7 @@ def _number(value: float) -> str:
 
 
 def show_plans(plans: Sequence[Plan]) -> None:
-    """Print the plans, and how long they take at least."""
+    """Print the plans, and the least time that they take."""
     table = Table("scenario", "servers", "rounds", "gates", "seconds")
     for plan in plans:
         seconds, gates = f"{plan.seconds_at_least:.0f}", "\n".join(gate.name for gate in plan.gates)

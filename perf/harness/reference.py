@@ -1,4 +1,5 @@
-"""Measures the speed of interpreter and kernel during a run: `reference_work.py` runs beside the server, on its CPU."""
+"""Measures the speed of interpreter and kernel during a run: `reference_work.py` runs on the server's CPU at the same
+time as the server."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class Meter:
     """The reference work, from the start of the block to `stop`."""
 
     def __enter__(self) -> Meter:
-        # -I -S: neither the environment nor site-packages affect the measurement.
+        # -I -S prevent that the environment or site-packages affect the measurement.
         self._process = subprocess.Popen(
             on_cpu(SERVER_CPU, [sys.executable, "-I", "-S", str(_PROGRAM)]),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -61,10 +62,11 @@ def during(bursts: Sequence[Burst], begin: float, end: float) -> dict[str, float
 
 
 def beside(run: Callable[[Callable[[], None]], dict[str, Any]], meter: Callable[[], Meter] = Meter) -> dict[str, Any]:
-    """Call ``run`` beside the reference work. Returns its result with the machine's speed under the key ``reference``.
+    """Call ``run`` while the reference work runs. Returns its result with the machine's speed under the key
+    ``reference``.
 
     Args:
-        run: Gets a function to call when its measurement begins. If it does not call that function, the speed is that
+        run: Gets a function to call when its measurement begins. If it does not call this function, the speed is that
             at its end.
     """
     began: list[float] = []

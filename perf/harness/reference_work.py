@@ -1,11 +1,11 @@
 """Fixed work whose CPU time measures the speed of this interpreter and this kernel at this moment.
 
-How many calls a core serves depends on the server's code, on the interpreter that runs it, and on the kernel and the
-CPU below both. The gates must judge only the code. So the others are measured during every run that a gate normalises
-(`sla.Gate.expected`): in short bursts on the server's CPU, by the server's interpreter, as CPU time, in a separate
-process. If another program uses the other hardware thread of the CPU, the CPU's speed changes within a second, by half
-or more for Python and by a quarter for the kernel, so a measurement made a second before a run does not describe the
-run.
+The number of calls that a core serves depends on the server's code, on the interpreter that runs it, and on the kernel
+and the CPU below both. The gates must judge only the code. So the speed of interpreter and kernel is measured during
+every run that a gate normalises (`sla.Gate.expected`): in short bursts on the server's CPU, by the server's
+interpreter, as CPU time, in a separate process. If another program uses the other hardware thread of the CPU, the CPU's
+speed changes within a second, by half or more for Python and by a quarter for the kernel, so a measurement made a
+second before a run does not describe the run.
 
 **The interpreter** (`python_us`). The same bytecode takes 1.1 to 1.6 times as long if the interpreter was built without
 profile-guided optimization (PGO); the speed of a program in C does not change. The work has the same mix of opcodes as
@@ -24,7 +24,7 @@ BUILD_SLICE, BINARY_SUBSCR                   4%          3%         4%
 all together, opcodes a call                189         293        182
 ===================================  ==========  ==========  =========
 
-The built-in functions are the same, too: slices of ``bytes``, ``dict.get``, ``Struct.unpack_from``, ``bytes.join``,
+The built-in functions are also the same: slices of ``bytes``, ``dict.get``, ``Struct.unpack_from``, ``bytes.join``,
 ``list.append``. The work shares no code with the server, because a slower server must not slow down its own measure.
 
 **The kernel** (`kernel_us`). System calls and TCP take a third (batches) to two thirds (one call at a time) of a call's
@@ -139,7 +139,7 @@ class _State:
         return octets
 
     def serve_one(self, data: bytes, now: float) -> bytes | None:
-        """The same for one request that arrives alone: it checks and updates more of the state."""
+        """Parse one request that arrives alone, and assemble its answer: this checks and updates more of the state."""
         shape = _SHAPES.get(data[:5])
         if shape is None or self._held or self._paused:
             return None

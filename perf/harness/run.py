@@ -36,7 +36,8 @@ Say = Callable[[Run], None]
 FAILURES = (TargetFailed, OSError, subprocess.SubprocessError)
 TICKS = os.sysconf("SC_CLK_TCK")
 STOLEN_SHARE = 0.03
-"""Allowed share of a CPU. While the hypervisor runs another machine no call is answered; P95 ignores 5 % of calls."""
+"""The share of a CPU that the hypervisor may take. While it runs another machine, no call is answered; P95 ignores 5 %
+of calls."""
 SLOW_MS = 2.0
 """A call that takes longer counts as slow (``slow_share``): ten times the usual latency at the rated load."""
 
@@ -48,15 +49,16 @@ class Plan:
     scenario: Scenario
     servers: tuple[str, ...]
     rounds: int
-    """Rounds for servers that a gate judges, and for the other form of our engine where a gate judges one form."""
+    """Rounds for servers that a gate judges, and for the other form of our engine if a gate judges one form."""
     other_rounds: int
     """Rounds for the other servers."""
     extra: int = 0
     """Rounds that may be added for undecided gates and spoilt runs."""
     gates: tuple[sla.Gate, ...] = ()
     fresh: bool = False
-    """A new process in every round. Two processes of the same code differ in speed by some per cent for their lifetime
-    (memory layout, hash seeds), so only several processes distinguish that difference from a change of the code."""
+    """Whether every round has a new process. Two processes of the same code differ in speed by some per cent for their
+    lifetime (memory layout, hash seeds), so only several processes distinguish that difference from a change of the
+    code."""
 
     @property
     def gated(self) -> frozenset[str]:
@@ -138,7 +140,7 @@ class Session:
     skipped: list[dict[str, str]] = field(default_factory=list)
 
     def measure(self, plans: Sequence[Plan]) -> None:
-        """Measure ``plans``, those with the same catalogue one after the other, so that it is built once."""
+        """Measure ``plans``, plans with the same catalogue one after the other, so that the catalogue is built once."""
         for (count, octets, tls), group in groupby(sorted(plans, key=_catalogue), _catalogue):
             with ExitStack() as stack:
                 catalogue = Catalogue(count, octets)
@@ -174,11 +176,12 @@ class Session:
         self.verdicts += [sla.judge(gate, mine, self.noise) for gate in plan.gates if not self._pardoned(gate)]
 
     def _measured(self, plan: Plan, name: str, servers: Servers, number: int) -> Run:
-        """One run. If a gate needs the reference work, it runs beside every server, so that all runs are comparable."""
+        """Make one run. If a gate needs the reference work, it runs together with every server, so that all runs are
+        comparable."""
         once = partial(self._run, plan.scenario, name, servers, number)
         if not plan.normalised:
             return once()
-        with suppress(*FAILURES):  # this starts the server; if it does not start, its run reports that
+        with suppress(*FAILURES):  # this starts the server; if it does not start, its run reports the failure
             servers.target(name)
         return reference.beside(lambda measuring: once(measuring=measuring), self.meter)
 
@@ -213,7 +216,7 @@ class Session:
         return bool(missing)
 
     def _run(self, scenario: Scenario, name: str, servers: Servers, number: int, **overrides: Any) -> Run:
-        """One run; if anything fails, an invalid run with the reason."""
+        """Make one run. If it fails, the result is an invalid run with the reason."""
         began, before = time.monotonic(), machine.steal_ticks()
         try:
             run = self._generated(scenario, name, servers, overrides)
@@ -313,5 +316,5 @@ def slow_share(run: Run) -> Run:
 
 
 def _catalogue(plan: Plan) -> tuple[int, int, bool]:
-    """Plans for which this is equal are measured on the same servers."""
+    """The key of a plan. Plans with equal keys are measured on the same servers."""
     return plan.scenario.definitions, plan.scenario.answer_octets, plan.scenario.tls

@@ -39,7 +39,7 @@ INJECTED = {
     DELAY: f"a delay of {DELAY_SECONDS * 1000:g} ms in one batch of {ONE_IN}",
 }
 CANDIDATES = {"one-by-one": (CLEAN, BUSY), "rated": (CLEAN, DELAY)}
-"""Scenario → the workers compared with the base in it: each injection where it has an effect, the clean one in all."""
+"""Scenario → the workers compared with the base in it: each injection if it has an effect, the clean one in all."""
 NORMALISED = {"one-by-one": (CLEAN, TWICE), "yardstick": (CLEAN, TWICE)}
 """Scenario → the workers judged by its gates with ``expected``, including those with the kernel's share and nghttpd."""
 EFFORT = Effort(seconds=0.5, rounds=6, other_rounds=0, extra=14, fresh=True)

@@ -45,7 +45,7 @@ class Servers:
         """The running server ``name``. A server that could not be started is not started again.
 
         Raises:
-            TargetFailed: if it does not start; `perf.peers.PeerMissing` if it is not installed.
+            TargetFailed: if the server does not start; `perf.peers.PeerMissing` if a peer is not installed.
             OSError: if a program is missing.
         """
         if name in self._failures:
@@ -69,7 +69,7 @@ class Servers:
         return stack.enter_context(peers.start(name, self.catalogue, tls=self.tls or None))
 
     def _ours(self, name: str) -> AbstractContextManager[Worker]:
-        """One of `WORKERS`, whose engine has the form that its figures are stored under."""
+        """One of `WORKERS`, with the form of the engine under which its figures are stored."""
         if name == COMPILED:
             return self.worker(PURE, name=name, program=engine_program("compiled", peers.compiled_engine()))
         return self.worker(name, program=engine_program("pure")) if name == PURE else self.worker(name)
@@ -82,7 +82,7 @@ class Servers:
         """End the server ``name``, if it runs; the next use starts a new one.
 
         Raises:
-            TargetFailed: if it had ended before.
+            TargetFailed: if the server had ended before.
         """
         self._workers.pop(name, None)
         self._generations.pop(name, None)
@@ -113,7 +113,7 @@ class Servers:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """End all servers. A server that had ended before is not reported here, because its runs report that."""
+        """End all servers. A server that had ended before is not reported here, because its runs report the end."""
         for name in list(self._running):
             with suppress(TargetFailed):
                 self.stop(name)

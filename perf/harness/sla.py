@@ -11,14 +11,14 @@ a confidence interval (`perf.harness.statistics`):
   ``blur``, the gate is invalid.
 
 **Independence from the machine's speed.** A gate with ``expected`` divides the CPU time that a call may cost on this
-machine and this interpreter by the time that it costs: 1 is as calibrated, and the figure of a server that becomes a
-tenth slower falls by a tenth. A call may cost the sum of ``python`` × the reference work's ``python_us``, ``kernel`` ×
-its ``kernel_us``, and ``other`` × the cost of a call to the server that the gate is ``over``.
+machine and this interpreter by the time that it costs: the figure is 1 on the calibrated server, and falls by a tenth
+if the server becomes a tenth slower. A call may cost the sum of ``python`` × the reference work's ``python_us``,
+``kernel`` × its ``kernel_us``, and ``other`` × the cost of a call to the server that the gate is ``over``.
 
 **Runs without a figure.** A run in which the server failed makes its gate invalid regardless of other runs, and so does
 a server that was not measured at all: both are defects. A run that the generator or the machine spoilt is left out and
 measured again. If there are more such runs than good ones, or fewer good ones than an interval needs, the gate is
-invalid because the measurement was ``disturbed``: it says nothing about the server.
+invalid because the measurement was ``disturbed``: such a result does not describe the server.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KEPT, MISSED, INVALID = "kept", "missed", "invalid"
 BASE = "base"
 """In ``over`` and ``minus``: the server that a candidate is compared with."""
 CANDIDATE = "candidate"
-"""The value of ``server`` that stands for the compared server (`Gate.of`); the default of a comparison."""
+"""The value of ``server`` in place of the name of the compared server (`Gate.of`); the default of a comparison."""
 FAULTS_OF_OTHERS = ("generator", "machine")
 """An invalid run is measured again if its fault is one of these."""
 
@@ -50,12 +50,13 @@ Run = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Factors of the CPU times, measured beside the runs, whose sum is the cost that a call may have."""
+    """Factors of the CPU times that are measured during the runs. The sum of the products is the cost that a call may
+    have."""
 
     python: float = 0.0
     """Factor of ``python_us`` of `perf.harness.reference_work`."""
     kernel: float = 0.0
-    """Factor of ``kernel_us``."""
+    """Factor of ``kernel_us`` of `perf.harness.reference_work`."""
     other: float = 0.0
     """Factor of the cost of a call to the server that the gate is ``over``."""
 
@@ -85,8 +86,8 @@ class Gate:
     expected: Expected | None = None
     """If set, a sample is the cost that a call may have ÷ its cost; ``figure`` is then a number of calls per second."""
     blur: float = inf
-    """How far the interval may reach beyond the limit if the median says kept. If it reaches further, noise could hide
-    the change that the gate must find, so the gate is invalid."""
+    """The distance by which the interval may reach beyond the limit if the median says kept. If the interval reaches
+    further, noise could hide the change that the gate must find, so the gate is invalid."""
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -138,7 +139,7 @@ def _finite(value: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Sla:
-    """The whole file."""
+    """The content of the whole file."""
 
     gates: tuple[Gate, ...]
     """Gates for every release."""
@@ -285,19 +286,19 @@ def _starved(run: Run) -> bool:
 
 
 def _starved_of(gate: Gate, runs: Sequence[Run]) -> list[Run]:
-    """Runs that give the gate no sample because the reference work had too little of the CPU."""
+    """The runs that give the gate no sample because the reference work had too little of the CPU."""
     return [run for run in runs if gate.expected and run["server"] == gate.server and _starved(run)]
 
 
 def _sides(gate: Gate, interval: Interval) -> tuple[bool, bool]:
-    """Whether the whole interval is on the right side of the limit, and whether the whole is on the wrong side."""
+    """Whether the whole interval is on the right side of the limit, and whether it is on the wrong side."""
     if gate.least is not None:
         return interval.low >= gate.least, interval.high < gate.least
     return interval.high <= gate.limit, interval.low > gate.limit
 
 
 def _beyond(gate: Gate, interval: Interval) -> float:
-    """How far the interval reaches beyond the limit."""
+    """The distance by which the interval reaches beyond the limit."""
     return gate.limit - interval.low if gate.least is not None else interval.high - gate.limit
 
 

@@ -4,11 +4,11 @@ It tests the harness: if the gates do not detect a slowdown here, they would not
 server contains none of this. The worker's own program runs after the method of `Http2Protocol` that receives all octets
 from clients has been replaced.
 
-- ``busy``: the serving thread burns a tenth of its CPU time once more.
-- ``twice``: it burns all of its CPU time once more.
+- ``busy``: the serving thread uses an additional tenth of its CPU time for no work.
+- ``twice``: the serving thread uses the same CPU time again for no work.
 - ``delay``: every hundredth batch waits for 3 ms before it is processed, and later octets of that connection wait
-  behind it. Other connections are served meanwhile, so the server never stalls: about one call in a hundred is slow,
-  and there is no other effect.
+  behind it. Other connections are served meanwhile, so the server never stalls: the only effect is that about one call
+  in a hundred is slow.
 - ``held``: every batch waits for 20 ms before it is processed, so the server's latency is known at any rate that it can
   serve; other generators are judged by it (`perf.benches.witness`).
 - ``none``: no slowdown; the worker is started in the same way.
@@ -37,7 +37,7 @@ Receive = Callable[[Http2Protocol, bytes], None]
 
 
 def busy(receive: Receive, share: float = BUSY_SHARE, clock: Callable[[], float] = thread_time) -> Receive:
-    """A ``receive`` that burns ``share`` of a second more for each second of the thread's CPU time."""
+    """A ``receive`` that uses ``share`` additional seconds of CPU time for each second of the thread's CPU time."""
     last, batches = clock(), 0
 
     def slowed(protocol: Http2Protocol, data: bytes) -> None:
@@ -75,7 +75,7 @@ def delayed(receive: Receive, seconds: float = DELAY_SECONDS, one_in: int = ONE_
             receive(protocol, data)
             return
         held[id(protocol)] = [data]
-        protocol._loop.call_later(seconds, release, protocol)  # the reference keeps its id from being reused meanwhile
+        protocol._loop.call_later(seconds, release, protocol)  # the reference prevents a reuse of its id
 
     return slowed
 
@@ -90,7 +90,7 @@ def held(receive: Receive, seconds: float = HELD_SECONDS) -> Receive:
             receive(protocol, data)
 
     def slowed(protocol: Http2Protocol, data: bytes) -> None:
-        # All batches wait equally long, so the oldest one is due, whichever timer is called first.
+        # All batches wait for the same time, so the oldest batch is due, whichever timer is called first.
         waiting.append((protocol, data))
         protocol._loop.call_later(seconds, release)
 
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in INJECTIONS:
         print(f"the first argument must be one of {', '.join(INJECTIONS)}", file=sys.stderr)
         return 2
-    # With setattr, because the type checker rejects an assignment to a method of a class.
+    # setattr is used because the type checker rejects an assignment to a method of a class.
     setattr(Http2Protocol, "data_received", INJECTIONS[arguments[0]](Http2Protocol.data_received))  # noqa: B010
     return worker_main(arguments[1:])
 

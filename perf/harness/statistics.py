@@ -25,7 +25,8 @@ class Interval(NamedTuple):
 
 
 def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The median of ``samples``, and the narrowest symmetrical interval that contains the true one with ``confidence``.
+    """The median of ``samples``, and the narrowest symmetrical interval that contains the true median with
+    ``confidence``.
 
     With too few samples (see `least_samples`) the interval is infinite on both sides.
 
@@ -43,7 +44,7 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
 
 
 def least_samples(confidence: float = CONFIDENCE) -> int:
-    """How many samples an interval needs: 6 for 95 %."""
+    """The number of samples that an interval needs: 6 for 95 %."""
     count = 1
     while _rank(count, confidence) == 0:
         count += 1
@@ -56,7 +57,7 @@ def coverage(count: int, rank: int) -> float:
 
 
 def _rank(count: int, confidence: float) -> int:
-    """The highest rank whose coverage is at least ``confidence``; 0 if there is none."""
+    """The highest rank whose coverage is at least ``confidence``; 0 if there is no such rank."""
     if not 0 < confidence < 1:
         raise ValueError(f"the confidence must lie between 0 and 1, not {confidence!r}")
     rank = 0

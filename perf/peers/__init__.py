@@ -1,4 +1,5 @@
-"""Peers: small servers that we wrote to implement the contract on other gRPC stacks; they are measured beside ours.
+"""Peers: small servers that we wrote to implement the contract on other gRPC stacks; they are measured together with
+ours.
 
 Every peer is one program with these environment variables: ``PEER_CATALOGUE``, a file with a serialized
 ``CatalogResponse``, which is a sequence of length-prefixed ``CommandResponse`` messages and the catalogue's own two
@@ -10,11 +11,11 @@ that it never outlives the process that started it.
 A peer answers ``GetCommand`` and ``SyncCatalog`` from memory, with the statuses of our server: ``UNAUTHENTICATED``
 "Invalid Credentials", compared in constant time and before the name is looked up, and ``NOT_FOUND`` "Command '<name>'
 not found". Answers are slices of the catalogue, encoded before the measurement: no peer spends time on encoding
-protobuf, unlike production code on these stacks. So the measurement is that of the stack, with its default settings.
+protobuf, unlike production code on these stacks. So the stack itself is measured, with its default settings.
 
-Not a peer: pajamax 0.4 (Rust, synchronous). It reads no header field of a request but ``:path``, so a server on it
-cannot check ``x-avap-auth``. And it ignores the client's WINDOW_UPDATE frames, so it sends catalogues regardless of the
-client's windows.
+pajamax 0.4 (Rust, synchronous) is not a peer. It reads only the header field ``:path`` of a request, so a server on it
+cannot check ``x-avap-auth``. It also ignores the client's WINDOW_UPDATE frames, so it sends catalogues regardless of
+the client's windows.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ class Served(Protocol):
 
     @property
     def snapshot(self) -> Snapshot:
-        """The catalogue, opened."""
+        """The catalogue as a snapshot object."""
 
 
 def missing(name: str) -> str:
-    """Why the peer or build ``name`` cannot be started on this machine; empty if it can.
+    """The reason why the peer or build ``name`` cannot be started on this machine; empty if it can be started.
 
     Raises:
         PeerMissing: for an unknown name.
@@ -87,7 +88,7 @@ def compiled_engine() -> Path:
     """The folder from which our packages with the compiled engine are imported.
 
     Raises:
-        PeerMissing: if it is not built from the present sources, or cannot be.
+        PeerMissing: if the engine is not built from the present sources, or cannot be built.
     """
     if reason := COMPILED.missing:
         raise PeerMissing(f"{COMPILED.name} cannot be started: {reason}")
@@ -105,12 +106,12 @@ def start(
 ) -> Iterator[targets.Target]:
     """The peer ``name``, one of `NAMES`, serving ``catalogue`` until the block ends.
 
-    ``tls``: as `perf.targets.target.self_signed` returns it. ``cpus``: the CPUs on which it may run. nghttpd and nginx
+    ``tls``: the result of `perf.targets.target.self_signed`. ``cpus``: the CPUs on which it may run. nghttpd and nginx
     serve the catalogue's first answer as the file ``/answer``, in one thread and without TLS.
 
     Raises:
-        PeerMissing: if it is not built, or a tool is missing.
-        TargetFailed: if it does not start, or ends before the block.
+        PeerMissing: if the peer is not built, or a tool is missing.
+        TargetFailed: if the server does not start, or ends before the block.
     """
     reason = missing(name)
     if reason:
@@ -194,6 +195,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    # It leads its own session, so all processes that it has started are in its group.
+    # The process leads its own session, so all processes that it has started are in its group.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

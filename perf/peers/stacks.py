@@ -36,7 +36,7 @@ class Build(ABC):
 
     @property
     def cache(self) -> Path:
-        """Where its builds are stored."""
+        """The folder in which its builds are stored."""
         return CACHE
 
     @property
@@ -46,7 +46,7 @@ class Build(ABC):
 
     @property
     def missing(self) -> str:
-        """Why it cannot be started; empty if it can."""
+        """The reason why it cannot be started; empty if it can be started."""
         if self.place.exists():
             return _lacking(self._runs)
         return self.missing_tools or self.not_built
@@ -93,7 +93,7 @@ class GrpcJs(Stack):
         make(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], out)
 
     def command(self) -> list[str]:
-        """A script."""
+        """The command line of a script."""
         return ["node", str(self.place / "server.js")]
 
     def versions(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ class GrpcGo(Stack):
         make(["go", "build", "-buildvcs=false", "-o", str(out / "peer"), "."], self.source)
 
     def command(self) -> list[str]:
-        """A binary."""
+        """The command line of a binary."""
         return [str(self.place / "peer")]
 
     def versions(self) -> dict[str, str]:
@@ -128,7 +128,7 @@ class Tonic(Stack):
         shutil.rmtree(target)
 
     def command(self) -> list[str]:
-        """A binary."""
+        """The command line of a binary."""
         return [str(self.place / "peer")]
 
     def versions(self) -> dict[str, str]:
@@ -151,11 +151,11 @@ class Grpcio(Stack):
         return ""
 
     def build(self) -> Path:
-        """Nothing to do."""
+        """No effect, because grpcio is installed as a package."""
         return self.source
 
     def _fill(self, out: Path) -> None:
-        """Nothing to do."""
+        """No effect, because grpcio is installed as a package."""
 
     def command(self) -> list[str]:
         """This Python."""

@@ -21,7 +21,8 @@ from grpc_h2 import REMEMBERED_ANSWERS
 OUTPUT = Path(sizing.__file__).with_name(sizing.FILE)
 SERVER = "native"
 PLANNED = ("rated", "get-zipf", "deadlines", "upstream-stress")
-"""Scenarios that resemble a fleet. The command plans with the most expensive one that the record holds."""
+"""Scenarios that resemble a fleet. The command plans with the most expensive of these scenarios that the record
+holds."""
 P95_LIMIT_MS = 5.0
 """A worker with a P95 above this (ms) is past its knee, whatever rate it still answers."""
 GENERATIONS = 2

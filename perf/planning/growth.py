@@ -68,9 +68,9 @@ class Growth:
     served: float
     """From COMMIT of that row until every worker serves it, with an interval of 1 s: the longest of `CHANGES`."""
     p99_ms: float
-    """Of calls at `RATE` a second while nothing changes."""
+    """The P99 of calls at `RATE` a second while the table does not change."""
     slowest_ms: float
-    """The slowest of such calls while the changes are published."""
+    """The slowest call at this rate while the changes are published."""
     failed: int
     """Calls that failed in both periods."""
 
@@ -123,7 +123,7 @@ def _started(table: Table) -> Iterator[tuple[ServerProcess, tuple[float, float]]
 def _of_running(server: ServerProcess, table: Table, definitions: int, start: tuple[float, float]) -> Growth:
     checks = [_next_check(server) for _ in range(CHANGES)]
     with load_process(server.port, RATE, definitions) as finish:
-        time.sleep(LOAD_SECONDS)  # the measured period itself
+        time.sleep(LOAD_SECONDS)  # only the measured period
         quiet = finish()
     with load_process(server.port, RATE, definitions) as finish:
         changes = [_changed(server, table, change) for change in range(CHANGES)]
@@ -195,7 +195,7 @@ def newest_table(page: Path) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure and store the record, or write the table. Returns 1 if something that this needs is missing."""
+    """Measure and store the record, or write the table. Returns 1 if a required server or record is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m perf growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -37,8 +37,8 @@ CHANGES = 20
 STATEMENTS_PER_CHECK = 4
 """BEGIN, SELECT set_config, SELECT of the fingerprint, ROLLBACK."""
 STATEMENTS_PER_READING = 2
-"""DECLARE CURSOR and CLOSE. A reading also has one FETCH for each `BATCH_ROWS` rows or part of them, and one that
-returns no row."""
+"""DECLARE CURSOR and CLOSE. A reading also has one FETCH for each `BATCH_ROWS` rows or part of them, and a last FETCH
+that returns no row."""
 BATCH_ROWS = 1000
 TOGETHER_SECONDS = 1.0
 """Replicas in step make their checks within this time."""
@@ -48,7 +48,7 @@ BUILD_SPREAD = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Replicas and their database. Times in seconds."""
+    """Replicas and their database. Times are in seconds."""
 
     replicas: int
     interval: float
@@ -153,7 +153,7 @@ class Sharing:
         self.now = now
 
     def finish(self, kind: int) -> int:
-        """Remove the job that has ended. Returns its replica."""
+        """Remove the job that has ended. Returns the job's replica."""
         return heapq.heappop(self._jobs[kind])[1]
 
 
@@ -193,7 +193,7 @@ def one_change(fleet: Fleet, chance: random.Random) -> Outcome:
 
 
 def simulate(fleet: Fleet, *, changes: int = CHANGES, seed: int = SEED) -> Outcome:
-    """`one_change` ``changes`` times, counted together. The same seed gives the same outcome."""
+    """The outcome of ``changes`` calls of `one_change`, counted together. The same seed gives the same outcome."""
     chance = random.Random(seed)
     every = [one_change(fleet, chance) for _ in range(changes)]
     return Outcome(
@@ -288,7 +288,7 @@ BLOCK = "simulation"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print, rewrite or check the tables. Returns 1 if the page is stale or something is missing."""
+    """Print, rewrite or check the tables. Returns 1 if the page is stale or a record is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m perf simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

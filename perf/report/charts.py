@@ -96,7 +96,8 @@ def per_core(record: Record) -> Chart:
 def percentiles(record: Record) -> Chart:
     """Latency by percentile, on a logarithmic axis that shows the slowest calls in detail."""
     chart = Chart("percentiles", "Curves: latency in milliseconds by percentile of calls, a curve for each server.")
-    # Open loops come first: they show the clients' latency, a closed loop at its limit mostly shows its own length.
+    # Open loops are first, because they show the clients' latency; a closed loop at its limit mostly shows its own
+    # length.
     for scenario in sorted(record.measured_scenarios, key=lambda name: not _scheduled(record, name)):
         curves = {server: cell.curve(PERCENTILES) for server, cell in _cells(record, scenario).items()}
         if not any(curves.values()):
@@ -201,7 +202,7 @@ def cost(record: Record) -> Chart:
 
 
 def harness(record: Record) -> Chart:
-    """CPU time of the generator for each call, beside that of the server."""
+    """CPU time of the generator for each call, next to that of the server."""
     chart = Chart("harness", "Bars: microseconds of CPU time for each call, of the generator and of the server.")
     for server in record.servers:
         sides: dict[str, tuple[float, float]] = {}
@@ -294,8 +295,8 @@ def over_time(records: Sequence[Record]) -> Chart:
                     )  # fmt: skip
         if not figure.data:
             continue
-        # One server at a time, because changes of a slow server would not be visible beside one that is fifty times as
-        # fast.
+        # One server at a time, because changes of a slow server would not be visible next to a server that is fifty
+        # times as fast.
         if any(trace.name == "native" for trace in figure.data):
             figure.for_each_trace(lambda trace: trace.update(visible=True if trace.name == "native" else "legendonly"))
         figure.update_xaxes(type="date", title="measured")

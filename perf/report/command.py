@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from perf.report.page import page
 
         # A record that holds only the self-test is never the subject of the page, only a part of it.
-        # Nor is one with an invalid gate, unless it was named.
+        # A record with an invalid gate is also excluded, unless the command line names it.
         fit = [record for record in records if record.runs and (given.files or record.valid)]
         subject = fit[-1] if fit else records[-1]
         output = given.output or subject.path.with_suffix(".html")
@@ -74,7 +74,7 @@ def _records(files: Sequence[Path]) -> list[Record]:
 
 
 def _shown(page: Path) -> str:
-    """The page as it is named from the root of the project."""
+    """The path of the page, relative to the root of the project."""
     return f"docs/{page.name}" if page.resolve().parent.name == "docs" else page.name
 
 

@@ -19,7 +19,7 @@ from perf.report.record import Gate, Record
 
 TEMPLATE = "page.html.j2"
 BULLET_WIDTH = 190
-"""Width of the small drawing beside a gate, in the units of the drawing."""
+"""Width of the small drawing next to a gate, in the units of the drawing."""
 _KNOWN_VERDICTS = ("kept", "missed", "invalid")
 _HEADLINE = "get-hot"
 _RATED = "rated"
@@ -64,7 +64,7 @@ def page(record: Record, history: Sequence[Record] = ()) -> str:
 
 def with_others(record: Record, others: Sequence[Record]) -> Record:
     """``record``, supplemented from ``others``: self-test, memory and witnesses take long and are measured separately,
-    so each that it lacks comes from the newest record of the same machine that has it."""
+    so each missing part is taken from the newest record of the same machine that has it."""
     there = sorted(
         (each for each in others if each.machine_name == record.machine_name), key=lambda each: each.measured
     )
@@ -193,7 +193,7 @@ def _gate(gate: Gate, models: Sequence[str]) -> dict[str, Any]:
 
 
 def bullet(gate: Gate) -> dict[str, Any] | None:
-    """Positions in the drawing beside a gate, 0 to `BULLET_WIDTH`; None if the gate has no value."""
+    """Positions in the drawing next to a gate, from 0 to `BULLET_WIDTH`; None if the gate has no value."""
     if gate.value is None or gate.limit is None:
         return None
     samples = [sample for sample in gate.samples if sample is not None]

@@ -1,7 +1,7 @@
 """Reads the records of ``python -m perf measure``; the runs of one scenario on one server become a `Cell`.
 
-A record is not trusted: files of other programs, old files and damaged files are refused with a text that says what is
-wrong and where.
+A record is not trusted: files of other programs, old files and damaged files are refused with a text that names the
+fault and its place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Figure = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
 class RecordError(ValueError):
-    """A file is not a valid record; the text says which file, what is wrong and what to do."""
+    """A file is not a valid record; the text names the file, the fault and the remedy."""
 
 
 class _Part(BaseModel):
@@ -210,7 +210,7 @@ class Record(_Part):
     def times(self, scenario: str, other: str) -> float | None:
         """Calls per core of the native server, divided by those of ``other``.
 
-        This is the quotient that a gate judges (the median of the rounds' quotients) or, where no gate judges it, the
+        This is the quotient that a gate judges (the median of the rounds' quotients) or, if no gate judges it, the
         quotient of the medians.
         """
         judged = [
@@ -257,7 +257,7 @@ class Cell:
 
     @property
     def reason(self) -> str:
-        """Why there is no figure; empty if there is one."""
+        """The reason why there is no figure; empty if there is a figure."""
         return "" if self.valid else (self.invalid[0].reason or "no reason was given")
 
     def figure(self, name: str) -> float | None:
@@ -350,7 +350,7 @@ def load(path: Path) -> Record:
     """Read a record file.
 
     Raises:
-        RecordError: if it is not a valid record.
+        RecordError: if the file is not a valid record.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -373,7 +373,7 @@ def kept(folder: Path = RESULTS) -> list[Record]:
     """All records of ``folder``, oldest first. Files of other measurements, which have no ``schema``, are left out.
 
     Raises:
-        RecordError: if one of them is damaged.
+        RecordError: if one of the records is damaged.
     """
     found = []
     for path in sorted(folder.glob("*.json")):

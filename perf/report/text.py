@@ -13,12 +13,12 @@ from perf.report.record import Cell, Gate, Record, RecordError
 ALL = "perf table"
 """The block of all tables, in docs/performance.md."""
 BRIEF = "perf summary"
-"""The block of three rows of them, in the README."""
+"""The block of three table rows, in the README."""
 _BRIEF = ("get-hot", "one-by-one", "rated")
 _BRIEF_SERVERS = ("native", "compiled", "grpcio", "grpc-js", "grpc-go", "tonic")
 SCHEDULED = ("open", "publish", "slow-reader")
 CERTIFIED = ("upstream-stress",)
-"""Closed loops whose latency is shown all the same, because another server was certified with that load."""
+"""Closed loops whose latency is shown nevertheless, because another server was certified with this load."""
 NOTHING = "–"
 _P95_HEAD = f"P95 in ms, from the instant a call was due ({', '.join(CERTIFIED)}, a closed loop: from sending):"
 
@@ -159,7 +159,7 @@ def readme(record: Record, link: str) -> str:
 
 
 def brief(record: Record, link: str) -> str:
-    """Three rows for the README, and the latency that the SLA limits."""
+    """Three rows for the README, and the latency for which the SLA has a limit."""
     servers = [server for server in _BRIEF_SERVERS if server in record.servers]
     rows = []
     for name in (name for name in _BRIEF if name in record.measured_scenarios):

@@ -38,7 +38,7 @@ class Catalogue:
     @staticmethod
     def _built(count: int, code: int, mark: str) -> tuple[BuiltSnapshot, int]:
         builder = SnapshotBuilder()
-        # Without ids, which take one octet or several: every answer has the same length.
+        # The definitions have no ids, which take one octet or several, so every answer has the same length.
         builder.add(
             Row(None, name_of(number).encode(), None, None, source(number, code, mark if number == count - 1 else ""))
             for number in range(count)
@@ -48,7 +48,7 @@ class Catalogue:
 
     @cached_property
     def snapshot(self) -> Snapshot:
-        """The catalogue, opened."""
+        """The catalogue as a snapshot object."""
         return Snapshot(map_sealed(self.descriptor))
 
     def names(self, most: int) -> list[str]:
@@ -68,7 +68,7 @@ class Catalogue:
 
 
 def source(number: int, octets: int, mark: str = "") -> bytes:
-    """``octets`` octets of plausible code for definition ``number``, with ``mark`` at its start."""
+    """``octets`` octets of plausible code for definition ``number``, with ``mark`` at the start."""
     count = octets // 48 + 1
     lines = "".join(_LINE.format(line, number * 2654435761 + line & 0xFFFFFFFF, line % 7) for line in range(count))
     cut = (mark + "\n" + lines if mark else lines).encode()[:octets]

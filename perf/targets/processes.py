@@ -14,17 +14,17 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     """User and system time that all threads of ``pids`` have taken so far, in steps of a clock tick (10 ms)."""
     ticks = 0
     for pid in pids:
-        # The name, in parentheses, may contain anything; utime and stime are fields 14 and 15 of proc(5).
+        # The name, in parentheses, may contain any character; utime and stime are fields 14 and 15 of proc(5).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / _TICKS
 
 
 def precise_cpu_seconds(pids: Iterable[int]) -> float:
-    """As `cpu_seconds`, to the nanosecond: the CPU-time clock of each process (``clock_getcpuclockid(3)``).
+    """Like `cpu_seconds`, but to the nanosecond: the CPU-time clock of each process (``clock_getcpuclockid(3)``).
 
     Raises:
-        ProcessLookupError: if one of them has ended.
+        ProcessLookupError: if one of the processes has ended.
     """
     found = 0.0
     for pid in pids:
@@ -70,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 
 def resident(pid: int) -> int:
-    """Resident octets now."""
+    """The resident octets of the process now."""
     return _status(pid, "VmRSS:")
 
 
@@ -107,7 +107,8 @@ def children(pid: int) -> list[int]:
 
 
 def checkers(pid: int) -> list[int]:
-    """The processes that judge rows for the master ``pid``: at most one for cycles and one beside serving."""
+    """The processes that judge rows for the master ``pid``: at most one for cycles, and one that works while the server
+    serves."""
     return [int(child) for child in _children(pid) if _is_checker(child)]
 
 

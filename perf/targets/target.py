@@ -32,7 +32,7 @@ START_SECONDS = 30.0
 _STARTS = 3
 """Number of ports to try, because another process may take a free port before the worker listens on it."""
 _EXIT_CANNOT_START = 3
-"""As in `definition_server.data_plane.worker`, which older revisions may not have."""
+"""The constant of `definition_server.data_plane.worker`, which older revisions may not have."""
 _PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
 _ENGINE_PROGRAM = """
 import sys
@@ -90,12 +90,12 @@ class Target:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes."""
+        """The server's processes."""
         return children(self.pid)
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time that it has used so far."""
+        """The CPU time that the server has used so far."""
         return precise_cpu_seconds(self.pids)
 
 
@@ -139,7 +139,7 @@ class Worker:
             "drain_timeout_seconds": 5.0,
         }  # fmt: skip
         files = [tls_cert_file, tls_key_file] if tls_cert_file else []
-        if "tls_cert_file" in Configure.__dataclass_fields__:  # an older revision, whose workers read the files
+        if "tls_cert_file" in Configure.__dataclass_fields__:  # an older revision, whose workers read the TLS files
             values |= dict(zip(("tls_cert_file", "tls_key_file"), files, strict=False))
             files = []
         memory = [create_sealed("tls", [Path(file).read_bytes()]) for file in files]
@@ -190,7 +190,7 @@ class Worker:
         """Publish; with ``wait``, return when the worker serves it.
 
         Raises:
-            TargetFailed: if the worker does not report that in time.
+            TargetFailed: if the worker does not report the new catalogue in time.
         """
         self._say(Publish(built.footer.generation, built.footer.version_hash.hex()), descriptor)
         if wait:
@@ -244,7 +244,7 @@ def worker(transport: str, descriptor: int, built: BuiltSnapshot, **settings: An
     """A worker that serves ``built``; ``settings`` as for `Worker`.
 
     Raises:
-        TargetFailed: if it does not start; `CannotListen` if several ports in succession were in use.
+        TargetFailed: if the worker does not start; `CannotListen` if several ports in succession were in use.
     """
     for attempt in range(_STARTS):
         try:
@@ -269,10 +269,10 @@ def nghttpd(folder: Path) -> Iterator[Target]:
 
 @contextmanager
 def nginx(folder: Path) -> Iterator[Target]:
-    """nginx with one worker, serving the files of ``folder``, in which it stores its own files, too."""
+    """nginx with one worker, serving the files of ``folder``, in which it also stores its own files."""
     port = free_port()
     config = folder / "nginx.conf"
-    # Started by root, nginx would give up its rights; but only root may use the folder.
+    # If root starts it, nginx would give up its rights; but only root may use the folder.
     user = "user root;\n" if os.geteuid() == 0 else ""
     config.write_text(user + _NGINX.format(folder=folder, port=port))
     with _serving_files(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], port) as target:
@@ -346,7 +346,7 @@ def self_signed(folder: Path) -> dict[str, str]:
 
     Raises:
         OSError: if the command ``openssl`` is missing.
-        CalledProcessError: if it fails.
+        CalledProcessError: if the command fails.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -356,7 +356,7 @@ def self_signed(folder: Path) -> dict[str, str]:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the limit of descriptors of this process and its children to the maximum. Returns it."""
+    """Raise the limit of descriptors of this process and its children to the maximum. Returns the new limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

@@ -1,7 +1,7 @@
 """API keys by id: the text of ``API_KEYS``, one ``id:key`` a line.
 
-The id is for people, metrics and logs; clients present the key alone. Messages name lines and never quote them: any
-part of a line may be a key.
+The id is for people, metrics and logs; clients present only the key. Messages name lines and never quote them: any part
+of a line may be a key.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ DEFAULT_ID = "default"
 """The id of the key in ``API_KEY``."""
 
 MOST_KEYS = 64
-"""For a call that a worker does not remember, it compares the call's key with every one of them: about 0.3 µs each."""
+"""The most keys. For a call that a worker does not remember, it compares the call's key with every one of them, which
+takes about 0.3 µs each."""
 
 LONGEST_KEY = 4096
-"""Octets. Both transports refuse a request whose header fields are too long in total: ours above 16 KiB, grpcio above
-8 KiB. A client's other fields need some of that, and proxies between add theirs."""
+"""The most octets of a key. Both transports refuse a request whose header fields are too long in total: the native
+transport above 16 KiB, grpcio above 8 KiB. A client's other fields need a part of this space, and proxies add fields of
+their own."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

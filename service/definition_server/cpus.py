@@ -14,8 +14,8 @@ from pathlib import Path
 def granted_cpus(root: Path = Path("/")) -> int:
     """CPUs granted: the minimum of the affinity mask and of the cgroup quotas, rounded down; at least 1.
 
-    It is rounded down because a process group with more busy threads than its quota is throttled for the rest of every
-    period, which increases the tail latency. ``root`` is the directory that holds ``proc`` and ``sys``.
+    The number is rounded down because a process group with more busy threads than its quota is throttled for the rest
+    of every period, which increases the tail latency. ``root`` is the directory that holds ``proc`` and ``sys``.
     """
     allowed = len(os.sched_getaffinity(0))
     quotas = [quota for quota in (_quota_v2(root), _quota_v1(root)) if quota is not None]
@@ -59,7 +59,7 @@ def cgroup_path(root: Path, controller: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The content of ``path``; empty where it cannot be read."""
+    """The content of ``path``; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

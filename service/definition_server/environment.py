@@ -43,17 +43,18 @@ _USER_INFORMATION = re.compile(r"//[^/?#\s]*@")
 _FLAGS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
 
 _SIMILARITY = 0.85
-"""The least similarity of two names, by `difflib`: they differ in one or two letters. HOSTNAME, which every container
-has, is not similar to HOST (0.67).
+"""The least similarity of two names, by `difflib`. Such names differ in one or two letters. HOSTNAME, which every
+container has, is not similar to HOST (0.67).
 """
 _SHORTEST_PART = 7
-"""The fewest letters of a name that is taken for the beginning of another."""
+"""The fewest letters of a name that is considered the beginning of another name."""
 
 
 def forget_libpq_variables() -> None:
     """Remove ``PGSERVICE``, ``PGSSLMODE`` and similar variables, which libpq adds to every address.
 
-    For a database of our own, whose address is complete, while these variables describe other servers of the user.
+    This is for a database that this program has started. Its address is complete, and the variables describe other
+    servers of the user.
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
@@ -63,7 +64,8 @@ def end_with_the_exit_code() -> None:
     """If ``PYTHONINSPECT`` is set, start this program anew without it.
 
     With it, Python does not end with the exit code of `sys.exit`, but prints a traceback and ends with 1, or waits for
-    input at a terminal. Python reads the variable before the first line of a program, so the program cannot undo it.
+    input at a terminal. Python reads the variable before it runs the first line of a program, so the program cannot
+    undo its effect.
     """
     if sys.flags.inspect and os.environ.pop("PYTHONINSPECT", None) is not None:
         os.execv(interpreter(), sys.orig_argv)
@@ -71,7 +73,7 @@ def end_with_the_exit_code() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem of the environment: the variable, its value (masked where secret), the reason and the remedy."""
+    """One problem of the environment: the variable, its value (masked if secret), the reason and the remedy."""
 
     variable: str
     value: str | None
@@ -94,7 +96,7 @@ class SettingsError(Exception):
 def advice(
     text: str, *, secret: bool = False, unless: str | None = None, computed: str | None = None
 ) -> dict[str, Any]:
-    """A field's ``json_schema_extra``: the remedy when a value is refused, and whether values must stay hidden.
+    """A field's ``json_schema_extra``: the remedy for a refused value, and whether values must stay hidden.
 
     ``unless``: the setting is required unless that variable is set. ``computed``: the origin of a default that is
     computed.
@@ -108,7 +110,7 @@ class EnvironmentSettings(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, validate_default=True)
 
     without_counterpart: ClassVar[Mapping[str, str]] = {}
-    """Variables that other servers of this kind read and this one does not → the counterpart here."""
+    """Variables that only other servers of this kind read → the variables of this server that replace them."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -144,7 +146,8 @@ def load_settings(
         cls: The declaration of the settings.
         defaults: By variable name, for variables that the environment does not set.
         checks: By variable name: further checks of a value, which this module cannot import.
-        overrides: By variable name; they take precedence over the environment. None: as if the variable were unset.
+        overrides: By variable name; they take precedence over the environment. A value of None has the effect of an
+            unset variable.
 
     Raises:
         SettingsError: holds every problem.
@@ -244,7 +247,7 @@ def inherited_environment(names: tuple[str, ...], prefixes: tuple[str, ...]) -> 
 
 @contextmanager
 def grpc_without_lines_of_its_own() -> Iterator[None]:
-    """If gRPC is imported in this context, it writes no lines of its own unless GRPC_VERBOSITY is set.
+    """If gRPC is imported in this context, gRPC writes no log lines of its own unless GRPC_VERBOSITY is set.
 
     The lines are about failed connections, which a command reports itself. gRPC reads the variable only when it is
     imported, so it is unset again afterwards, and a server that the command starts does not inherit it.
@@ -290,7 +293,7 @@ def _without_line_ends(text: str) -> str:
 
 
 def _check_secret(text: str) -> None:
-    """Refuse a secret with invisible characters, because the other side most likely has one without them.
+    """Refuse a secret with invisible characters, because the other side most likely has the secret without them.
 
     Raises:
         ValueError: the reason, without the value.
@@ -334,8 +337,8 @@ def _flag(text: str) -> str:
 
 
 def _choice(text: str, choices: tuple[str, ...]) -> str:
-    """The one of ``choices`` that differs from ``text`` only by upper and lower case; ``text`` itself if there is
-    none."""
+    """The one of ``choices`` that differs from ``text`` only in upper and lower case; ``text`` itself if there is no
+    such choice."""
     return next((choice for choice in choices if choice.lower() == text.lower()), text)
 
 
@@ -365,12 +368,12 @@ def _secret_files(cls: type[EnvironmentSettings], overridden: Container[str]) ->
 
 
 class _UnusableFile(Exception):
-    """Reason, remedy."""
+    """The reason why the file cannot be used, and the remedy."""
 
 
 def _read_secret(path: str) -> str:
     try:
-        # Not blocking, because opening a pipe would wait for a writer.
+        # The file is opened without blocking, because opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -394,7 +397,7 @@ def _read_secret(path: str) -> str:
 def _alternatives_missing(
     cls: type[EnvironmentSettings], values: Mapping[str, str | None], unreadable: Container[str]
 ) -> list[Problem]:
-    """The settings that are required because their alternative is not set either."""
+    """The problems of required settings that are not set and whose alternative is not set either."""
     return [
         Problem(variable, None, "it is required", remedy(field))
         for field in cls.model_fields.values()
@@ -418,7 +421,7 @@ def _refused_by(
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something in the environment that is probably a mistake, but does not prevent a start."""
+    """A part of the environment that is probably a mistake, but does not prevent a start."""
 
     variable: str
     text: str

@@ -30,7 +30,7 @@ UNUSED = frozenset(
 """Signals that have no meaning for the server, and that would end or stop it by default."""
 
 MASTERS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2})
-"""Signals on which the master acts, and its workers do not."""
+"""Signals that the master handles and its workers ignore."""
 
 
 _RUNNING = "/proc/self/exe"
@@ -46,7 +46,7 @@ def interpreter() -> str:
 
     Without /proc, or if an upgrade has removed that file, ``sys.executable`` is used.
     """
-    # Without pathlib, whose import would take a sixth of a checker's import time.
+    # This code does not use pathlib, whose import would take a sixth of a checker's import time.
     environment = os.path.join(sys.prefix, "bin")  # noqa: PTH118
     paths = (sys.executable or "", f"{environment}/python", f"{environment}/python3")
     for path in paths:
@@ -81,19 +81,19 @@ def _open_null() -> int:
 
 
 def reserve_standard_descriptors() -> None:
-    """Open /dev/null in the place of each of descriptors 0 to 2 that is closed. To be called before anything is opened.
+    """Open /dev/null in the place of each of descriptors 0 to 2 that is closed. To be called before any file is opened.
 
     Python's own ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, which are None then, are opened as well.
 
     Raises:
-        NoNullDevice: where one is closed, and /dev/null cannot be opened.
+        NoNullDevice: if a descriptor is closed and /dev/null cannot be opened.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             opened = _open_null()
-            if opened != number:  # only if a lower one were free, but this loop has opened the lower ones first
+            if opened != number:  # never reached: this loop opens the lower descriptors first
                 os.dup2(opened, number)
                 os.close(opened)
             os.set_inheritable(number, True)
@@ -106,7 +106,8 @@ def reserve_standard_descriptors() -> None:
 
 
 class EarlySignals:
-    """Signals that arrive while the master starts. Each is recorded once, and handled as soon as the master runs."""
+    """Signals that arrive while the master starts. Each signal is recorded once, and handled as soon as the master
+    runs."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
@@ -134,7 +135,7 @@ early_signals = EarlySignals()
 
 _SERVERS = ("serve", "demo")
 _UMASK = 0o077
-"""Set the umask so that only the server's account can access the files that it writes."""
+"""The umask by which only the server's account can access the files that it writes."""
 
 
 def prepare() -> None:
@@ -156,7 +157,7 @@ def prepare() -> None:
 
 
 def leave_signals_to_the_master() -> None:
-    """For a worker: ignore every signal on which the master acts, or that has no meaning for the server."""
+    """For a worker: ignore every signal that the master handles or that has no meaning for the server."""
     for number in MASTERS | UNUSED:
         signal.signal(number, signal.SIG_IGN)
     # This also discards signals that have arrived since the process was started.

@@ -14,11 +14,12 @@ from definition_server.cpus import cgroup_path, read_text
 
 _LEAST = 64 * 1024 * 1024
 _MOST = 2**31 - 1
-"""No protobuf implementation serializes a message above 2 GiB."""
+"""The most octets of a catalogue, because no protobuf implementation serializes a message above 2 GiB."""
 
 _SHARE = 4
-"""A publication needs memory for three catalogues: the encoded one, the one in shared memory, and the previous one,
-which workers keep until they have the new one. The fourth part is for everything else."""
+"""The granted memory divided by this number is the size of the largest catalogue. A publication needs memory for three
+catalogues: the encoded one, the one in shared memory, and the previous one, which workers keep until they have the new
+one. The fourth part is for all other memory."""
 
 
 def default_catalogue_bytes(root: Path = Path("/")) -> int:
@@ -28,7 +29,7 @@ def default_catalogue_bytes(root: Path = Path("/")) -> int:
 
 
 def granted_memory(root: Path = Path("/")) -> int | None:
-    """Octets granted: the minimum of the machine's memory and of the cgroups' limits; None where none is known.
+    """Octets granted: the minimum of the machine's memory and of the cgroups' limits; None if neither is known.
 
     ``root`` is the directory that holds ``proc`` and ``sys``.
     """

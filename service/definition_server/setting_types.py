@@ -20,7 +20,7 @@ SECONDS_REMEDY = "Give a number of seconds, fractions allowed, for example {}"
 
 
 def _check_api_key(value: SecretStr) -> SecretStr:
-    """A header must be able to carry it."""
+    """Refuse a value that a header cannot carry."""
     fault = key_fault(value.get_secret_value())
     if fault is not None:
         raise ValueError(fault)
@@ -61,10 +61,10 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Growth = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-"""Growth in percent."""
+"""The type of a growth in percent."""
 ApiKey = Annotated[SecretStr, AfterValidator(_check_api_key)]
 IpAddress = Annotated[str, AfterValidator(_check_ip_address)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(_check_postgres_url)]
 CertificateFile = Annotated[Path, AfterValidator(_check_certificate)]
-"""A PEM file with at least one certificate."""
+"""The type of a path to a PEM file with at least one certificate."""

@@ -492,7 +492,7 @@ class Settings(EnvironmentSettings):
     @classmethod
     def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         check_pem(value, Pem.PRIVATE_KEY)
-        if "tls_cert_file" in info.data:  # if it is missing here, its fault is reported already
+        if "tls_cert_file" in info.data:  # if the value is missing here, its fault was reported already
             check_pair(info.data["tls_cert_file"], value, "TLS_CERT_FILE and TLS_KEY_FILE")
         return value
 
@@ -515,7 +515,7 @@ class Settings(EnvironmentSettings):
         return value
 
     def control_path(self) -> Path | None:
-        """The path of the control socket; None: there is none."""
+        """The path of the control socket; None: there is no control socket."""
         return control_path(self.control_socket, self.snapshot_dir)
 
     @property

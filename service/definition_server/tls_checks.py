@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 LARGEST = 1024 * 1024
-"""The most octets of a file. A bundle of all public authorities has a fifth of that."""
+"""The most octets of a file. A bundle of all public authorities has a fifth of this size."""
 
 
 _PLACE_IN_THE_LIBRARY = re.compile(r" \(_ssl\.c:\d+\)$")
@@ -92,6 +92,6 @@ def _no_password() -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The reason, without OpenSSL's additions."""
+    """The text of OpenSSL's reason, without its additions."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
     return _PLACE_IN_THE_LIBRARY.sub("", text)

@@ -1,8 +1,8 @@
 """gRPC over HTTP/2 in pure Python: a server on asyncio, and the sans-IO connection that it is built on.
 
 This module is the package's interface. ``docs/engine-api.md`` shows how to serve with it; every other module of the
-package is internal and may change at any time. The module of a name is imported when the name is first used, so the
-sans-IO part can be used without an event loop, and a constant without the engine.
+package is internal and may change at any time. Each name's module is imported when the name is first used. So a program
+can use the sans-IO part without an event loop, and a constant without the engine.
 
 **Serving** (asyncio):
 
@@ -11,32 +11,31 @@ sans-IO part can be used without an event loop, and a constant without the engin
 - `ServicerContext`: a call, as its handler sees it; the interface of ``grpc.aio.ServicerContext``.
 - `TlsCredentials`: certificate, key and client CA of a server, which can be replaced while it runs. `CertificateFault`:
   the files do not make a usable certificate.
-- `Trust`: how much the peer of a connection has proved. `Refusal`: why a connection is closed although it did nothing
-  wrong.
-- `set_listening_options`: prepares a socket for listening, where several processes share it and some of them are
-  confined.
+- `Trust`: how much the peer of a connection has proved. `Refusal`: why a connection is closed although its peer broke
+  no rule.
+- `set_listening_options`: prepares a listening socket that several processes share, some of which may be confined.
 - `RateLimitedLog`: a log of clients' faults whose rate is limited, so that no client can fill the disk.
 - `Http2Protocol`: the asyncio protocol of one connection, for tools that wrap or replace its methods.
 
 **Static methods**: unary methods whose answers exist before a client asks for them.
 
-- `StaticUnary`: such a method, made by `Server.add_static_unary`.
+- `StaticUnary`: a static method, made by `Server.add_static_unary`.
 - `StaticAnswer`: one answer: `StaticAnswer.unary` or `StaticAnswer.failure`.
 - `Lookup`: message → answer. `Authorize`: metadata → refusal, or None. `Metadata`: name-value pairs.
 - `PreparedAnswers`: answers made before the application changes its data: `StaticUnary.prepare`.
-- `REMEMBERED_ANSWERS`: how many answers one generation of a static method's memory holds; there are two.
+- `REMEMBERED_ANSWERS`: the most answers in one of the two generations that a static method remembers.
 
 **Sans-IO**: no socket, no clock, no randomness.
 
 - `Connection`: one client's connection: octets in, events and octets out.
-- `Router`: the static methods that it serves.
-- `Stream`: a call on it. `Event`: `CallStarted`, `MessageReceived`, `HalfClosed`, `CallCancelled`, `Writable`,
-  `AnswerCutOff`, `ConnectionClosing`.
-- `Budget`: what all connections of a server may hold together for their peers.
+- `Router`: the static methods that a connection serves.
+- `Stream`: a call on a connection. `Event`: `CallStarted`, `MessageReceived`, `HalfClosed`, `CallCancelled`,
+  `Writable`, `AnswerCutOff`, `ConnectionClosing`.
+- `Budget`: the memory that all connections of a server may hold together for their peers.
 
 **For both**:
 
-- `ENGINE`: the form that runs, ``pure`` Python or ``compiled`` (docs/engine.md).
+- `ENGINE`: the form of the engine that runs, ``pure`` Python or ``compiled`` (docs/engine.md).
 - `BACKLOG`: how many connections may wait to be accepted.
 - `Limits`: the limits of one connection, each with its reason.
 - `StatusCode`: status codes of gRPC. `ErrorCode`: error codes of HTTP/2.
@@ -124,8 +123,8 @@ __all__ = [
     "set_listening_options",
 ]
 
-# Judged by a module that is imported here anyway: either all modules of the list in pyproject.toml are compiled, or
-# none.
+# One module that is imported here anyway shows the form: either all modules of the list in pyproject.toml are compiled,
+# or none is.
 ENGINE: Final = "pure" if isinstance(frames.frame, FunctionType) else "compiled"
 
 _HOMES = {

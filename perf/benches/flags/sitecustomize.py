@@ -31,7 +31,7 @@ def _note(phase: str, info: dict[str, int]) -> None:
 
 
 def _warm() -> None:
-    """The warm-up is over: from here on, every delay affects clients."""
+    """Called when the warm-up is over. From now on, every delay affects clients."""
     _known.update(sys.modules)
     for found in _pauses.values():
         found.clear()

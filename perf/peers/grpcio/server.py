@@ -20,7 +20,7 @@ from definition_server.catalog import wire
 from definition_server.rpc import avap_pb2
 
 THREADS = 10
-"""As in gRPC's own examples."""
+"""The number of threads, as in gRPC's own examples."""
 
 
 class Catalogue:
@@ -88,7 +88,7 @@ def with_asyncio(catalogue: Catalogue) -> grpc.GenericRpcHandler:
             await context.abort(*refused)
         answer: bytes | None = catalogue.commands.get(request.name)
         if answer is None:
-            await context.abort(*catalogue.not_found(request.name))  # raises
+            await context.abort(*catalogue.not_found(request.name))  # `abort` raises
             raise AssertionError
         return answer
 
@@ -105,7 +105,7 @@ def bind(server: Any) -> None:
     """Open the port of this server, which its other workers share.
 
     Raises:
-        RuntimeError: if it cannot be opened.
+        RuntimeError: if the port cannot be opened.
     """
     address = f"127.0.0.1:{os.environ['PEER_PORT']}"
     certificate, key = os.environ.get("PEER_TLS_CERT"), os.environ.get("PEER_TLS_KEY")

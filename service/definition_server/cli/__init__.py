@@ -14,7 +14,8 @@ _INTERRUPTED = 130
 
 
 def run() -> None:
-    """The command ``definition-server``. Its imports take a while: Ctrl-C meanwhile ends it without a traceback."""
+    """The command ``definition-server``. Its imports take a while, and Ctrl-C during the imports ends it without a
+    traceback."""
     prepare()
     try:
         with lasting_imports():
@@ -26,10 +27,11 @@ def run() -> None:
 
 @contextmanager
 def lasting_imports() -> Iterator[None]:
-    """Within this context, imported objects are exempt from garbage collection, as they last as long as the process.
+    """Within this context, imported objects are exempt from garbage collection, because they live as long as the
+    process.
 
-    Otherwise the collector would examine them in vain during the imports, for a tenth of the time that a server's
-    imports take, and again in each full collection.
+    Otherwise the collector would examine these objects in vain during the imports, which takes a tenth of the time of a
+    server's imports, and again in each full collection.
     """
     gc.disable()
     try:

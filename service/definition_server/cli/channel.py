@@ -48,7 +48,7 @@ class Server:
         """Call ``method`` of ``avap.DefinitionEngine``.
 
         Raises:
-            CommandFailed: where the call fails, or there is no key (exit code 78).
+            CommandFailed: if the call fails, or there is no key (exit code 78).
         """
         return self._call(method, request, answer.FromString)
 
@@ -153,7 +153,7 @@ def server_of(
     """The server that the options name; the environment supplies the missing options.
 
     Raises:
-        CommandFailed: where the options or the environment cannot be used.
+        CommandFailed: if the options or the environment cannot be used.
     """
     given = {
         "DEFINITION_SERVER_HOST": host,

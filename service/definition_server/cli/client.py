@@ -1,7 +1,7 @@
 """``get``, ``fetch`` and ``health``: the client commands, which call a server on its gRPC port.
 
 Each command makes one call on a connection of its own, without retries and without waiting for the server to start:
-it reports the present state. Only ``health --watch`` continues, see `_watch`.
+it reports the present state. Only ``health --watch`` continues: see `_watch`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNREACHABLE = "UNREACHABLE"
 
 _FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS = 0.2, 5.0
 _LONGEST_FILE_NAME = 255
-"""Octets; the limit of ext4, XFS, Btrfs and tmpfs."""
+"""The most octets of a file's name on ext4, XFS, Btrfs and tmpfs."""
 
 
 @click.command(epilog=settings_epilog(ClientSettings))
@@ -136,9 +136,9 @@ def fetch(out: Path | None, as_json: bool, **connection: Any) -> None:
 def file_name(name: str) -> str:
     """The file to which ``fetch --out`` writes the definition called ``name``.
 
-    One path component, never hidden, and different for different names. All octets but ``A-Z a-z 0-9 _ . -``, and a
-    leading dot, are percent-encoded. A result that is too long for a file name is shortened and ends with
-    ``%sha256-`` and the SHA-256 of the name; percent-encoding never yields ``%s``.
+    The file's name is one path component, never hidden, and different for different names. All octets but ``A-Z a-z 0-9
+    _ . -``, and a leading dot, are percent-encoded. A result that is too long for a file name is shortened and ends
+    with ``%sha256-`` and the SHA-256 of the name; percent-encoding never yields ``%s``.
     """
     octets = name.encode()
     safe = re.sub(rb"^\.|[^A-Za-z0-9_.-]", lambda found: b"%%%02X" % ord(found[0]), octets).decode()
@@ -153,7 +153,7 @@ def write_catalogue(directory: Path, catalogue: avap_pb2.CatalogResponse, wrote_
     """Write ``catalogue`` to ``directory``, which is created if needed; ``wrote_one`` is called after each definition.
 
     Raises:
-        CommandFailed: where a file cannot be written, or two definitions have the same name.
+        CommandFailed: if a file cannot be written, or two definitions have the same name.
     """
     names = {command.name for command in catalogue.commands}
     if len(names) != len(catalogue.commands):
@@ -219,7 +219,7 @@ def health(watch: bool, service: str, as_json: bool, **connection: Any) -> None:
 
 
 def _check(server: Server, request: Any) -> tuple[str, CommandFailed | None]:
-    """The state of the requested service. For `UNREACHABLE`, the reason too."""
+    """The state of the requested service, and the reason if it is `UNREACHABLE`."""
     try:
         with server.open_channel() as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=server.timeout)
@@ -247,7 +247,7 @@ class _StateLine:
         self._state: str | None = None
 
     def show(self, state: str, cause: str | None = None) -> None:
-        """Print that the service is in ``state`` now, if that is a change."""
+        """Print that the service is in ``state`` now, unless this was printed last."""
         if state == self._state:
             return
         self._state = state
@@ -264,7 +264,7 @@ def _exit_on_ctrl_c() -> Iterator[None]:
     """Ctrl-C ends the process without an exception, because an exception that is raised while gRPC holds a lock could
     block the exit for ever.
 
-    Nothing is lost by that: every printed line is flushed.
+    No output is lost, because every printed line is flushed.
     """
     before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(0))
     try:
@@ -277,7 +277,7 @@ def _watch(server: Server, request: Any, line: _StateLine) -> None:
     """Show every state of the service on ``line``, for ever.
 
     Raises:
-        CommandFailed: where the server has no health service.
+        CommandFailed: if the server has no health service.
     """
     backoff = Backoff(_FIRST_DELAY_SECONDS, _MOST_DELAY_SECONDS)
     while True:
@@ -307,7 +307,7 @@ def _follow(
     anew every ``server.timeout`` seconds, and a server that does not send the first state at once is unreachable.
 
     Raises:
-        grpc.RpcError: where a stream brought no state at all.
+        grpc.RpcError: if a stream sent no state at all.
     """
     while True:
         received = False

@@ -90,7 +90,7 @@ class ClientSettings(EnvironmentSettings):
     @classmethod
     def _check_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if "client_cert_file" not in info.data:
-            return value  # reported already
+            return value  # the problem was reported already
         check_regular(value)
         names = "DEFINITION_SERVER_CLIENT_CERT_FILE and DEFINITION_SERVER_CLIENT_KEY_FILE"
         check_pair(info.data["client_cert_file"], value, names)
@@ -100,7 +100,8 @@ class ClientSettings(EnvironmentSettings):
 
 
 class ControlSettings(EnvironmentSettings):
-    """The settings of the operator's commands (``status``, ``history``, ``accept`` …). They are the server's."""
+    """The settings of the operator's commands (``status``, ``history``, ``accept`` …). They have the same names as the
+    server's settings."""
 
     control_socket: Path | None = Field(
         None,

@@ -190,7 +190,7 @@ def _end_of(duration: str | None, until: str | None) -> datetime:
     """When a pin ends.
 
     Raises:
-        click.UsageError: where neither or both are given, or the one given is invalid.
+        click.UsageError: if neither or both options are given, or the given one is invalid.
     """
     if (duration is None) == (until is None):
         raise click.UsageError("Give --for (for example 2h) or --until.")

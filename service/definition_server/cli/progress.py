@@ -1,4 +1,4 @@
-"""The progress that commands show on stderr, where that is a terminal."""
+"""The progress that commands show on stderr if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr, where that is a terminal."""
+    """A progress bar on stderr if stderr is a terminal."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -26,7 +26,7 @@ def progress_bar() -> Progress:
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """``text`` and a sign of life on stderr, where that is a terminal."""
+    """``text`` and a moving sign on stderr if stderr is a terminal."""
     if not sys.stderr.isatty():  # FORCE_COLOR makes Rich take a pipe for a terminal
         yield
         return

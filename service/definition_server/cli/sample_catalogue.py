@@ -1,7 +1,7 @@
-"""The sample catalogue: AVAP commands as a deployment's table holds them, for demonstrations and tests.
+"""The sample catalogue, for demonstrations and tests: AVAP commands in the form of a deployment's table.
 
-The commands are in ``sample_catalogue.toml`` beside this module; its first comment lists the names that their
-bodies may use. No body is executed here.
+The commands are in ``sample_catalogue.toml`` next to this module; its first comment lists the names that their bodies
+may use. No body is executed here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS obex_dapl_functions (
 )"""
 
 NULL = r"\N"
-"""None in the output of ``as_csv``. Unlike every text, it has no quotes."""
+"""The form of None in the output of ``as_csv``. Unlike a text, it has no quotes."""
 
 _REFUSED = re.compile(r"\0|^\\\.\r?$", re.MULTILINE)
 
@@ -55,7 +55,8 @@ class SampleCommand:
 
 
 class _Null:
-    """None for the csv module: with QUOTE_NONNUMERIC it writes no quotes around an object that has a ``__float__``."""
+    """The form of None for the csv module, which with QUOTE_NONNUMERIC writes no quotes around an object that has a
+    ``__float__``."""
 
     def __str__(self) -> str:
         return NULL

@@ -1,7 +1,7 @@
 """The resources that a load needs: arithmetic on measured figures.
 
-The figures are in ``capacity_figures.json`` beside this module. ``python -m perf capacity`` writes that file
-from a record of measurements; it is never edited by hand. ``docs/capacity.md`` derives the formulas used here.
+The figures are in ``capacity_figures.json`` next to this module. ``python -m perf capacity`` writes that file from a
+record of measurements; the file is never edited by hand. ``docs/capacity.md`` derives the formulas used here.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class MemoryModel:
     def over(cls, points: Sequence[MemoryPoint], peak: bool) -> MemoryModel:
         """The model over ``peak_mb`` or ``resident_mb`` of ``points``.
 
-        ``worker_mb`` is the largest of all points, ``per_snapshot`` the steepest slope between the smallest and the
-        largest catalogue, and ``base_mb`` the smallest base with which no point lies above the model.
+        ``worker_mb`` is the largest value of all points. ``per_snapshot`` is the steepest slope between the smallest
+        and the largest catalogue. ``base_mb`` is the smallest base with which no point lies above the model.
         """
         worker = max(point.private_mb_per_worker for point in points)
         rest = [
@@ -80,7 +80,8 @@ class Figures:
     per_core: Mapping[str, float]
     """Scenario → answers a second of one core's time."""
     knee: Mapping[str, float] | None
-    """``rate``: the highest rate that one worker answered with a P95 below ``p95_limit_ms``. None: not measured."""
+    """``rate``: the highest rate that one worker answered with a P95 below ``p95_limit_ms``. None: the knee was not
+    measured."""
     points: tuple[MemoryPoint, ...]
     kb_per_connection: float
     remembered_answers: int
@@ -88,7 +89,7 @@ class Figures:
 
     @property
     def planning(self) -> tuple[str, float]:
-        """The most expensive scenario: its name, and answers per second of one core."""
+        """The most expensive scenario: its name, and the answers per second of one core in it."""
         name = min(self.per_core, key=lambda each: self.per_core[each])
         return name, self.per_core[name]
 
@@ -103,7 +104,7 @@ def figures_from(data: Any) -> Figures:
     """The content of `FILE`.
 
     Raises:
-        FiguresError: where a figure is missing, or no measurement could yield it.
+        FiguresError: if a figure is missing, or no measurement could yield it.
     """
     try:
         figures = Figures(
@@ -131,7 +132,7 @@ def load_figures() -> Figures:
     """The figures that come with this package.
 
     Raises:
-        FiguresError: where they cannot be used.
+        FiguresError: if the figures cannot be used.
     """
     try:
         text = resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
@@ -179,7 +180,7 @@ class Answer:
 def snapshot_octets(definitions: int, octets: int) -> int:
     """Octets of a snapshot of ``definitions`` whose serialized ``CommandResponse`` has ``octets`` on average.
 
-    A tag and a length (two to five octets) precede each: docs/architecture.md, "Snapshot layout".
+    A tag and a length (two to five octets) precede each response: see docs/architecture.md, "Snapshot layout".
     """
     framing = 1 + max(1, math.ceil(octets.bit_length() / 7))
     return definitions * (octets + framing) + slot_count(definitions) * SLOT.size + FOOTER_SIZE
@@ -188,12 +189,12 @@ def snapshot_octets(definitions: int, octets: int) -> int:
 def answer(demand: Demand, figures: Figures) -> Answer:
     """The resources that ``demand`` needs, by ``figures``.
 
-    One replica may be down (a rollout, a lost node), so the others share its load. A worker may be under replacement,
-    so memory is counted for one more worker.
+    One replica may be down (a rollout, a lost node), so the others share its load. A worker may be replaced at any
+    time, so memory is counted for one more worker.
     """
     share = demand.rps / max(1, demand.replicas - 1)
     worker_rps = figures.worker_rate * (1 - demand.margin)
-    # 1e-9 is subtracted against rounding errors: 60,000 ÷ (100,000 × 0.6) is one worker.
+    # 1e-9 is subtracted because of rounding errors: 60,000 ÷ (100,000 × 0.6) must give one worker.
     workers = max(LEAST_WORKERS, math.ceil(share / worker_rps - 1e-9))
     busy = share / figures.planning[1]
     snapshot_mb = snapshot_octets(demand.definitions, demand.definition_octets) / MB

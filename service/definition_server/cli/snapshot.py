@@ -36,7 +36,8 @@ from definition_server.cli.exits import (
 from definition_server.control_plane.store import without_mac
 
 _DEEPEST_INTERFACE = 20
-"""Levels of nesting. A real interface has two levels; Python's JSON writer fails at some hundreds of levels."""
+"""The most levels of nesting. A real interface has two levels; Python's JSON writer fails at some hundreds of
+levels."""
 
 
 @click.group()
@@ -68,21 +69,22 @@ def inspect(file: Path, as_json: bool, listing: bool, name: str | None) -> None:
         else:
             _print_facts(opened)
     except WireError as error:
-        # The checksum is right, so the file was not damaged. It was written by a program with a bug, or by an attacker.
+        # The checksum is right, so the file was not damaged. A program with a bug, or an attacker, has written it.
         raise CommandFailed(f"{file} is not usable: definitions: {error}", Exit.FAILED) from None
 
 
 def open_verified(path: Path) -> Snapshot:
-    """The snapshot in a file, after every octet of it was checked.
+    """The snapshot in a file, after a check of every octet.
 
     Raises:
-        CommandFailed: where it cannot be read or a check fails.
+        CommandFailed: if the file cannot be read or a check fails.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device may have no end
             raise CommandFailed(f"cannot read {path}: it is not a regular file", Exit.FAILED)
         with path.open("rb") as file:
-            # The server replaces its file by renaming, so the mapped one does not change. An empty one has no mapping.
+            # The server replaces its file by renaming, so the mapped file does not change. An empty file cannot be
+            # mapped.
             octets = mmap(file.fileno(), 0, access=ACCESS_READ) if path.stat().st_size else b""
         opened = Snapshot(without_mac(octets))
         opened.verify()
@@ -269,7 +271,8 @@ def _source_of(definition: Definition) -> tuple[bool, bytes]:
 
 
 def _interface_rows(text: str) -> list[tuple[str, str]]:
-    """(item, type) of each entry. An entry of another form, or an interface that is not an array, is shown as it is."""
+    """The pair (item, type) of each entry. An entry of another form, or an interface that is not an array, is shown as
+    it is."""
     value = interface_value(text)
     if isinstance(value, str):
         return [(visible(value), "")]

@@ -1,4 +1,5 @@
-"""``definition-server status``: shows the catalogue that a running server serves, since when, and what it holds."""
+"""``definition-server status``: shows the catalogue that a running server serves, the time since which it is served,
+and the held catalogue and commands."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def _status_facts(answer: pb.Status) -> list[tuple[str, str]]:
     safe = answer.safe_to_restart
     state = "stopping" if answer.stopping else "ready" if answer.ready else "not ready"
     facts = [("server", f"{state}, version {answer.server_version}, pid {answer.pid}, since {iso(answer.started_at)}")]
-    if answer.engine:  # an older server does not say it
+    if answer.engine:  # an older server does not send this field
         facts.append(("engine", answer.engine))
     if served is None:
         facts.append(("serves", "nothing yet"))
@@ -96,9 +97,9 @@ def _database(database: pb.Database) -> str:
 
 
 def _since(served: pb.Served, now: float) -> str:
-    """When it was published, which for a pinned catalogue is long after it was built."""
+    """The time when the catalogue was published. For a pinned catalogue, this may be long after it was built."""
     built = f"built {iso(served.created_at)} ({age(served.created_at, now)})"
-    if served.HasField("published_at"):  # an older server does not say it
+    if served.HasField("published_at"):  # an older server does not send this field
         built = f"{iso(served.published_at)} ({age(served.published_at, now)}), {built}"
     return f"{built}, generation {served.generation}"
 

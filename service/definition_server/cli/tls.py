@@ -1,4 +1,4 @@
-"""TLS of the client commands: trusted authorities, the client certificate, and advice where a connection fails."""
+"""TLS of the client commands: trusted authorities, the client certificate, and advice if a connection fails."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from definition_server.cli.exits import unusable_environment
 from definition_server.environment import Problem
 
 _CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "_ALERT_", "TSI_DATA_CORRUPTED", "http1.x server")
-"""gRPC's words for a connection that was established and then closed by the other side: in TLS 1.2 by an alert, and in
-TLS 1.3 by an alert after the client's handshake, which gRPC reports as corrupted data."""
+"""gRPC's words for a connection that was established and then closed by the other side: in TLS 1.2 by an alert; in TLS
+1.3 by an alert after the client's handshake, which gRPC reports as corrupted data."""
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "ALERT_PROTOCOL_VERSION")
 """OpenSSL's words if the other side does not use TLS; our server sends this alert in that case."""
@@ -32,7 +32,7 @@ def tls_of(settings: ClientSettings) -> Tls | None:
     """The TLS part of ``settings``; None for cleartext.
 
     Raises:
-        CommandFailed: (exit code 78) where the system's authorities are requested and there are none.
+        CommandFailed: (exit code 78) if the system's authorities are requested and there are none.
     """
     if settings.ca_file is None:
         return None
@@ -54,7 +54,7 @@ def system_authorities() -> bytes:
     folder = ssl.get_default_verify_paths().capath
     # OpenSSL reads the folder only when it verifies, so `get_ca_certs` does not return its files yet.
     for file in sorted(Path(folder).iterdir()) if folder is not None else ():
-        with suppress(OSError):  # also ssl.SSLError: some files are not certificates
+        with suppress(OSError):  # this includes ssl.SSLError: some files are not certificates
             context.load_verify_locations(file)
     return "".join(map(ssl.DER_cert_to_PEM_cert, context.get_ca_certs(binary_form=True))).encode()
 

@@ -96,7 +96,7 @@ async def _report(settings: Settings) -> _Report:
 
 
 async def _judge(builder: SnapshotBuilder, settings: Settings) -> None:
-    """Judge each row as a server without a last good catalogue does."""
+    """Judge each row like a server that has no last good catalogue."""
     gate = RowGate(
         Gate(settings.gate_code, settings.gate_interface), Checker(settings.jail), first_seconds=math.inf, logs=False
     )

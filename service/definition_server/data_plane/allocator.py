@@ -1,19 +1,20 @@
-"""Returns freed memory to the kernel, when there is much of it and the process is mostly idle.
+"""Returns freed memory to the kernel when there is much freed memory and the process is mostly idle.
 
 glibc keeps freed blocks in a heap, which shrinks by itself only from its end: one small block in use there keeps
 everything before it resident. For example, thousands of connections of an attacker, each with some 64 kB of waiting
 input, left 70 to 110 MB resident in a worker after they were closed. ``malloc_trim`` (malloc_trim(3)) also returns free
 pages in the middle of the heap.
 
-While it works it holds the heap's lock: 0.1 to 0.2 ms for each MB that it returns, measured at 8 to 12 ms for 90 MB. So
-it is called only when the process has grown by `NOTABLE_GROWTH`, no longer grows and is mostly idle. Two calls are at
-least `INTERVAL_SECONDS` apart, and more if the first returned little. They run in a thread: the event loop waits only
-if it requests a block from that heap meanwhile. (Python serves objects of up to 512 octets from memory of its own.)
+While ``malloc_trim`` works, it holds the heap's lock: 0.1 to 0.2 ms for each MB that it returns, measured at 8 to 12 ms
+for 90 MB. So it is called only when the process has grown by `NOTABLE_GROWTH`, no longer grows and is mostly idle. Two
+calls are at least `INTERVAL_SECONDS` apart, and further apart if the first returned little. They run in a thread: the
+event loop waits only if it requests a block from that heap meanwhile. (Python serves objects of up to 512 octets from
+memory of its own.)
 
 A lower ``M_MMAP_THRESHOLD`` would return each block at once, but costs two system calls and page faults for each block:
 under an attack with wrong keys, a fifth fewer calls were answered.
 
-Without glibc (musl returns memory by itself), or without ``/proc``, nothing is done.
+Without glibc (musl returns memory by itself), or without ``/proc``, this module does nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from contextlib import suppress
 from math import inf
 
 NOTABLE_GROWTH = 16 * 1024 * 1024
-"""Octets of resident memory above the least that the process has had."""
+"""The growth of resident memory, in octets above its minimum so far, from which memory is returned."""
 INTERVAL_SECONDS = 5.0
-"""Seconds between two calls, at least."""
+"""The least seconds between two calls."""
 LONGEST_INTERVAL_SECONDS = 600.0
-"""If a call returned little, because the memory is in use, the interval doubles, up to this limit."""
+"""The most seconds between two calls. If a call returned little, because the memory is in use, the interval doubles up
+to this limit."""
 _LITTLE = 4 * 1024 * 1024
 CHECK_SECONDS = 1.0
 """Seconds between two checks of the resident memory, which take 5 µs each."""
@@ -43,7 +45,7 @@ _STATM_OCTETS = 128
 
 
 class FreedMemory:
-    """Decides when freed memory is returned. No clock of its own."""
+    """Decides when freed memory is returned. The caller passes the time."""
 
     def __init__(self, resident: Callable[[], int], give_back: Callable[[Callable[[], None]], None]) -> None:
         """
@@ -89,7 +91,7 @@ class FreedMemory:
 
 def freed_memory() -> FreedMemory | None:
     """The `FreedMemory` of this process; None if memory cannot be returned on this system. To be made before the
-    process confines itself: it opens a file, and keeps it open."""
+    process confines itself, because it opens a file and keeps it open."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return None
@@ -100,7 +102,7 @@ def freed_memory() -> FreedMemory | None:
     page = os.sysconf("SC_PAGESIZE")
 
     def resident() -> int:
-        """Shared pages (snapshots and files) are not counted."""
+        """The octets of resident memory, without shared pages (snapshots and files)."""
         try:
             fields = os.pread(descriptor, _STATM_OCTETS, 0).split()
             return (int(fields[1]) - int(fields[2])) * page

@@ -15,7 +15,7 @@ from definition_server.data_plane.failure import CallFailed, Status
 
 
 class KeyRing:
-    """The accepted keys. Empty until the master has sent them; no call is accepted before."""
+    """The accepted keys. There are none until the master has sent them; until then no call is accepted."""
 
     def __init__(self, digests: Iterable[str] = ()) -> None:
         self._digests: tuple[bytes, ...] = ()

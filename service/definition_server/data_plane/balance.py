@@ -1,29 +1,30 @@
-"""Decides which worker accepts the next connection: the one that has the fewest.
+"""Decides which worker accepts the next connection: the worker with the fewest connections.
 
-gRPC clients open few connections and keep them for hours, so the worker that accepts a connection serves its share of
-the load for as long. All workers watch one listening socket, inherited from the master; the kernel wakes any of them.
-Before it accepts, a worker reads the others' connection counts from their stats pages and leaves the connection to
-those that have fewer. This needs no additional process and no lock, and no work for a request.
+gRPC clients open few connections and keep them for hours, so the worker that accepts a connection serves the
+connection's load for hours. All workers watch one listening socket, inherited from the master; the kernel wakes any of
+them. Before it accepts, a worker reads the others' connection counts from their stats pages and leaves the connection
+to workers that have fewer. This needs no additional process, no lock, and no work for each request.
 
-**Rules.** Let *least* be the fewest connections that any other worker holds that accepts, has room, and has a recent
-heartbeat: one that this process saw change less than `FRESH_SECONDS` ago by its own clock, because another process may
-have another clock.
+**Rules.** Let *least* be the smallest number of connections of any other worker that accepts, has room, and has a
+recent heartbeat. A heartbeat is recent if this process saw it change less than `FRESH_SECONDS` ago by its own clock,
+because another process may have another clock.
 
-1. A worker with no more than *least* accepts. Workers with equal counts race, and the kernel gives each connection to
-   one of them; so the counts of connections opened one after the other never differ by more than one.
-2. A worker that holds more tries again after `retry_seconds`. If no worker has accepted for `PATIENCE_SECONDS`, the
-   worker that should accept hangs, and its missing heartbeat has not been noticed yet. Then any worker accepts, and for
-   `DOUBT_SECONDS` it leaves no connection to the workers that have fewer. A worker may write anything to its page: one
-   that wrongly claims to accept delays others by `PATIENCE_SECONDS`, once in `DOUBT_SECONDS`.
+1. A worker with at most *least* connections accepts. Workers with equal counts race, and the kernel gives each
+   connection to one of them; so the counts of connections opened one after the other never differ by more than one.
+2. A worker with more connections tries again after `retry_seconds`. If no worker has accepted for `PATIENCE_SECONDS`,
+   the worker that should accept hangs, and its missing heartbeat has not been noticed yet. Then any worker accepts, and
+   for `DOUBT_SECONDS` it leaves no connection to the workers that have fewer. A faulty worker may write any value to
+   its page: if it wrongly claims to accept, it delays others by `PATIENCE_SECONDS`, once in `DOUBT_SECONDS`.
 3. In a storm of connections rule 1 would accept one connection per worker and retry. Once connections have been waiting
    without a break for `STORM_SECONDS`, a worker may hold a sixteenth more than *least*: a storm is accepted at a
-   geometric rate, and with up to 16 connections per worker nothing changes.
-4. A worker that has waited for `MOST_PATIENCE_SECONDS` without a break accepts, whatever the others' pages contain.
-5. A full worker leaves connections to those that have room. If none has room, any worker accepts: the engine then
+   geometric rate. With up to 16 connections per worker, rule 1 remains unchanged.
+4. A worker that has waited for `MOST_PATIENCE_SECONDS` without a break accepts, whatever the pages of the other workers
+   contain.
+5. A full worker leaves connections to workers that have room. If none has room, any worker accepts: the engine then
    closes another connection, or has a few places in reserve (``grpc_h2/aio/admission.py``).
 
-A count may be older than a connection that another worker has just accepted. It is then too low, which costs the reader
-one more retry. A worker knows its own count exactly.
+A count may be older than a connection that another worker has just accepted. The count is then too low, and the reader
+needs one more retry. A worker knows its own count exactly.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ log = get_logger(__name__)
 assert [refusal.name.lower() for refusal in Refusal] == list(REFUSALS)
 
 FRESH_SECONDS = 1.0
-"""Four heartbeats of a worker."""
+"""Seconds for which a heartbeat is recent: the time of four heartbeats."""
 PATIENCE_SECONDS = 0.05
 MOST_PATIENCE_SECONDS = 1.0
 DOUBT_SECONDS = 1.0
 STORM_SECONDS = 0.01
 _LENIENCE = 16
 _RETRY_SECONDS = 0.001
-"""Seconds after which a worker tries again: a connection waits this long, a millisecond, if the kernel has not woken
-the least loaded worker.
+"""Seconds after which a worker tries again. A connection waits for this time if the kernel has not woken the worker
+with the fewest connections.
 """
 FULL_LOGGED_SECONDS = 10.0
-"""Seconds between two log lines about `MAX_CONNECTIONS`, which is reached again and again as clients come and go."""
+"""Seconds between two log lines about `MAX_CONNECTIONS`, which is reached again and again as clients connect and
+disconnect."""
 _BREAK_SECONDS = 0.02
-"""Two decisions that are further apart (in seconds) belong to different storms, because no connection waited in
-between.
+"""Seconds between two decisions above which they belong to different storms, because no connection waited in between.
 """
 
 
@@ -76,13 +77,14 @@ class Balancer:
         self._opened_by_others = 0
         self._decided_at = self._waiting_since = 0
         self._stuck_since: int | None = None
-        """The time since which connections wait and no worker accepts; None if this worker accepted the last one."""
+        """The time since which connections wait and no worker accepts; None if this worker accepted the last
+        connection."""
         self._refusing_since: int | None = None
         """The time since which this worker has left every connection to others."""
         self._full_logged_at: int | None = None
 
     def add(self, number: int, page: Slot) -> None:
-        """Leave connections to the worker with this page too."""
+        """Also leave connections to the worker with this page."""
         self._others[number] = page
         self._beats[number] = page.load()[3], self._clock()
 
@@ -94,7 +96,7 @@ class Balancer:
 
     @property
     def connections(self) -> int:
-        """Connections that this worker holds."""
+        """The number of connections that this worker holds."""
         return self._connections
 
     @property
@@ -208,7 +210,7 @@ class Balancer:
         return since
 
     def _doubt(self, now: int) -> None:
-        """For some time, leave no connection to the workers that have fewer and did not accept one."""
+        """For some time, leave no connection to the workers that have fewer connections but did not accept one."""
         for number, slot in self._others.items():
             accepting, connections, _, beat = slot.load()
             wanted = connections < self._connections

@@ -2,9 +2,9 @@
 (`observability.tracing`).
 
 A worker without sampling does not use this module's code: its transport counts directly on the stats page. With
-sampling, the transport counts on a `CallSampling`, which passes the counts on to the page and compares a number once
-for each batch of calls. A worker has no network access for an export, so it sends the noted calls to the master over
-the control socket.
+sampling, the transport counts on a `CallSampling`, which passes the counts on to the page and makes one comparison for
+each batch of calls. A worker has no network access for an export, so it sends the noted calls to the master over the
+control socket.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ class Confinement:
         self._jail: Jail | None = None
         self._config = config
         if config.jail != "off":
-            # gRPC's C-core creates its own listening socket; the native transport uses that of the master.
+            # gRPC's C-core creates its own listening socket; the native transport uses the master's socket.
             native = config.transport == "native"
-            # In the native transport OpenSSL loads them by path; grpcio takes their octets.
+            # In the native transport, OpenSSL loads TLS files by path; grpcio takes their octets.
             self._jail = Jail(support(), port=0 if native else config.port, opens_memory=tls and native)
 
     @property
@@ -37,7 +37,7 @@ class Confinement:
         """Confine the process. Must be called before it has a second thread or an event loop.
 
         Raises:
-            CannotConfine: where that is required and fails.
+            CannotConfine: if confinement is required and fails.
         """
         if self._jail is None:
             return
@@ -47,10 +47,10 @@ class Confinement:
             raise CannotConfine("JAIL is require, and the kernel cannot confine this process")
 
     def start_is_over(self) -> None:
-        """Called when the transport listens: system calls that only its start needed are refused from now on.
+        """Called when the transport listens. System calls that only the start needed are refused from now on.
 
         Raises:
-            CannotConfine: where that is required and fails.
+            CannotConfine: if confinement is required and fails.
         """
         if self._jail is not None:
             self._report(self._jail.start_is_over())

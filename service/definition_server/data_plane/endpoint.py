@@ -1,9 +1,9 @@
-"""The RPCs as every transport calls them: authenticate, answer, and reduce any failure to the text that the client may
-see.
+"""The RPCs in the form that every transport calls: authenticate, answer, and reduce any failure to the text that the
+client may see.
 
-This is the only place where a bug is logged and its text hidden (`Method`). The grpcio transport calls it once per
-request, through `Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer it
-does not remember, and counts whole batches of answers itself.
+Only this module logs bugs and hides their text (`Method`). The grpcio transport calls it once per request, through
+`Endpoint.handlers`, which also count. The native transport calls it only for requests whose answer is not remembered,
+and counts whole batches of answers itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Answering = Callable[[DefinitionEngine, bytes], bytes | memoryview]
 
 
 class Method:
-    """One RPC of `DefinitionEngine`. Its methods raise `CallFailed` and nothing else."""
+    """One RPC of `DefinitionEngine`. Its methods raise only `CallFailed`."""
 
     def __init__(self, name: str, answer: Answering, keys: KeyRing) -> None:
         self.name = name
@@ -60,7 +60,7 @@ class Method:
             raise self._hidden(error) from error
 
     def copied_answer(self, engine: DefinitionEngine, request: bytes) -> bytes:
-        """`answer` as a copy, for a transport that cannot use a view of the snapshot's memory."""
+        """A copy of the result of `answer`, for a transport that cannot use a view of the snapshot's memory."""
         answer = self.answer(engine, request)
         try:
             return bytes(answer)
@@ -68,13 +68,13 @@ class Method:
             raise self._hidden(error) from error
 
     def _hidden(self, error: Exception) -> CallFailed:
-        """Log ``error``, a bug of ours, and return the failure for the client, which reveals nothing of it."""
+        """Log ``error``, a bug of ours, and return the failure for the client, which does not reveal the error."""
         log.error("Unexpected failure in a call", method=self.name, exc_info=error)
         return CallFailed(Status.INTERNAL, "Internal error")
 
 
 class CallCounter(Protocol):
-    """Counts calls; `ipc.stats.Slot` is one."""
+    """An object that counts calls, such as `ipc.stats.Slot`."""
 
     def count(self, method: int, status: int, elapsed_ns: int) -> None:
         """See `Slot.count`."""
@@ -96,7 +96,7 @@ class Endpoint:
             Method("SyncCatalog", answers.sync_catalog, keys),
         )
         self.handlers: dict[str, Handler] = {method.name: self._counted(method) for method in self.methods}
-        """Method name → (request, metadata) → answer, counted. A handler raises `CallFailed` and nothing else."""
+        """Method name → (request, metadata) → answer, counted. A handler raises only `CallFailed`."""
 
     def _counted(self, method: Method) -> Handler:
         engine, slot = self.engine, self.slot

@@ -1,11 +1,11 @@
 """``grpc.health.v1`` for ``""``, ``avap.DefinitionEngine``, ``liveness`` and ``avap.freshness``.
 
-Two things differ from the servicer of grpcio-health-checking. First, watches can be ended: a watch does not end by
-itself, so a server that waits for its calls in flight would wait for its whole grace period. Second, a change of state
-is passed on to `_WOKEN_AT_ONCE` watches in one iteration of the event loop, so that ten thousand watches do not delay
-other calls.
+Two things differ from the servicer of grpcio-health-checking. First, the server can end watches. A watch does not end
+by itself, so a server that waits for its calls in flight would wait for its whole grace period. Second, a change of
+state is passed on to `_WOKEN_AT_ONCE` watches in one iteration of the event loop, so that ten thousand watches do not
+delay other calls.
 
-Requests and answers are octets: the messages have one field each, so no protobuf library is needed.
+Requests and answers are octets: each message has one field, so no protobuf library is needed.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from grpc_h2 import MethodHandler, StatusCode
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 LIVENESS = "liveness"
-"""SERVING as long as the worker answers at all, with or without a catalogue.
+"""The service that is SERVING as long as the worker answers at all, with or without a catalogue.
 
-For kubelet's liveness and startup probes, which restart a container that is NOT_SERVING. A container that waits for its
-database or drains must not be restarted."""
+It is for the kubelet's liveness and startup probes, which restart a container that is NOT_SERVING. A container that
+waits for its database or drains must not be restarted."""
 
 FRESHNESS = "avap.freshness"
-"""SERVING while the served catalogue is known to be up to date. For operators and monitoring, never for a load
-balancer, because a stale answer is better than none."""
+"""The service that is SERVING while the served catalogue is known to be up to date. It is for operators and monitoring,
+never for a load balancer, because a stale answer is better than none."""
 
 _SERVING, _NOT_SERVING, _UNKNOWN = 1, 2, 3
-"""Of ``HealthCheckResponse.ServingStatus``."""
+"""Values of ``HealthCheckResponse.ServingStatus``."""
 _STATUS = 1
-"""The only field of ``HealthCheckResponse``."""
+"""The number of the only field of ``HealthCheckResponse``."""
 _STATUSES, _KEY, _VALUE = 1, 1, 2
-"""The map of ``HealthListResponse``, and the fields of an entry."""
+"""The field numbers of the map in ``HealthListResponse``, and of the fields of an entry."""
 _LAST_WRITE_SECONDS = 1.0
 _WOKEN_AT_ONCE = 2
-"""Watches that are notified in one iteration of the loop, in 60 to 100 µs. Ten thousand take half a second."""
+"""Watches that are notified in one iteration of the loop, in 60 to 100 µs. Notifying ten thousand watches takes half a
+second."""
 
 
 class Refusals(NamedTuple):
@@ -51,7 +52,7 @@ class Refusals(NamedTuple):
 
 
 _BY_NUMBER = Refusals()
-"""The status codes as `grpc_h2` takes them."""
+"""The status codes in the form that `grpc_h2` takes."""
 
 
 class Health:
@@ -132,7 +133,7 @@ class Health:
             raise  # not reached: `abort` raises
 
     def end_watches(self) -> None:
-        """End every watch with status OK soon, also watches that begin later. A watch whose client does not read is
+        """Let every watch end soon with status OK, also watches that begin later. A watch whose client does not read is
         cancelled.
         """
         self._ending = True

@@ -1,7 +1,7 @@
 """Imports the modules that a worker would otherwise import later, because a confined worker cannot open files.
 
 The list was found by experiment: ``tests/integration/test_jail.py`` fails if a worker that serves, logs an exception,
-reloads or drains imports anything after its confinement.
+reloads or drains imports a module after its confinement.
 """
 
 from __future__ import annotations
@@ -19,6 +19,6 @@ _REFLECTION = ("definition_server.data_plane.reflection", "grpc._utilities")
 
 
 def preload(config: Configure) -> None:
-    """Import everything that a worker with this configuration may need."""
+    """Import all modules that a worker with this configuration may need."""
     for name in (*_EVERY_TRANSPORT, *_TRANSPORT[config.transport], *(_REFLECTION if config.reflection else ())):
         import_module(name)

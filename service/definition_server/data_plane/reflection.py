@@ -51,14 +51,14 @@ class Reflection:
 
     def end_streams(self) -> None:
         """From now on, end every stream with status OK once its requests are answered. Otherwise a client could keep a
-        stream open for any time, and a drain would wait for it."""
+        stream open for ever, and a drain would wait for this stream."""
         self._ending = True
         for waiting in list(self._idle):
             if not waiting.done():
                 waiting.set_result(None)
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """The method ``ServerReflectionInfo``. A file is sent once on a stream, as by grpc-go."""
+        """The method ``ServerReflectionInfo``. A file is sent once on a stream, as in grpc-go."""
         sent: set[str] = set()
         questions = aiter(requests)
         while (request := await self._next(questions)) is not None:
@@ -74,7 +74,7 @@ class Reflection:
             yield answer
 
     async def _next(self, questions: AsyncIterator[Any]) -> Any:
-        """The client's next request; None if there is none, or the stream is to end."""
+        """The client's next request; None if there is none or the stream is to end."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._ending:
             waiting.set_result(None)
@@ -88,7 +88,7 @@ class Reflection:
             asked.cancel()
 
     def _fill(self, answer: Any, kind: str, request: Any, sent: set[str]) -> None:
-        """Raises KeyError if the pool defines none."""
+        """Fill ``answer`` for ``request``. Raises KeyError if the pool does not define the requested name."""
         pool = self._pool
         if kind == "list_services":
             for name in self._services:
@@ -122,7 +122,7 @@ class Reflection:
 
 
 def _files(file: Any, sent: set[str]) -> list[bytes]:
-    """``file`` and the files that it imports, serialized, without those that were ``sent`` before; ``file`` is always
+    """``file`` and the files that it imports, serialized, without files that were ``sent`` before; ``file`` is always
     included, as the first.
     """
     found, waiting = [], [file]
@@ -141,7 +141,7 @@ def _files(file: Any, sent: set[str]) -> list[bytes]:
 
 
 def _describe_v1(pool: Any) -> None:
-    """Add v1's file to ``pool``, unless it is there."""
+    """Add the file of v1 to ``pool``, unless ``pool`` has it."""
     try:
         pool.FindFileByName(_V1_FILE)
     except KeyError:
@@ -167,5 +167,5 @@ def _rename(proto: Any) -> None:
 
 
 async def _question(questions: AsyncIterator[Any]) -> Any:
-    """The next item; None at the end."""
+    """The next item; None at the end of the stream."""
     return await anext(questions, None)

@@ -1,10 +1,10 @@
 """Reads the requests of this server's methods: protobuf messages with one text in field 1, or with no field at all.
 
-They are not read by the protobuf library, which would cost a worker 5 MB and a fifth of its start time, only for
-messages that hold one name. This reader refuses and accepts the same octets as the library, except for field number 0,
-which the library accepts in some places. Fields that are not known are skipped, as proto3 requires.
+The protobuf library is not used, because it would cost a worker 5 MB and a fifth of its start time, only for messages
+that hold one name. This reader refuses and accepts the same octets as the library, except for field number 0, which the
+library accepts in some places. Fields that are not known are skipped, as proto3 requires.
 
-Source: protobuf.dev, "Encoding". A request has at most `services.MAX_REQUEST` octets.
+The source is protobuf.dev, "Encoding". A request has at most `services.MAX_REQUEST` octets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def text_of(request: bytes) -> bytes:
     """The text of a message with one text field: valid UTF-8; empty if the field is missing.
 
     Raises:
-        WireError: where ``request`` is not such a message.
+        WireError: if ``request`` is not such a message.
     """
     text = b""
     for number, kind, content in _fields(request):
@@ -44,7 +44,7 @@ def check_empty(request: bytes) -> None:
     """Accept a message without known fields.
 
     Raises:
-        WireError: where ``request`` is not a message.
+        WireError: if ``request`` is not a protobuf message.
     """
     for _ in _fields(request):
         pass
@@ -68,7 +68,7 @@ def _tag(request: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _short_varint(request: bytes, position: int) -> tuple[int, int]:
-    """A tag or a length: a 32-bit number, in no more octets than such a number can take."""
+    """A tag or a length: a 32-bit number, in at most as many octets as such a number can take."""
     value, after = read_varint(request, position)
     if after - position > _SHORT_OCTETS:
         raise WireError(f"a tag or length of more than {_SHORT_OCTETS} octets at {position}")

@@ -10,20 +10,20 @@ from definition_server.data_plane.requests import check_empty, text_of
 SERVICE = "avap.DefinitionEngine"
 
 MAX_REQUEST = 4096
-"""Octets of a request, compressed and uncompressed, for every method and transport. Each request of this server is a
-name (of a command, with at most 100 characters, of a service or of a symbol), or empty. With gRPC's default of 4 MiB, a
-peer without a key could make a worker hold so much on each of its streams."""
+"""The most octets of a request, both compressed and uncompressed, for every method and transport. Each request to this
+server is empty or a name (of a service, of a symbol, or of a command, with at most 100 characters). With gRPC's default
+of 4 MiB, a peer without a key could make a worker hold 4 MiB on each of its streams."""
 
 VERSION_METADATA = "avap-version"
-"""The metadata of an answer that names the catalogue from which it comes."""
+"""The name of the metadata that names the catalogue of an answer."""
 _VERSION_DIGITS = 16
 
 Version = tuple[tuple[str, str], ...]
 
 _NAME_TAG = NAME << 3 | 2
 _LONGEST_NAME_SHOWN = 200
-"""Characters of a requested name that the error message repeats. The table's column holds 100, so no catalogue has a
-longer name; and trailers have a limit of 8 KiB."""
+"""The most characters of a requested name that the error message repeats. The table's column holds 100 characters, so
+no catalogue has a longer name; and trailers have a limit of 8 KiB."""
 
 
 class DefinitionEngine:
@@ -36,11 +36,12 @@ class DefinitionEngine:
         """The served snapshot; None until the first one is assigned."""
         self._version: Version = ()
         self._version_of = b""
-        """The hash that ``_version`` was made from. A reference to the snapshot would keep it in memory."""
+        """The hash from which ``_version`` was made. A reference to the snapshot would keep the snapshot in memory."""
 
     @property
     def version(self) -> Version:
-        """The metadata of every answer from ``snapshot``; empty if answers do not name it, or there is none."""
+        """The metadata of every answer from ``snapshot``; empty if answers do not name the catalogue, or there is no
+        snapshot."""
         snapshot = self.snapshot
         if snapshot is None or not self.names_version:
             return ()

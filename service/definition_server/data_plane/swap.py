@@ -2,7 +2,7 @@
 this order.
 
 ``prepare`` and ``release`` take some time, and calls are answered meanwhile; ``commit`` is one step of the event loop,
-after which every answer comes from the new snapshot. Only ``commit`` is required: without ``prepare`` the first calls
+after which every answer is from the new snapshot. Only ``commit`` is required: without ``prepare`` the first calls
 after it are slower, and without ``release`` the memory of replaced answers is freed later.
 """
 
@@ -16,12 +16,13 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.data_plane.services import DefinitionEngine
 
 OLD_SNAPSHOTS = 4
-"""Replaced snapshots that may stay in memory because clients still read answers from them. A catalogue that is sent to
-a slow client is a view of its snapshot's memory, and the machine may lack the memory for more than a few snapshots."""
+"""The most replaced snapshots that may stay in memory because clients still read answers from them. A catalogue that is
+sent to a slow client is a view of its snapshot's memory, and the machine may lack the memory for more than a few
+snapshots."""
 
 
 class SwapTimes:
-    """The times when the last snapshots were replaced, by the loop's clock."""
+    """The times of the last replacements of snapshots, by the loop's clock."""
 
     def __init__(self) -> None:
         self._instants: deque[float] = deque(maxlen=OLD_SNAPSHOTS + 1)
@@ -47,7 +48,7 @@ class SwapState(Enum):
 
 
 class Swap:
-    """The swap of a transport that remembers no answers. Others extend the three steps."""
+    """The swap of a transport that remembers no answers. Other transports extend the three steps."""
 
     def __init__(self, engine: DefinitionEngine, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -63,7 +64,7 @@ class Swap:
         self.state = SwapState.PREPARING
 
     def commit(self) -> Snapshot | None:
-        """Serve the snapshot from now on. Returns the one that it replaces."""
+        """Serve the snapshot from now on. Returns the snapshot that it replaces."""
         assert self.state in (SwapState.NEW, SwapState.PREPARING)
         self.state = SwapState.COMMITTED
         replaced, self._engine.snapshot = self._engine.snapshot, self.snapshot

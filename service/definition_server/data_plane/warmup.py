@@ -1,8 +1,8 @@
 """Warm-up before READY: the first calls of a process are its slowest, so the worker makes them itself.
 
 A temporary server with a key of its own serves the worker's handlers, and every path of a client's
-first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist then
-will live as long as the process, so they are exempted from garbage collection (``gc.freeze``).
+first calls (connection, authentication, found, missing, refused, health) is exercised once. All objects that exist
+after these calls live as long as the process, so they are exempted from garbage collection (``gc.freeze``).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from definition_server.ipc.messages import Configure
 from definition_server.ipc.stats import unshared_slot
 
 _YOUNG_OBJECTS = 5000
-"""Objects in the youngest generation before it is collected. Calls on the native transport create none that the
-collector tracks, but an attacker's streams do: with Python's default of 700 the collector would run twenty times a
-second and free nothing (docs/runtime-flags.md)."""
+"""The number of objects in the youngest generation at which it is collected. Calls on the native transport create no
+objects that the collector tracks, but an attacker's streams do: with Python's default of 700 the collector would run
+twenty times a second and free nothing (docs/runtime-flags.md)."""
 _YOUNG_COLLECTIONS, _MIDDLE_COLLECTIONS = 2, 40
-"""The number of collections of the youngest generation before the middle one is collected too, and of the middle one
-before all generations are. Python's own values are 10 and 10: the middle one then has up to 55,000 objects, which are
-examined in one pause (26 ms of CPU time beside 256 connections with wrong keys)."""
+"""The number of collections of the youngest generation before the middle generation is also collected, and the number
+of collections of the middle generation before all generations are collected. Python's own values are 10 and 10: the
+middle generation then has up to 55,000 objects, which are examined in one pause (26 ms of CPU time with 256 connections
+with wrong keys)."""
 
 
 class WarmUp:
@@ -45,7 +46,7 @@ class WarmUp:
         """Open the sockets.
 
         Raises:
-            OSError: where there is no descriptor.
+            OSError: if no descriptor is left.
         """
         self._config = replace(config, host="127.0.0.1", port=0)
         self._listener: socket.socket | None = None
@@ -64,7 +65,7 @@ class WarmUp:
         engine.snapshot = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
         endpoint = Endpoint(engine, KeyRing([sha256(key.encode()).hexdigest()]), unshared_slot())
         transport = create_transport(self._config, endpoint, self._listener)
-        logging.disable(logging.INFO)  # log lines about clients would be about ourselves
+        logging.disable(logging.INFO)  # log lines about clients would be about this process itself
         try:
             await transport.start()
             await transport.set_serving(True)

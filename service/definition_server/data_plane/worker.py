@@ -1,7 +1,7 @@
 """One worker process: ``python -m definition_server.data_plane.worker CONTROL_FD STATS_FD [LISTENER_FD]``.
 
 The master starts it with a control socket, a stats page of its own and, for a transport that can use it, the listening
-socket. Everything else arrives over the control socket. A worker receives its configuration, confines itself
+socket. All other input arrives over the control socket. A worker receives its configuration, confines itself
 (`confine`), warms up, opens the port, reports READY and serves, and swaps snapshots as they are published. It drains
 and exits with 0 when the master sends `Drain` or is gone. Signals do not make it drain.
 """
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EXIT_CANNOT_START = 3
-"""The port could not be opened, or the first message of the master was not the configuration."""
+"""The exit code if the port could not be opened, or if the first message of the master was not the configuration."""
 
 EXIT_ORPHANED = 4
-"""The master was gone, and the worker did not drain in time."""
+"""The exit code if the master was gone and the worker did not drain in time."""
 
 _BEAT_SECONDS = 0.25
 _EXIT_MARGIN_SECONDS = 5.0
@@ -62,9 +62,9 @@ _CALLS_REPORT_SECONDS = 1.0
 _KEYS_SEEN_AGAIN_SECONDS = 10.0
 _CONNECTIONS_PER_SECOND = 100
 """The use of a key is noted when a call is authorized. The native transport remembers the authorization of each
-connection, so that calls need no check, and forgets it at the interval above, or at a longer one if there are more
-connections than this number times the interval. Each connection then decodes one header block again, which takes some
-50 µs."""
+connection, so that calls need no check. It drops these authorizations at the interval above, or at a longer interval if
+there are more connections than this number times the interval. Each connection then decodes one header block again,
+which takes some 50 µs."""
 
 
 class Worker:
@@ -84,7 +84,7 @@ class Worker:
         sampled: CallSampling | None,
     ) -> None:
         self._sampled = sampled
-        """If calls are sampled, they are counted on this object instead of the slot."""
+        """The object on which calls are counted in place of the slot, if calls are sampled."""
         self._freed = freed
         self._tls = tls
         """TLS files that were received and are not loaded yet."""
@@ -101,7 +101,7 @@ class Worker:
         self._begin_swap: Callable[[Snapshot], Swap] = partial(Swap, self._engine)
         """Begins a swap: the method of the transport, once there is a transport."""
         self._status_changed = asyncio.Event()
-        """Set when another snapshot is served, which is to be reported to health and to the master."""
+        """Set when another snapshot is served, so that this is reported to health and to the master."""
         self._coming: Snapshot | None = None
         """The newest snapshot that was published and is not served yet."""
         self._published = asyncio.Event()
@@ -243,7 +243,7 @@ class Worker:
     def _add_peer(self, number: int, descriptor: int) -> None:
         try:
             self._balancer.add(number, map_peer(descriptor))
-        except (OSError, ValueError) as error:  # its only effect: connections are left to fewer workers
+        except (OSError, ValueError) as error:  # the message has one effect: connections are left to fewer workers
             log.error("Control message ignored", error=f"a peer's page: {error}")
 
     def _open(self, message: messages.Publish, descriptor: int) -> None:
@@ -282,7 +282,7 @@ class Worker:
             await swap.release()
 
     def _commit(self, swap: Swap) -> None:
-        """Serve ``swap``'s snapshot from now on, report this, and release the previous one."""
+        """Serve ``swap``'s snapshot from now on, report this, and release the previous snapshot."""
         # A call that already holds the old snapshot keeps its memory mapped.
         replaced = [swap.commit()]
         footer = swap.snapshot.footer
@@ -308,7 +308,7 @@ class Worker:
                 self._keys.authorize_again()
             used = self._keys.take_used()
             if used:
-                with suppress(ChannelClosed):  # the reader of the channel notices it, too
+                with suppress(ChannelClosed):  # the reader of the channel also notices it
                     self._channel.send(messages.KeysUsed(used))
 
     async def _report_calls(self) -> None:
@@ -317,7 +317,7 @@ class Worker:
             await asyncio.sleep(_CALLS_REPORT_SECONDS)
             calls = self._sampled.take()
             if calls is not None:
-                with suppress(ChannelClosed):  # the reader of the channel notices it, too
+                with suppress(ChannelClosed):  # the reader of the channel also notices it
                     self._channel.send(calls)
 
     async def _return_memory(self) -> None:
@@ -339,11 +339,11 @@ def _release_soon(replaced: list[Snapshot | None]) -> None:
     """Release the snapshot in ``replaced``, which holds the last reference to it, in a thread of its own.
 
     Releasing it unmaps its memory. If the master has closed its descriptor, this frees hundreds of megabytes of pages,
-    which takes ten milliseconds and more (measured: 13.5 ms for 200 MB). No call should wait for that. The interpreter
-    lock is not held meanwhile.
+    which takes ten milliseconds and more (measured: 13.5 ms for 200 MB). No call should wait for the release. The
+    interpreter lock is not held during the release.
     """
     # If no thread can be started (a limit of processes), the memory is released when the caller returns. Calls then
-    # wait, which is better than a failure.
+    # wait for the release, which is better than a failure.
     with suppress(RuntimeError):
         threading.Thread(target=_release, args=(replaced,), name="snapshot-release", daemon=True).start()
 
@@ -422,7 +422,7 @@ def main(arguments: list[str]) -> int:
     reserve_standard_descriptors()
     leave_signals_to_the_master()
     control, stats, *listeners = (int(argument) for argument in arguments)
-    # Lines are held back until the process is confined, because a thread writes them.
+    # Log lines are held back until the process is confined, because a thread writes them.
     configure_logs("production", "INFO", hold=True)
     channel = Channel.inherited(control)
     slot = map_own(stats)
@@ -435,8 +435,8 @@ def main(arguments: list[str]) -> int:
         config, tls = configuration
         channel.send(messages.Mapped())
         configure_logs(config.app_env, config.log_level)
-        # The order matters: first everything that must be opened, then the confinement, then threads and the event
-        # loop.
+        # The order matters: first all files and sockets are opened, then the process is confined, then threads and the
+        # event loop start.
         warm_up, freed, sampled = WarmUp(config), freed_memory(), _sampling(slot, config)
         confinement = Confinement(config, tls=tls is not None)
         confinement.enter()

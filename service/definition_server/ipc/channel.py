@@ -1,7 +1,7 @@
 """The control socket between the master and one worker: ``AF_UNIX``/``SOCK_SEQPACKET``, one message per datagram.
 
 Descriptors travel with their message by ``SCM_RIGHTS`` (``unix(7)``), from the master to a worker and never back: the
-master's end provides no buffer for descriptors, so the kernel closes any that a worker sends. Both ends are
+master's end provides no buffer for descriptors, so the kernel closes any descriptor that a worker sends. Both ends are
 non-blocking. When the process at the other end has ended, `ChannelClosed` is raised.
 """
 
@@ -16,14 +16,14 @@ from definition_server.ipc.messages import FROM_MASTER, FROM_WORKER, Message, Me
 
 _MAX_FROM_MASTER = 64 * 1024
 _MAX_FROM_WORKER = 4 * 1024
-"""Octets of a datagram. A longer one is refused."""
+"""The most octets of a datagram from a worker. A longer datagram is refused."""
 
 MAX_DESCRIPTORS = 3
-"""Descriptors that may come with one message: certificate, key and client authorities."""
+"""The most descriptors that one message may carry: certificate, key and client authorities."""
 
 _DESCRIPTOR_SIZE = 4
 _SCARCE = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
-"""Errors that mean that the kernel lacks a resource at the moment. The other end is not gone then."""
+"""Errors which show that the kernel lacks a resource at the moment, and not that the other end is gone."""
 
 
 class ChannelClosed(Exception):
@@ -40,7 +40,7 @@ class Channel:
         self._expects = expects
         of_worker = expects is FROM_MASTER
         self._most_octets = _MAX_FROM_MASTER if of_worker else _MAX_FROM_WORKER
-        # CMSG_LEN and not CMSG_SPACE, whose padding has room for one more descriptor.
+        # CMSG_LEN is used and not CMSG_SPACE, whose padding has room for one more descriptor.
         self._room = socket.CMSG_LEN(MAX_DESCRIPTORS * _DESCRIPTOR_SIZE) if of_worker else 0
 
     @classmethod
@@ -68,10 +68,11 @@ class Channel:
         """Send ``message``, with ``descriptors`` if given (the receiver gets duplicates).
 
         Returns:
-            False where it cannot be sent now (the other end does not read, the kernel lacks memory). Try again later.
+            False if the message cannot be sent now (the other end does not read, or the kernel lacks memory). Try again
+            later.
 
         Raises:
-            ChannelClosed: where the other end is gone.
+            ChannelClosed: if the other end is gone.
         """
         try:
             socket.send_fds(self._socket, [encode(message)], list(descriptors))
@@ -87,11 +88,12 @@ class Channel:
         """The next message and its descriptors, which the caller closes; None if no message waits.
 
         Raises:
-            ChannelClosed: where the other end is gone.
-            MessageError: where the datagram is not a valid message, or carries descriptors that this end does not take.
+            ChannelClosed: if the other end is gone.
+            MessageError: if the datagram is not a valid message, or carries descriptors that this end does not take.
         """
         try:
-            # Not socket.recv_fds, which ignores its flags: the descriptors would leak into child processes.
+            # socket.recv_fds is not used, because it ignores its flags: the descriptors would leak into child
+            # processes.
             datagram, ancillary, flags, _ = self._socket.recvmsg(self._most_octets, self._room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None

@@ -16,8 +16,8 @@ SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _BATCH_PIECES = 1024
 """The most pieces in one ``writev``: IOV_MAX of Linux."""
 _BATCH_OCTETS = 1 << 20
-"""Pieces of so many octets are written together, and no piece waits for more: the caller's generator can free each
-piece when the next is requested.
+"""The octets from which pieces are written together without waiting for more pieces: the caller's generator can free
+each piece when the next one is requested.
 """
 
 
@@ -29,7 +29,7 @@ def create_sealed(name: str, pieces: Iterable[bytes | memoryview]) -> int:
     """A sealed memfd that holds ``pieces`` one after the other. The caller closes the descriptor.
 
     Raises:
-        OSError: where memory or descriptors are exhausted.
+        OSError: if memory or descriptors are exhausted.
     """
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -72,8 +72,8 @@ def map_sealed(descriptor: int) -> mmap:
     """Map a sealed memfd for reading. The mapping outlives the descriptor.
 
     Raises:
-        NotSealedError: where a seal is missing, or the memory is empty.
-        OSError: where it cannot be mapped.
+        NotSealedError: if a seal is missing, or the memory is empty.
+        OSError: if the memory cannot be mapped.
     """
     seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     if seals & SEALS != SEALS:

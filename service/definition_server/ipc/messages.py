@@ -6,7 +6,7 @@ after every swap, `KeysUsed` and `CallsSampled`. A message is one datagram of JS
 JSON is readable in ``strace``. They arrive in the order in which they are sent.
 
 The reader of a datagram does not trust its writer. `decode` accepts the message types that this end expects, with
-exactly their fields, each of exactly its type and within its range; anything else is a `MessageError`.
+exactly their fields, each of exactly its type and within its range. It raises `MessageError` for any other datagram.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MessageError(ValueError):
 class Configure:
     """The configuration of a worker.
 
-    It holds no secrets: keys come as digests by `Keys`. With TLS, the message carries the descriptors of `TlsFiles`.
+    It holds no secrets: keys arrive as digests, in `Keys`. With TLS, the message carries the descriptors of `TlsFiles`.
 
     A limit of 0 means no limit. Times are in seconds.
     """
@@ -53,7 +53,7 @@ class Configure:
     version_metadata: bool = True
     """Whether the metadata of answers name the catalogue."""
     trace_one_call_in: int = 0
-    """One call of this many is reported by `CallsSampled`; 0: none."""
+    """One of so many calls is reported by `CallsSampled`; 0: no call is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """The worker of that page has ended, and accepts no more connections."""
+    """The worker with this number has ended, and accepts no more connections."""
 
     number: int
 
@@ -167,7 +167,7 @@ _MOST_INTEGER = 2**64 - 1
 _MOST_TEXT = 4096
 _MOST_ITEMS = 256
 _SHOWN = 120
-"""Octets of a refused datagram that its error quotes."""
+"""The most octets of a refused datagram that its error quotes."""
 
 
 def encode(message: Message) -> bytes:
@@ -179,7 +179,7 @@ def decode(datagram: bytes, expected: tuple[type[Message], ...]) -> Message:
     """The message in ``datagram``, of one of the ``expected`` types.
 
     Raises:
-        MessageError: where the datagram is not such a message. The text quotes its first octets.
+        MessageError: if the datagram is not a message of these types. The text quotes its first octets.
     """
     try:
         values = json.loads(datagram, parse_constant=_refuse_constant)

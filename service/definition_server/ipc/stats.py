@@ -1,10 +1,10 @@
 """The stats pages: one page of sealed memory per worker process, with 64-bit counters.
 
-A worker is the only writer of its page, and adds without a lock. It maps the page before its first client, and reports
-that to the master, which then seals the memory against every further writer (`StatsPage.seal`). The master, and the
-other workers, which read the worker's connection count before they accept a connection, can only read it. So a faulty
-worker damages only its own page; `control_plane.worker_stats` checks the values in it. The master never maps a page: it
-reads it by ``pread``, which cannot fail with SIGBUS.
+A worker is the only writer of its page, and adds without a lock. The worker maps the page before its first client
+connects, and reports this to the master, which then seals the memory against every further writer (`StatsPage.seal`).
+The master can only read the page, and so can the other workers, which need the connection count before they accept a
+connection. So a faulty worker damages only its own page; `control_plane.worker_stats` checks the values. The master
+never maps a page: it reads the page by ``pread``, which cannot fail with SIGBUS.
 
 Two values of one page may differ by one request, but each value is consistent, because an aligned 64-bit store is
 atomic.
@@ -33,7 +33,7 @@ REFUSALS = ("peer_limit", "full", "evicted", "no_call")
 """
 
 BUCKETS = len(LATENCY_BOUNDS) + 1
-"""Latency buckets of a method."""
+"""The number of latency buckets of a method."""
 _HASH_WORDS = 4
 _WORD = 8
 _SEALED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -76,9 +76,10 @@ class Room(IntEnum):
 
     FREE = 0
     FULL = 1
-    """It has the most connections allowed; idle ones without an authorized call are closed in favour of new ones."""
+    """The worker has the most connections allowed. Idle connections without an authorized call are closed in favour of
+    new ones."""
     TAKEN = 2
-    """It has the most connections allowed, and all have made an authorized call."""
+    """The worker has the most connections allowed, and an authorized call was made on each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class SlotReading:
     connections: int
     """Connections that are open now."""
     opened: int
-    """Connections that it has accepted so far."""
+    """Connections that the worker has accepted so far."""
     requests: dict[str, int]
     """Status → requests."""
     latency: dict[str, tuple[int, ...]]
@@ -210,7 +211,7 @@ class StatsPage:
         """A page of zeros whose size is fixed.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         self.descriptor = os.memfd_create("definition-server-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -221,10 +222,10 @@ class StatsPage:
             raise
 
     def seal(self) -> None:
-        """Leave the page writable for those that have mapped it, and for nobody else.
+        """Leave the page writable only for processes that have mapped it.
 
         Raises:
-            OSError: where that is not possible. The worker has then sealed it in another way.
+            OSError: if the page cannot be sealed, because the worker has sealed it in another way.
         """
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
@@ -242,7 +243,7 @@ def map_own(descriptor: int) -> Slot:
     """A worker's own page, writable. Closes ``descriptor``: the mapping stays.
 
     Raises:
-        OSError: where it cannot be mapped.
+        OSError: if the page cannot be mapped.
     """
     try:
         return Slot(memoryview(mmap(descriptor, SLOT_SIZE)).cast("Q"))
@@ -254,8 +255,8 @@ def map_peer(descriptor: int) -> Slot:
     """Another worker's page, which can only be read. Closes ``descriptor``.
 
     Raises:
-        OSError: where it cannot be mapped.
-        ValueError: where it is too short.
+        OSError: if the page cannot be mapped.
+        ValueError: if the page is too short.
     """
     try:
         return Slot(memoryview(mmap(descriptor, SLOT_SIZE, flags=MAP_SHARED, prot=PROT_READ)).cast("Q"))

@@ -2,7 +2,7 @@
 
 The master reads the files that an operator writes, and keeps the octets of the last set that was good. A worker gets
 them as sealed memory, by descriptors that a message carries, so it needs no file. So a worker that is started while the
-files on disk do not match serves with the last good ones, as the others do.
+files on disk do not match serves with the last good files, like the other workers.
 
 Libraries load PEM by path. The path of a descriptor in ``/proc/self/fd`` opens its memory, inside the jail too:
 Landlock restricts only files in mounted file systems, and this memory is not in one.
@@ -20,13 +20,13 @@ from definition_server.ipc.memory import SEALS, NotSealedError, create_sealed
 
 
 class TlsFiles:
-    """Descriptors of sealed memory, which this object owns. A context: it closes them."""
+    """Descriptors of sealed memory, which this object owns. As a context, it closes them."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
-        """``descriptors``: certificate chain, key and, where clients need a certificate, their authorities.
+        """``descriptors``: certificate chain, key and, if clients need a certificate, their authorities.
 
         Raises:
-            NotSealedError: where they are not two or three pieces of sealed memory. They are closed then.
+            NotSealedError: if the descriptors are not two or three pieces of sealed memory. They are closed then.
         """
         self.descriptors = tuple(descriptors)
         try:
@@ -43,12 +43,12 @@ class TlsFiles:
         """Copy the octets into sealed memory.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         contents = (certificate, key) if client_authorities is None else (certificate, key, client_authorities)
         made: list[int] = []
         try:
-            made.extend(create_sealed("tls", [content]) for content in contents)  # a failure leaves the earlier ones
+            made.extend(create_sealed("tls", [content]) for content in contents)  # a failure leaves earlier ones open
         except BaseException:
             for descriptor in made:
                 os.close(descriptor)
@@ -98,5 +98,5 @@ def _path(descriptor: int) -> str:
 def _is_sealed(descriptor: int) -> bool:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
-    except OSError:  # it is not such memory
+    except OSError:  # the descriptor is not sealed memory
         return False

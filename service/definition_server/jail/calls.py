@@ -1,8 +1,8 @@
 """The system calls that a worker may make once it is confined. All others fail with EPERM.
 
 A worker serves connections of an existing socket from existing memory. So it may use its memory, its threads, its
-clocks and existing descriptors. It may not reach anything else: open files, make sockets or processes, or access other
-processes' memory, signals or priority.
+clocks and existing descriptors. It may not open files, make sockets or processes, or access the memory, signals or
+priority of other processes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PRCTL_OPTIONS = (3, 15, 16, 38, 0x53564D41)
 """PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_VMA."""
 
 _IPPROTO_TCP, _TCP_NODELAY = 6, 1
-"""The socket options that may be set. Connections inherit the options of the listening socket, which all workers share:
-another option, such as a buffer of hundreds of octets, or a SO_LINGER or TCP_USER_TIMEOUT that resets connections,
-would affect all workers."""
+"""The level and name of the only socket option that may be set. Connections inherit the options of the listening
+socket, which all workers share: another option, such as a buffer of hundreds of octets, or a SO_LINGER or
+TCP_USER_TIMEOUT that resets connections, would affect all workers."""
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
-    # Name: numbers on x86-64 and aarch64. Frequent calls come first, because the filter compares in this order.
+    # Name: numbers on x86-64 and aarch64. Frequent calls are first, because the filter compares in this order.
     "sendto": (44, 206), "recvfrom": (45, 207), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "read": (0, 63),
     "write": (1, 64), "writev": (20, 66), "sendmsg": (46, 211), "recvmsg": (47, 212), "futex": (202, 98),
     "epoll_ctl": (233, 21), "accept4": (288, 242), "close": (3, 57), "clock_gettime": (228, 113),
@@ -76,12 +76,13 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
 """Every system call that a worker may make, some only with certain arguments (`rules`)."""
 
 OPENING_A_PORT = ("socket", "connect", "bind", "listen")
-"""Refused from the start to a worker that uses the master's socket, and to others once their port is open."""
+"""The calls that are refused from the start to a worker that uses the master's socket, and to other workers once their
+port is open."""
 OPENING_A_FILE = ("open", "openat")
 
 
 def number(architecture: Architecture, name: str) -> int | None:
-    """The number of a call; None if the architecture does not have the call."""
+    """The number of a system call; None if the architecture does not have the call."""
     return NUMBERS[name][0 if architecture is X86_64 else 1]
 
 
@@ -92,7 +93,7 @@ def rules(
 
     Args:
         architecture: The architecture whose call numbers are used.
-        pid: The process itself, the only one that it may signal.
+        pid: The process itself, the only process that it may signal.
         reads_files: Files may be opened for reading, as far as Landlock permits.
         opens_port: Sockets may be made, bound and connected, as far as Landlock permits.
         stacks: A further filter may be installed (`refused_once_started`).
@@ -113,8 +114,8 @@ def rules(
 
 
 def refused_once_started(architecture: Architecture, *, files: bool) -> dict[int, Rule]:
-    """Call number → rule of the second filter, for a worker whose start needed more calls. It refuses sockets, further
-    filters and, with ``files``, opening files."""
+    """Call number → rule of the second filter, for a worker whose start needed more calls. This filter refuses new
+    sockets, further filters and, with ``files``, opening files."""
     names = (*OPENING_A_PORT, "seccomp", *(OPENING_A_FILE if files else ()))
     return {found: Rule(refuse(errno.EPERM)) for name in names if (found := number(architecture, name)) is not None}
 
@@ -125,7 +126,7 @@ def _restricted(pid: int) -> dict[str, Rule]:
     empty_path = Comparison(3, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH)
     own = Rule(when=((Comparison(0, pid),),))
     return {
-        # No address and no "fast open", because either would make a connection without connect(2).
+        # An address and "fast open" are refused, because either would make a connection without connect(2).
         "sendto": Rule(when=((Comparison(3, 0, mask=_MSG_FASTOPEN), *no_address),)),
         "sendmsg": Rule(when=((Comparison(2, 0, mask=_MSG_FASTOPEN),),)),
         "sendmmsg": Rule(when=((Comparison(3, 0, mask=_MSG_FASTOPEN),),)),
@@ -148,13 +149,13 @@ def _restricted(pid: int) -> dict[str, Rule]:
                 for request in (_FIONREAD, _FIONBIO, _FIOCLEX, _FIONCLEX, _TCGETS, _TIOCGWINSZ, _TCGETS2)
             )
         ),
-        # The status of a descriptor, not of a path.
+        # Only the status of a descriptor is allowed, not of a path.
         "newfstatat": Rule(when=((empty_path,),)),
         "statx": Rule(when=((Comparison(2, _AT_EMPTY_PATH, mask=_AT_EMPTY_PATH),),)),
         "open": Rule(when=((Comparison(1, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
         "openat": Rule(when=((Comparison(2, 0, mask=0xFFFFFFFF & ~_O_CLOEXEC),),)),
-        # Threads, but no processes. The filter cannot read clone3's arguments, so clone3 is refused, and the C library
-        # uses clone.
+        # New threads are allowed, new processes are not. The filter cannot read clone3's arguments, so clone3 is
+        # refused, and the C library uses clone.
         "clone": Rule(when=((Comparison(0, _CLONE_THREAD, mask=_CLONE_THREAD),),)),
         "clone3": Rule(refuse(errno.ENOSYS), when=ALWAYS),
         "kill": own,

@@ -16,19 +16,21 @@ _RANDOM = "/dev/urandom"
 
 
 class Extent(StrEnum):
-    """The degree of a worker's confinement, as the worker reports it and ``/statusz`` shows it."""
+    """The degree of a worker's confinement, which the worker reports and ``/statusz`` shows."""
 
     FULL = "full"
-    """Landlock and seccomp."""
+    """Landlock and seccomp are in effect."""
     LANDLOCK = "landlock"
-    """Landlock alone: files and TCP connections are refused, but processes, signals and other sockets are not."""
+    """Landlock alone is in effect: files and TCP connections are refused, but processes, signals and other sockets are
+    not."""
     SECCOMP = "seccomp"
-    """seccomp alone. With TLS or grpcio, files can be opened for reading until the port is open, but not later."""
+    """seccomp alone is in effect. With TLS or grpcio, files can be opened for reading until the port is open, but not
+    later."""
     NONE = "none"
 
 
 def extent_of(text: str) -> Extent:
-    """The extent by its name; `Extent.NONE` for any other text."""
+    """The extent with this name; `Extent.NONE` for any other text."""
     return Extent(text) if text in tuple(Extent) else Extent.NONE
 
 
@@ -47,14 +49,14 @@ class Support(NamedTuple):
 
     @property
     def missing(self) -> str:
-        """The missing protections, for a message; empty where none is missing."""
+        """The missing protections, for a message; empty if none is missing."""
         lacks = [] if self.landlock_abi else ["Landlock"]
         lacks += [] if self.seccomp else ["seccomp filters"]
         return " and ".join(lacks)
 
 
 def support() -> Support:
-    """Query the kernel. Changes nothing."""
+    """Query the kernel, without a change."""
     found = architecture()
     return Support(landlock.abi_version(), found is not None and seccomp.available(found))
 
@@ -64,11 +66,11 @@ class Jail:
     thread.
 
     Args:
-        offered: The protections that the kernel offers; a missing one is left out.
+        offered: The protections that the kernel offers; a missing protection is left out.
         port: The TCP port that this worker binds itself, by gRPC's C-core; 0 if it uses the master's socket.
         opens_memory: Whether the worker may open unnamed memory, whose descriptors it receives, by its path in
-            ``/proc/self/fd``. seccomp cannot distinguish such a path from others; Landlock can. Without Landlock,
-            nothing can be opened once the worker has started.
+            ``/proc/self/fd``. seccomp cannot distinguish such a path from other paths; Landlock can. Without Landlock,
+            no file can be opened once the worker has started.
     """
 
     def __init__(self, offered: Support, *, port: int = 0, opens_memory: bool = False) -> None:
@@ -92,8 +94,8 @@ class Jail:
         ]
 
     def start_is_over(self) -> list[str]:
-        """Called when the port is open: from now on no thread can make a socket or, without Landlock, open a file. No
-        effect if this was refused already.
+        """Called when the port is open. From now on no thread can make a socket or, without Landlock, open a file. No
+        effect if these calls were refused already.
 
         Returns:
             As `enter`.

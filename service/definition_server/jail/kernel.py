@@ -67,6 +67,6 @@ def hide_process() -> None:
     dumps.
 
     ``PR_SET_DUMPABLE`` 0 (prctl(2)): the files of ``/proc/PID`` belong to root, and ptrace(2) is refused to a process
-    without ``CAP_SYS_PTRACE``. It lasts until the next ``exec``.
+    without ``CAP_SYS_PTRACE``. The setting lasts until the next ``exec``.
     """
     prctl(PR_SET_DUMPABLE, 0)

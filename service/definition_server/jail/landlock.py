@@ -1,9 +1,10 @@
 """Landlock (landlock(7)): refuses to open, make, change or remove files, and to make TCP connections.
 
-The ABI version of the kernel determines which accesses it can refuse; all of them are requested. Open files, and
-descriptors that arrive later over a socket, stay usable. Unnamed memory (memfd_create(2)) can be opened through
-``/proc/self/fd``, because it is not in a mounted file system. A restriction applies to the calling thread and the
-threads and processes that it starts afterwards, so it must be made before the first other thread.
+The ABI version of the kernel determines the accesses that the kernel can refuse; the refusal of all of them is
+requested. Open files, and descriptors that arrive later over a socket, stay usable. Unnamed memory (memfd_create(2))
+can be opened through ``/proc/self/fd``, because it is not in a mounted file system. A restriction applies to the
+calling thread and the threads and processes that it starts afterwards, so it must be made before the first other
+thread.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def restrict(abi: int, *, bind_ports: Iterable[int] = (), readable: Iterable[str
     ``readable``.
 
     Raises:
-        OSError: where the kernel refuses.
+        OSError: if the kernel refuses the restriction.
     """
     files, net, scopes = refused_by(abi)
     # A kernel refuses a structure that is longer than its own if the rest is not zero, so each version gets its own

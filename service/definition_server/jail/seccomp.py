@@ -30,7 +30,7 @@ _X32 = 0x40000000
 """The bit in the numbers of x32 system calls, a separate ABI."""
 
 LAST_KNOWN = 470
-"""The newest system call in these tables. A newer one fails with ENOSYS, as on a kernel without it, so that a library
+"""The newest system call in these tables. A newer call fails with ENOSYS, as on a kernel without it, so that a library
 that tries a new call falls back to the old one."""
 
 
@@ -40,17 +40,17 @@ def refuse(number: int) -> int:
 
 
 class Comparison(NamedTuple):
-    """A condition on the low half of an argument: ``argument & mask == value``."""
+    """A condition on half of an argument: ``argument & mask == value``."""
 
     argument: int
     value: int
     mask: int = 0xFFFFFFFF
     high: bool = False
-    """Whether the upper 32 bits of the argument are compared instead of the lower ones. For pointers."""
+    """Whether the upper 32 bits of the argument are compared in place of the lower ones. This is for pointers."""
 
 
 Alternatives = tuple[tuple[Comparison, ...], ...]
-"""A call gets the rule's answer if all tests of one of the alternatives hold, otherwise EPERM."""
+"""A call gets the rule's answer if all comparisons of one of the alternatives hold; otherwise it fails with EPERM."""
 
 ALWAYS: Alternatives = ((),)
 
@@ -75,7 +75,7 @@ class _Program(ctypes.Structure):
 
 
 Instruction = tuple[int, int, int, int]
-"""Code, instructions to skip if true, if false, operand."""
+"""An instruction: code, instructions to skip if true, instructions to skip if false, operand."""
 
 
 def program(architecture: Architecture, rules: Mapping[int, Rule], otherwise: int) -> list[Instruction]:
@@ -97,7 +97,7 @@ def program(architecture: Architecture, rules: Mapping[int, Rule], otherwise: in
 
 
 def _block(rule: Rule) -> list[Instruction]:
-    """The instructions that answer one call, whose number has matched."""
+    """The instructions that answer one call after its number has matched."""
     written: list[Instruction] = []
     for tests in rule.when:
         passed: list[Instruction] = [(_RETURN, 0, 0, rule.answer)]
@@ -126,7 +126,7 @@ def install(architecture: Architecture, instructions: list[Instruction], *, ever
     of this process.
 
     Raises:
-        OSError: where the kernel refuses.
+        OSError: if the kernel refuses the filter.
     """
     array = (_Instruction * len(instructions))(*(_Instruction(*each) for each in instructions))
     filter_program = _Program(len(instructions), array)

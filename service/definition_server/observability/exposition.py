@@ -79,12 +79,12 @@ class _Restricted(Collector):
 def _best_range(accept: str) -> str:
     """The media range with the highest weight that can be satisfied, as `choose_encoder` reads it.
 
-    Empty if there is none: the classic text format is then sent, as 12.5.1 allows.
+    The result is empty if there is none. The classic text format is then sent, as 12.5.1 allows.
     """
     ranges = [each for each in _weighted(accept) if each[2].get("version", "") in _VERSIONS.get(each[1], ())]
     if not ranges:
         return ""
-    # Of equal weights the first is used. `sorted` is stable.
+    # Among equal weights the first one is used, because `sorted` is stable.
     _, kind, parameters = sorted(ranges, key=lambda each: -each[0])[0]
     kept = [f"{name}={parameters[name]}" for name in ("version", "escaping") if parameters.get(name)]
     return "; ".join((kind, *kept))
@@ -111,7 +111,8 @@ def _wants_gzip(accept_encoding: str) -> bool:
 def _weighted(field: str, *, zero: bool = False) -> Iterator[tuple[float, str, dict[str, str]]]:
     """The elements of a list with weights: weight, value in lower case, the other parameters.
 
-    Malformed elements are left out. Unless ``zero`` is set, so are elements of weight 0, which means "not acceptable".
+    Malformed elements are left out. Unless ``zero`` is set, elements of weight 0 are also left out, because 0 means
+    "not acceptable".
     """
     for element in _ELEMENT.findall(field):
         value, *rest = (part.strip() for part in _PARAMETER.findall(element) or [""])

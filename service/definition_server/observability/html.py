@@ -1,7 +1,7 @@
-"""HTML in which everything except our own tags is escaped: text becomes HTML in one place, `text`.
+"""HTML in which all text except our own tags is escaped. Only the function `text` makes HTML from text.
 
 The type `Html` marks text that is HTML already. `element` accepts both and escapes all other text. So a name from a
-table appears on a page only as text, whatever it contains.
+table appears on a page only as text, whatever characters it contains.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def joined(parts: Iterable[str | Html]) -> Html:
 def element(name: str, content: Content = "", /, **attributes: str | None) -> Html:
     """The element ``name`` with ``content``.
 
-    ``attributes``: values are escaped; one that is None is left out; ``_`` in a name stands for ``-``, and one at its
-    end is dropped (``class_``).
+    ``attributes``: values are escaped; an attribute whose value is None is left out; ``_`` in a name stands for ``-``,
+    and a ``_`` at the end of a name is dropped (``class_``).
     """
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{text(value)}"'

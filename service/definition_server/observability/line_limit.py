@@ -1,4 +1,4 @@
-"""A limit for log lines that untrusted clients cause, so that they cannot make the server write without end."""
+"""A limit for log lines that untrusted clients cause, so that clients cannot make the server write without end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ PER_SECOND = 2.0
 
 
 class LineLimit:
-    """Admits `BURST` lines at once, and `PER_SECOND` in the long run. Time is an argument, in seconds."""
+    """Admits `BURST` lines at once, and `PER_SECOND` in the long run. The caller passes the time, in seconds."""
 
     def __init__(self) -> None:
         self._tokens = float(BURST)

@@ -3,11 +3,11 @@
 stdout may stop accepting octets at any time: a pipe whose reader hangs, a terminal on which Ctrl-S was pressed, a full
 disk. A ``write(2)`` then blocks, and an event loop that logs would block with it. So callers put whole lines into a
 bounded queue, and one thread writes them in order, each by one ``write(2)``: lines of up to PIPE_BUF octets from
-several processes are never mixed up in a pipe (``pipe(7)``).
+several processes are never mixed in a pipe (``pipe(7)``).
 
 If the queue is full, new lines are dropped and counted; the oldest lines are kept, because they show the cause. As soon
-as lines can be written again, one line reports the number of dropped lines at the place of the gap. If the reader is
-gone (EPIPE), the current line is lost. On a full disk nothing is lost until the queue is full: the thread tries the
+as lines can be written again, one line at the place of the gap reports the number of dropped lines. If the reader is
+gone (EPIPE), the current line is lost. On a full disk no line is lost until the queue is full: the thread tries the
 line again every second.
 
 The queue is a `queue.SimpleQueue`, whose ``put`` is reentrant: a destructor or a signal handler may log while its
@@ -26,8 +26,8 @@ from queue import Empty, SimpleQueue
 
 MOST_LINES = 10_000
 MOST_OCTETS = 8 * 1024 * 1024
-"""The most lines and octets that wait in one process. A line has about 200 octets, so `MOST_LINES` is normally reached
-first.
+"""The most lines (`MOST_LINES`) and octets that wait in one process. A line has about 200 octets, so `MOST_LINES` is
+normally reached first.
 """
 _RETRY_SECONDS = 1.0
 """Seconds between two attempts to write to a full disk."""
@@ -52,14 +52,14 @@ class LineWriter:
         self._gap = gap
 
     def _begin(self) -> None:
-        """Set the state of a process that has written nothing."""
+        """Set the state of a process that has not written a line."""
         self._queue: SimpleQueue[bytes | int | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        # Each number is written by one side only. These are written by the callers, one at a time under the handler's
+        # Only one side writes each number. The callers write the following numbers, one at a time under the handler's
         # lock:
         self._accepted = self._accepted_octets = 0
         self._refused = self._refused_in_queue = 0
-        # These are written by the thread:
+        # The thread writes the following numbers:
         self._taken = self._taken_octets = 0
         self._refused_reported = 0
         self._lost = self._lost_reported = 0
@@ -67,7 +67,7 @@ class LineWriter:
         self._deadline: float | None = None
 
     def begin_again(self) -> None:
-        """Forget all lines. For a forked child, which has no such thread: the parent writes the lines."""
+        """Forget all lines. This is for a forked child, which has no such thread. The parent writes the lines."""
         self._begin()
 
     @property
@@ -95,13 +95,13 @@ class LineWriter:
         self._start()
 
     def release(self) -> None:
-        """Start the thread now, even if no line waits. Later there may be no memory for it, and then ``start`` can hang
-        (it waits for a thread that ended before it reported that it runs; seen with Python 3.11)."""
+        """Start the thread now, even if no line waits. Later there may be no memory for a thread, and then ``start``
+        can hang (it waits for a thread that ended before it reported that it runs; seen with Python 3.11)."""
         self._held = False
         self._start()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until every line so far is written, at most for ``seconds``. Returns whether all are."""
+        """Wait until all lines so far are written, at most for ``seconds``. Returns whether they are."""
         if not self.waiting:
             return True
         self._held = False
@@ -116,7 +116,7 @@ class LineWriter:
         if self._thread is not None or self._held:
             return
         thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self._thread = thread  # set before it runs, because starting a thread may log
+        self._thread = thread  # set before the thread runs, because starting a thread may log
         try:
             thread.start()
         except RuntimeError:
@@ -136,7 +136,7 @@ class LineWriter:
         while (item := self._queue.get()) is not None:
             try:
                 self._take(item)
-            except Exception:  # noqa: BLE001 - a bug, or no memory: it costs a line, and not all that come later
+            except Exception:  # noqa: BLE001 - a bug, or no memory: it costs one line, and not all later lines
                 self._lost += 1
 
     def _take(self, item: bytes | int | threading.Event) -> None:

@@ -29,13 +29,14 @@ _LEVELS = {"warning": "WARN", "critical": "FATAL", "exception": "ERROR"}
 _STANDARD = {"DEBUG": 10, "INFO": 20, "WARN": 30, "ERROR": 40, "FATAL": 50}
 
 FLUSH_SECONDS = 1.0
-"""Seconds for which the end of the process waits until stdout has taken the last lines; a FATAL line waits as long."""
+"""Seconds for which the end of the process waits until stdout has taken the last lines; the logging of a FATAL line
+waits for the same time."""
 
 EventDict = MutableMapping[str, Any]
 
 _writers: dict[int, LineWriter] = {}
-"""Descriptor → its writer. A process has one. If logging is set up again, it continues to use this writer, so lines
-stay in order.
+"""Descriptor → its writer. A process has one writer. If logging is set up again, it continues to use this writer, so
+lines stay in order.
 """
 
 
@@ -89,7 +90,7 @@ def configure_logs(app_env: str, level: str, *, hold: bool = False) -> None:
 
 
 def log_warnings_to_stderr() -> None:
-    """For a command whose result goes to stdout: log only warnings and errors, as readable lines on stderr."""
+    """For a command that prints its result on stdout: log only warnings and errors, as readable lines on stderr."""
     structlog.configure(
         processors=[
             structlog.stdlib.add_log_level,
@@ -106,7 +107,7 @@ def _log_what_python_would_print() -> None:
     """Log the texts that Python would write to stderr: uncaught exceptions and warnings.
 
     stderr is usually the same pipe as stdout, so such a write could block a thread, or an event loop, for ever. (The
-    output of a crash in native code, and of `faulthandler`, still goes to stderr.)
+    output of a crash in native code, and of `faulthandler`, is still written to stderr.)
     """
     log = get_logger("definition_server")
 
@@ -158,7 +159,8 @@ class _LineHandler(logging.Handler):
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log ``record``. Waits only after a FATAL line, which a process writes before it ends, for a limited time."""
+        """Log ``record``. This waits only after a FATAL line, which a process writes before it ends, and for a limited
+        time."""
         try:
             line = self.format(record) + "\n"
             self._writer.put(line.encode(errors="backslashreplace"))
@@ -169,7 +171,7 @@ class _LineHandler(logging.Handler):
 
 
 def _handler(stream: TextIO | None, formatter: logging.Formatter, hold: bool) -> logging.Handler:
-    """The handler that writes to ``stream``; in a thread, if the stream has a descriptor."""
+    """The handler that writes to ``stream``. If the stream has a descriptor, a thread writes."""
     if stream is None:  # the process was started with stdout closed
         return logging.NullHandler()
     handler: logging.Handler
@@ -226,8 +228,8 @@ def _exception_fields(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _visible(_: Any, __: str, event: EventDict) -> EventDict:
-    """Escapes control characters of the message, which may come from a library. The renderer escapes those of the
-    fields."""
+    """Escapes control characters of the message, which may be a library's. The renderer escapes the control characters
+    of the fields."""
     event["event"] = _escaped(str(event["event"]))
     return event
 

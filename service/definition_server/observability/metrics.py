@@ -1,7 +1,7 @@
 """Metric names, and the collector that fills them from a `ServiceStatus` when Prometheus scrapes.
 
 Existing dashboards and alerts query ``avap_cache_size`` and ``avap_requests_total{status=…}`` under exactly these names
-and labels. The master counts nothing: counters come from the workers' stats page.
+and labels. The master does not count: the counters are those of the workers' stats pages.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def create_registry(read: Callable[[], ServiceStatus]) -> CollectorRegistry:
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """A gauge without labels. It has no sample if there is no value yet."""
+    """A gauge without labels. The gauge has no sample if there is no value yet."""
     if value is None:
         return GaugeMetricFamily(name, text, labels=())
     return GaugeMetricFamily(name, text, value=float(value))

@@ -1,6 +1,7 @@
 """The operator's next steps, derived from the status: a sentence for each fault, and the page with details.
 
-The sentences are fixed texts; numbers and hashes come from the status. They contain no error texts and no names.
+The sentences are fixed texts; numbers and hashes are those of the status. The sentences contain no error texts and no
+names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from definition_server.observability.reasons import Reason
 from definition_server.observability.status import ServiceStatus
 
 EXPIRES_SOON_SECONDS = 14 * 86_400
-"""As `DefinitionServerCertificateExpiresSoon`."""
+"""The limit of the alert `DefinitionServerCertificateExpiresSoon`."""
 SHOWN_DIGITS = 16
 
 _ACCESS, _DAMAGED = "runbooks/database-access.md", "runbooks/table-damaged.md"
@@ -83,22 +84,22 @@ class Urgency(StrEnum):
     WARN = "warn"
     """There is a fault, but clients are served."""
     NOTE = "note"
-    """The state was requested by an operator."""
+    """An operator requested the state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do."""
+    """One step for the operator."""
 
     urgency: Urgency
     text: str
-    """Commands are between backticks."""
+    """The sentence; commands in it are between backticks."""
     page: str
-    """Path below ``docs``, with an anchor where it has one."""
+    """Path below ``docs``, with an anchor if it has one."""
 
 
 def next_steps(status: ServiceStatus, now: float) -> list[Step]:
-    """The next steps, the most urgent first; empty where there are none. ``now``: seconds since the epoch."""
+    """The next steps, the most urgent first; empty if no step is needed. ``now``: seconds since the epoch."""
     steps = [*_serving(status), *_reading(status), *_wishes(status), *_rows(status), *_machine(status, now)]
     order = list(Urgency)
     return sorted(steps, key=lambda step: order.index(step.urgency))

@@ -1,6 +1,6 @@
 """Export of spans and metrics by OTLP over HTTP, with OpenTelemetry's SDK. Imported only if the export is on.
 
-Spans come from `tracing`, with their own ids; a provider of the SDK converts them to its spans, so that its sampler,
+`tracing` supplies spans with their own ids; a provider of the SDK converts them to its spans, so that its sampler,
 limits, batches and bounded queue apply (``OTEL_TRACES_SAMPLER``, ``OTEL_BSP_*``). Metrics are those of ``/metrics``,
 under the same names: the families that Prometheus would get, in OTLP's form.
 """
@@ -68,7 +68,7 @@ _NOT_SENT = "it could not be sent"
 
 
 def parse_headers(text: str) -> dict[str, str]:
-    """``name=value`` pairs with commas between, percent-encoded or not, as ``OTEL_EXPORTER_OTLP_HEADERS`` has them."""
+    """The ``name=value`` pairs of ``OTEL_EXPORTER_OTLP_HEADERS``, separated by commas, percent-encoded or not."""
     pairs = (each.partition("=") for each in text.split(","))
     return {name.strip().lower(): unquote(value.strip()) for name, separator, value in pairs if separator}
 
@@ -87,7 +87,7 @@ class _GivenIds(IdGenerator):
 
 
 class _Session(requests.Session):
-    """A session that notes why its last request failed, in a text of ours."""
+    """A session that records why its last request failed, in a text from this module."""
 
     problem: str | None = None
 
@@ -128,7 +128,7 @@ class _Reported(SpanExporter):
 
 
 class Exporter:
-    """Exports to one collector. To be used in one thread; the SDK has another one, which sends spans."""
+    """Exports to one collector. To be used in one thread; the SDK has another thread, which sends spans."""
 
     def __init__(self, target: Target, attributes: Mapping[str, str], report: Report) -> None:
         """
@@ -138,8 +138,8 @@ class Exporter:
                 ``OTEL_RESOURCE_ATTRIBUTES``) take precedence.
             report: Called with the result of each export.
         """
-        # Silenced: the SDK's log lines quote the collector's answers and addresses, and repeat at each attempt.
-        # `report` replaces them.
+        # The SDK's log lines are suppressed, because they quote the collector's answers and addresses, and are repeated
+        # at each attempt. `report` replaces them.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
         defaults = dict(attributes)
         self._resource = Resource(defaults).merge(Resource.create())

@@ -1,7 +1,7 @@
-"""The reasons for failures that the pages of the admin port show: names from this list, and nothing else.
+"""The reasons for failures. The pages of the admin port show only names from this list.
 
-The pages need no key. The text of an error may hold a host, a user, a path, a row's name or, where a library quotes its
-input, a secret; so texts go into the log alone. docs/observability.md explains each reason.
+The pages need no key. The text of an error may hold a host, a user, a path, a row's name or, if a library quotes its
+input, a secret; so texts of errors are written only to the log. docs/observability.md explains each reason.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """A reason."""
+    """The name of a reason."""
 
     DATABASE_URL_UNUSABLE = "database_url_unusable"
     DATABASE_UNREACHABLE = "database_unreachable"

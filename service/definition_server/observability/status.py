@@ -16,9 +16,9 @@ class CatalogStatus:
     definitions: int
     bytes: int
     created_at: float
-    """When it was built, seconds since the epoch."""
+    """The time when the snapshot was built, in seconds since the epoch."""
     published_at: float | None = None
-    """When it was published, and so the time since which it is served; seconds since the epoch."""
+    """The time when the snapshot was published, since which it is served, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class PublicationStatus:
     version_hash: str
     definitions: int
     added: int | None = None
-    """Number of commands. This and the next two are None for publications that were not compared: before the start, or
-    by a pin or its end.
+    """The number of added commands. This field and the next two are None for publications that were not compared:
+    before the start, or by a pin or its end.
     """
     removed: int | None = None
     changed: int | None = None
@@ -44,7 +44,7 @@ class HeldCommandStatus:
     """A command that is served in its last good version, because its row is bad."""
 
     name: str
-    """Cut at 64 characters."""
+    """The name of the command, cut at 64 characters."""
     reason: str
     since: float
     """Seconds since the epoch."""
@@ -77,24 +77,24 @@ class SyncStatus:
     held_version: str | None = None
     """The hash of the held catalogue."""
     held_definitions: int | None = None
-    """Number of its definitions."""
+    """The number of definitions of the held catalogue."""
     held_names: tuple[str, ...] = ()
     """Up to ten of the commands to which ``held_reason`` refers, cut at 64 characters."""
     pinned: str | None = None
     """The origin of the pin that is in effect: ``command`` or ``policy``; None if there is none."""
     pinned_version: str | None = None
-    """The pinned hash, or the beginning of it that was given."""
+    """The pinned hash, or the beginning of the hash that the operator gave."""
     pinned_until: float | None = None
     pinned_missing: bool = False
-    """Whether the pinned version is not known here, so that another one is served."""
+    """Whether the pinned version is not known here, so that another version is served."""
     history_entries: int = 0
     next_attempt: float | None = None
-    """When the next cycle is due, seconds since the epoch."""
+    """The time when the next cycle is due, in seconds since the epoch."""
     last_failure: float | None = None
-    """When cycles last began to fail, seconds since the epoch. It is kept after the recovery."""
+    """The time when cycles last began to fail, in seconds since the epoch. The value is kept after the recovery."""
     last_failure_reason: Reason | None = None
     store: str = "off"
-    """``off``: there is no SNAPSHOT_DIR; ``stored``; ``failing``."""
+    """``off``: there is no SNAPSHOT_DIR; ``stored``: the snapshot is stored; ``failing``: it cannot be stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,11 @@ class DatabaseStatus:
     """The database from which the table is read."""
 
     hosts: tuple[str, ...]
-    """``host:port`` each, in the order in which they are tried."""
+    """The hosts, each as ``host:port``, in the order in which they are tried."""
     name: str
     role: str
     connected_to: str | None
-    """The host that last accepted our connection; None: none has so far."""
+    """The host that last accepted our connection; None: no host has accepted one so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,12 @@ class WorkerStatus:
     restarts: int
     crash_loop: bool
     connections: int | None = None
-    """None where the transport does not count connections."""
+    """None if the transport does not count connections."""
     room: str | None = None
     """``free``, ``full`` (idle connections without an authorized call are closed for new ones) or ``taken`` (all belong
-    to clients); None where the transport does not count connections."""
+    to clients); None if the transport does not count connections."""
     jail: str = "none"
-    """Its confinement: ``full``, ``landlock``, ``seccomp``, ``none``; ``off`` with ``JAIL=off``."""
+    """The worker's confinement: ``full``, ``landlock``, ``seccomp``, ``none``; ``off`` with ``JAIL=off``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class FreshnessStatus:
 
     fresh: bool
     reason: str | None
-    """The reason why it is stale; None if it is fresh."""
+    """The reason why the catalogue is stale; None if it is fresh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +216,13 @@ class ServiceStatus:
     restart: RestartStatus = RestartStatus(True, "stored")
     propagation: PropagationStatus = PropagationStatus((), (0,), 0.0, None)
     events: tuple[EventStatus, ...] = ()
-    """The last fifty, the newest first."""
+    """The last fifty events, the newest first."""
     publications: tuple[PublicationStatus, ...] = ()
-    """The last ten, the newest first."""
+    """The last ten publications, the newest first."""
     held_commands: tuple[HeldCommandStatus, ...] = ()
-    """The first twenty, in name order; ``sync.rows_held`` counts all."""
+    """The first twenty held commands, in the order of their names; ``sync.rows_held`` counts all."""
     control_socket: str = "off"
-    """``open``; ``unavailable``: it cannot be opened, see the log; ``off``: none is configured."""
+    """``open``: the socket is open; ``unavailable``: it cannot be opened, see the log; ``off``: none is configured."""
     full: bool = False
     """Whether no worker has room for another client."""
     logs: LogStatus = LogStatus(0, 0)

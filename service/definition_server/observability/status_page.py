@@ -1,9 +1,9 @@
 """The status as an HTML page: ``/`` of the admin port. One answer, complete without scripts or other files.
 
 A script requests the page again every few seconds and replaces the changed parts; without scripts the browser reloads
-the page. The content of the page is bounded: lists are cut, and names are cut where the status is read. The content
-security policy allows this script and this style by their digests, and nothing else: even a script that was not escaped
-would not run."""
+the page. The content of the page is bounded: lists are cut, and names are already cut in the status. The content
+security policy allows only this script and this style, by their digests: even a script that was not escaped would not
+run."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def _section(title: str, content: Html) -> Html:
 def _table(
     labels: Sequence[str], rows: Sequence[Sequence[str | Html]], *, total: int = 0, none: str = "None yet."
 ) -> Html:
-    """A table of at most `MOST_ROWS` rows, which a narrow screen shows as blocks with the labels beside the values."""
+    """A table of at most `MOST_ROWS` rows, which a narrow screen shows as blocks with the labels next to the values."""
     if not rows:
         return element("p", none, class_="soft")
     head = element("thead", element("tr", (element("th", label, scope="col") for label in labels)))
@@ -360,7 +360,7 @@ def _link(page: str) -> Html:
 
 @cache
 def _documentation() -> str | None:
-    """The address of the folder ``docs``; None if the build named none."""
+    """The address of the folder ``docs``; None if the build named no such address."""
     try:
         links = metadata(_DISTRIBUTION).get_all("Project-URL") or []
     except PackageNotFoundError:

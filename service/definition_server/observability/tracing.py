@@ -2,8 +2,8 @@
 
 A part of the server marks a step with `span`, just as it logs with `get_logger`, whether spans are recorded or not.
 Without a recorder (`record_to`) a step costs one comparison, and OpenTelemetry is not imported. With one, finished
-spans wait in a bounded queue; if they are not taken, the oldest are dropped and counted. Attributes are numbers, names
-and reasons from a fixed list, as on the status page, and never the text of an error or a secret.
+spans wait in a bounded queue; if no reader takes them, the oldest are dropped and counted. Attributes are numbers,
+names and reasons from a fixed list, as on the status page, and never the text of an error or a secret.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 Value = str | bool | int | float
 
 MOST_WAITING = 4096
-"""The most finished spans that wait to be taken. A cycle has nine at most."""
+"""The most finished spans that wait to be taken. A cycle has at most nine spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Span:
     attributes: dict[str, Value] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     failure: str | None = None
-    """The type of the exception that ended it, or a reason."""
+    """The type of the exception that ended the step, or a reason."""
     of_a_call: bool = False
-    """Whether it is a client's call, and not a step of the server."""
+    """Whether the span is a client's call, and not a step of the server."""
 
 
 def new_trace(name: str, start_ns: int, end_ns: int) -> Span:
@@ -56,7 +56,7 @@ def new_trace(name: str, start_ns: int, end_ns: int) -> Span:
 
 
 class Recorder:
-    """Keeps finished spans until they are taken; they may be taken by another thread."""
+    """Keeps finished spans until they are taken; another thread may take them."""
 
     def __init__(self, most: int = MOST_WAITING) -> None:
         self._finished: deque[Span] = deque()
@@ -80,7 +80,7 @@ class Recorder:
 
 
 class Step:
-    """A step that has not ended, for use by the code in it."""
+    """A step that has not ended, for use by the code of the step."""
 
     def __init__(self, recorder: Recorder, name: str, attributes: dict[str, Value]) -> None:
         parent = _current.get()
@@ -121,16 +121,16 @@ class _NoStep(Step):
         pass
 
     def set(self, **attributes: Value | None) -> None:
-        """Nothing."""
+        """No effect."""
 
     def event(self, name: str, /, **attributes: Value) -> None:
-        """Nothing."""
+        """No effect."""
 
     def fail(self, reason: str) -> None:
-        """Nothing."""
+        """No effect."""
 
     def end(self) -> None:
-        """Nothing."""
+        """No effect."""
 
     def __enter__(self) -> Step:
         return self

@@ -1,4 +1,4 @@
-"""Makes untrusted text safe to show: without invisible characters, and without any that a terminal or browser
+"""Makes untrusted text safe to show: without invisible characters, and without characters that a terminal or browser
 interprets.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 def visible(text: str, *, keep: str = "") -> str:
     """``text`` with every character that is not printable, except those in ``keep``, as its escape.
 
-    Names and code come from a table that the server does not own. An escape sequence in them must not reach the
+    Names and code are from a table that the server does not own. An escape sequence in them must not reach the
     terminal, and a character that changes the direction of writing must not reach a page.
     """
     return "".join(

@@ -1,22 +1,22 @@
 """Which connections a server holds: its limits, and which connection makes room for a new one.
 
-**Theory of operation.** The rights of a connection depend on what its peer has proved (`Trust`). A peer that has proved
-its right to be served (by a call with a known key) is a client, and its connection is never closed to make room. All
-other peers are strangers. An attacker can have as many connections of strangers as it likes, so those are the ones that
-are closed:
+**Theory of operation.** The rights of a connection depend on the trust that its peer has proved (`Trust`). A peer that
+has proved its right to be served (by a call with a known key) is a client, and its connection is never closed to make
+room. All other peers are strangers. An attacker can open as many connections as a stranger as it likes, so connections
+of strangers are closed to make room:
 
 - A peer address holds `Admission.max_per_peer` connections at most. Further ones are refused.
-- Where the server is full, a new connection takes the place of the stranger that has been idle for the longest time.
-- Where no stranger has been idle for `_IDLE_SECONDS`, the new connection gets one of the `RESERVE` places above the
+- If the server is full, a new connection takes the place of the stranger that has been idle for the longest time.
+- If no stranger has been idle for `_IDLE_SECONDS`, the new connection gets one of the `RESERVE` places above the
   limit: a probe connects, makes its call and leaves. A connection of the reserve whose peer has proved nothing after
   `RESERVE_SECONDS` is closed.
-- Where the reserve is full too, the stranger that has been idle for the longest time is closed, even if that time is
-  short. Where no stranger is left, the client that has held a place of the reserve for the longest time is drained: it
+- If the reserve is full too, the stranger that has been idle for the longest time is closed, even if that time is
+  short. If no stranger is left, the client that has held a place of the reserve for the longest time is drained: it
   gets a GOAWAY, its calls are finished, and it connects elsewhere or again. So a probe is always accepted.
 - A stranger that makes no call which the server admits is drained after `first_call_timeout` seconds, and closed after
-  as many again. An honest client that connected ahead of time connects again with its next call.
+  the same time again. An honest client that connected before it had a call connects again for its next call.
 
-Clocks: all instants are in the loop's seconds.
+All instants are in seconds of the loop's clock.
 """
 
 from __future__ import annotations
@@ -30,40 +30,41 @@ from math import inf
 from typing import Protocol
 
 RESERVE = 64
-"""Places above the limit. The kubelet, a service mesh and a load balancer probe one at a time each."""
+"""The number of places above the limit. The kubelet, a service mesh and a load balancer each make one probe at a
+time."""
 RESERVE_SECONDS = 2.0
-"""How long a connection may hold a place of the reserve without proving anything. The kubelet's probes and gRPC clients
-send their first call with the connection, or a round trip later."""
+"""Seconds for which a connection may hold a place of the reserve although its peer has proved nothing. The kubelet's
+probes and gRPC clients send their first call with the connection, or a round trip later."""
 _IDLE_SECONDS = 1.0
 _EXAMINED = 64
-"""Strangers that are compared to find the one that is idle for the longest time: the first of a queue that is roughly
-in that order. Takes 30 µs."""
+"""The number of strangers that are compared to find the stranger that is idle for the longest time. They are the first
+of a queue that is roughly in that order. The comparison takes 30 µs."""
 _SWEEP_SECONDS = 1.0
 _KNOWN_NETWORKS = 4096
-"""Networks that are remembered as those of clients: some 500 kB."""
+"""The number of clients' networks that are remembered. They take some 500 kB."""
 
 
 class Trust(IntEnum):
-    """What the peer of a connection has proved so far."""
+    """The trust that the peer of a connection has proved so far."""
 
     STRANGER = 0
     PROBE = 1
-    """It has made a call that needs no key and is known to be harmless: a health check."""
+    """The peer has made a call that needs no key and is known to be harmless: a health check."""
     CLIENT = 2
-    """It has made a call that the server has authorised."""
+    """The peer has made a call that the server has authorised."""
 
 
 class Refusal(IntEnum):
     """Why a connection is refused or closed although nothing that it sent is wrong."""
 
     PEER_LIMIT = 0
-    """Its address holds too many connections."""
+    """The peer's address holds too many connections."""
     FULL = 1
     """The server has no room, not even in the reserve."""
     EVICTED = 2
-    """It was closed to make room for a new connection."""
+    """The connection was closed to make room for a new one."""
     NO_CALL = 3
-    """It made no call that the server admits before its time for that was over."""
+    """The connection made no call that the server admits within `first_call_timeout`."""
 
 
 REASONS = {
@@ -72,11 +73,11 @@ REASONS = {
     Refusal.EVICTED: "the server needs the place of this idle connection",
     Refusal.NO_CALL: "no authorised call in time",
 }
-"""The text that the peer (in GOAWAY) and the operator read."""
+"""The text for the peer (in GOAWAY) and for the operator."""
 
 
 class Held(Protocol):
-    """A connection, as `Admission` sees it."""
+    """The part of a connection that `Admission` uses."""
 
     @property
     def trust(self) -> Trust:
@@ -84,7 +85,7 @@ class Held(Protocol):
 
     @property
     def active_at(self) -> float:
-        """When the peer has last sent something; -inf where it has sent nothing."""
+        """The instant at which the peer last sent something; -inf if it has sent nothing."""
 
     def drain(self) -> None:
         """Finish the calls, and close."""
@@ -106,7 +107,7 @@ class Admission:
         max_per_peer: int | None = None,
         first_call_timeout: float = inf,
     ) -> None:
-        """None: no limit."""
+        """The limit; None: there is no limit."""
         self.max_connections = max_connections
         self.max_per_peer = max_per_peer
         self._first_call_timeout = first_call_timeout
@@ -114,15 +115,15 @@ class Admission:
         """Connection → address, of all connections that are held."""
         self._per_peer: dict[str, int] = {}
         self._strangers: OrderedDict[Held, float] = OrderedDict()
-        """Connections that may be evicted → when they were last active, as far as is known; about in that order."""
+        """Connections that may be evicted → when they were last active, as far as is known; roughly in that order."""
         self._unproven: OrderedDict[Held, float] = OrderedDict()
-        """Connections that have proved nothing → when they are drained; in that order."""
+        """Connections whose peers have proved nothing → when they are drained; in that order."""
         self._drained: OrderedDict[Held, float] = OrderedDict()
         """Connections that were drained to make room → when they are closed; the earliest first."""
         self._reserve: OrderedDict[Held, None] = OrderedDict()
         """Connections accepted above the limit, the oldest first."""
         self._known: OrderedDict[str, None] = OrderedDict()
-        """Networks from which a client has connected; the one where that happened most recently is last."""
+        """Networks from which a client has connected; the network with the most recent such connection is last."""
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     def knows(self, network: str) -> bool:
@@ -132,7 +133,7 @@ class Admission:
 
     @property
     def held(self) -> int:
-        """Connections that are held, unfinished TLS handshakes among them."""
+        """The number of connections that are held, unfinished TLS handshakes included."""
         return len(self._peers)
 
     @property
@@ -189,7 +190,7 @@ class Admission:
         return True
 
     def stop(self) -> None:
-        """Nothing more is admitted: stop the timer."""
+        """Stop the timer, because no more connections are admitted."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_timer = None
@@ -197,7 +198,7 @@ class Admission:
     # -- room -----------------------------------------------------------------------------------------------------
 
     def _make_room(self, now: float) -> bool:
-        """Make room for one more, in the reserve if need be. Returns False where there is none."""
+        """Make room for one more connection, in the reserve if necessary. Returns False if there is no room."""
         assert self.max_connections is not None
         if self._evict(now - _IDLE_SECONDS) or self.held < self.max_connections + RESERVE or self._evict(now):
             return True
@@ -237,8 +238,8 @@ class Admission:
     # -- strangers that make no call ------------------------------------------------------------------------------
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drain connections that have proved nothing in time, and close those whose drain took too long; a limited
-        number at a time."""
+        """Drain connections whose peers have proved nothing in time, and close connections whose drain took too long, a
+        limited number at a time."""
         self._sweep_timer = None
         now, again = loop.time(), _SWEEP_SECONDS
         for waiting, act in ((self._drained, self._close), (self._unproven, self._drain)):

@@ -1,13 +1,14 @@
-"""The setting up of an accepted connection: its waits, and over TLS its handshake.
+"""Sets up an accepted connection: its waits, and its TLS handshake if the port uses TLS.
 
-**Theory of operation.** Each step of setting a connection up (to make its transport, to answer a ClientHello, to end
-the handshake) is a large piece of work, and an attacker can have the steps of hundreds of connections come due at the
-same moment. So every step waits for a time slice of the scheduler, where the networks of the peers alternate. What
-arrives meanwhile stays in the kernel: the event loop reports it once, which takes some microseconds, and does not look
-at the connection again until its time slice has come.
+**Theory of operation.** Each step of setting up a connection (to make its transport, to answer a ClientHello, to end
+the handshake) is a large piece of work, and an attacker can make such a step due on hundreds of connections at the same
+moment. So every step waits for a time slice of the scheduler, where the networks of the peers alternate. Octets that
+arrive meanwhile stay in the kernel: the event loop reports them once, which takes some microseconds, and does not look
+at the connection again until its time slice begins.
 
-The handshake is done on the socket, before there is a transport: one that fails, or is never finished, has cost none.
-The time of the peer is limited; the time for which the connection waits for its time slices does not count.
+The handshake is done on the socket, before there is a transport: a handshake that fails, or is never finished, causes
+no transport. The time limit applies to the peer's time only, not to the time for which the connection waits for its
+time slices.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from grpc_h2.aio.piecewise_tls import PiecewiseTls, ServerContext
 from grpc_h2.aio.scheduler import FairScheduler, Share
 
 _READ: Final = 4096
-"""Octets that a step of a handshake reads at most. The client's part of one has some hundreds to 2,000, and more only
-with its certificates."""
+"""The most octets that a step of a handshake reads. A client sends some hundreds to 2,000 octets in a handshake, and
+more only if it sends certificates."""
 
 
 class Arrival:
@@ -39,7 +40,7 @@ class Arrival:
         *,
         seconds: float,
     ) -> None:
-        """``seconds``: the time that its peer has, in all waits for it together."""
+        """``seconds``: the time limit for the sum of all waits for the peer."""
         self._connection = connection
         self._loop = loop
         self._scheduler = scheduler
@@ -48,17 +49,17 @@ class Arrival:
         self._seconds = seconds
 
     async def time_slice(self) -> None:
-        """Wait for a time slice, which ends with it: what follows is a large piece of work."""
+        """Wait for a time slice. The work that follows is large, so the time slice ends with it."""
         granted = self._loop.create_future()
         self._scheduler.grant(self._loop, granted, self._share, self._network)
         await granted
 
     async def octets(self, noticed: Callable[[], None] | None = None) -> None:
-        """Wait until octets of the peer are there, or its end, and then for a time slice. ``noticed`` is called in
+        """Wait until the peer has sent octets or closed its side, and then for a time slice. ``noticed`` is called in
         between.
 
         Raises:
-            TimeoutError: where the peer's time is over.
+            TimeoutError: if the peer's time is over.
         """
         loop, descriptor = self._loop, self._connection.fileno()
         granted = loop.create_future()
@@ -86,10 +87,10 @@ class Arrival:
             loop.remove_reader(descriptor)
 
     def peek(self, most: int) -> bytes | None:
-        """The octets that wait, up to ``most``, and empty at the end of the connection; None where nothing waits.
+        """The octets that wait, at most ``most``; empty at the end of the connection; None if nothing waits.
 
         Raises:
-            OSError: where the connection is broken.
+            OSError: if the connection is broken.
         """
         try:
             return self._connection.recv(most, socket.MSG_PEEK)
@@ -97,11 +98,12 @@ class Arrival:
             return None
 
     async def shake_hands(self, context: ServerContext) -> Handshake:
-        """Do a handshake of TLS, whose first step has its time slice and its octets. Returns it once it is done.
+        """Do a TLS handshake, whose first step has its time slice and its octets already. Returns the handshake once it
+        is done.
 
         Raises:
-            TimeoutError: where the peer's time is over.
-            OSError: where it fails (`ssl.SSLError`), or the connection breaks. The peer has its alert.
+            TimeoutError: if the peer's time is over.
+            OSError: if the handshake fails (`ssl.SSLError`; the alert has been sent), or the connection breaks.
         """
         handshake = Handshake(context)
         while not await self._step(handshake):
@@ -109,7 +111,7 @@ class Arrival:
         return handshake
 
     async def _step(self, handshake: Handshake) -> bool:
-        """One step. Returns whether the handshake is done."""
+        """Do one step of the handshake. Returns whether it is done."""
         try:
             octets = self._connection.recv(_READ)
         except (BlockingIOError, InterruptedError):
@@ -126,7 +128,7 @@ class Arrival:
 
 
 class Handshake:
-    """A server's side of a handshake, in memory."""
+    """The server's side of a TLS handshake, in memory."""
 
     __slots__ = ("incoming", "outgoing", "tls")
 
@@ -135,10 +137,10 @@ class Handshake:
         self.tls: PiecewiseTls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
 
     def proceed(self, octets: bytes) -> bool:
-        """``octets`` have arrived. Returns whether the handshake is done; what came behind it waits in ``incoming``.
+        """``octets`` have arrived. Returns whether the handshake is done; octets after its end wait in ``incoming``.
 
         Raises:
-            ssl.SSLError: where it fails.
+            ssl.SSLError: if the handshake fails.
         """
         self.incoming.write(octets)
         try:

@@ -32,7 +32,7 @@ Deserializer = Callable[[bytes], Any]
 
 
 class AbortError(Http2Error):
-    """`ServicerContext.abort` raises this to end its handler. It is not a failure."""
+    """Raised by `ServicerContext.abort` to end the handler. This is not a failure."""
 
 
 class Metadatum(NamedTuple):
@@ -56,7 +56,7 @@ EOF: Final = _Eof()
 
 
 class ServicerContext:
-    """The context of one call, for the loop's thread. `handlers.SyncServicerContext` is for other threads."""
+    """The context of one call, to be used in the loop's thread. Other threads use `handlers.SyncServicerContext`."""
 
     __slots__ = (
         "__weakref__",
@@ -148,7 +148,7 @@ class ServicerContext:
         _wake(self._writer)
 
     def peer_cancelled(self) -> None:
-        """Nothing can be sent any more."""
+        """Nothing can be sent on the stream any more."""
         self._stop()
 
     # -- called by the server -------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class ServicerContext:
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             callback(self)
-        # Stream, task and context refer to each other. Without this they would stay in memory until a garbage
+        # Stream, task and context refer to each other. Without this statement they would stay in memory until a garbage
         # collection.
         self._stream.call = None
         self.task = None
@@ -220,16 +220,16 @@ class ServicerContext:
         message = self._inbox.popleft()
         self._connection.consumed(self._stream, len(message))
         if not self._half_closed:
-            self._protocol.wake()  # window updates may be due
+            self._protocol.wake()  # window updates may be due now
         return message
 
     def note_refused(self, reason: str) -> None:
-        """Log that this call was refused, with the address of the peer. The rate is limited, as for all faults of
+        """Log that this call was refused, with the address of the peer. The log's rate is limited, as for all faults of
         clients."""
         self._protocol.note_refused(reason)
 
     def deserialize(self, message: bytes) -> Any:
-        """``message`` as the handler's request type. Raises `UnreadableMessage` (INTERNAL) where that fails."""
+        """``message`` as the handler's request type. Raises `UnreadableMessage` (INTERNAL) if the conversion fails."""
         if self.deserializer is None:
             return message
         try:
@@ -238,7 +238,7 @@ class ServicerContext:
             raise UnreadableMessage(StatusCode.INTERNAL, "Exception deserializing request!") from error
 
     def serialize(self, message: Any) -> bytes:
-        """The octets of a handler's message. Raises `CallFault` (INTERNAL) where it cannot be serialized."""
+        """The octets of a handler's message. Raises `CallFault` (INTERNAL) if it cannot be serialized."""
         if self.serializer is None:
             octets = message
         else:
@@ -303,12 +303,12 @@ class ServicerContext:
         """Send a response message; returns when the client has room for more.
 
         Raises:
-            asyncio.InvalidStateError: where the call has ended.
+            asyncio.InvalidStateError: if the call has ended.
         """
         await self.send(self.serialize(message))
 
     def metadata_out(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Send the response headers. Raises ValueError for invalid metadata, or where they were sent already."""
+        """Send the response headers. Raises ValueError for invalid metadata, or if the headers were sent already."""
         if self._stream.headers_sent:
             raise ValueError("initial metadata has been sent")
         entries = _checked(metadata)
@@ -316,7 +316,7 @@ class ServicerContext:
         self._protocol.wake()
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """See `metadata_out`."""
+        """The initial metadata as fields: see `metadata_out`."""
         self.metadata_out(initial_metadata)
 
     def set_aborted(
@@ -366,15 +366,16 @@ class ServicerContext:
             self._details = details
 
     def code(self) -> Any:
-        """The value of `set_code`; None before."""
+        """The value that `set_code` got; None if it was not called."""
         return self._code
 
     def details(self) -> str:
-        """The value of `set_details`."""
+        """The value that `set_details` got."""
         return self._details
 
     def set_compression(self, compression: Any) -> None:
-        """Set a ``grpc.Compression`` for the messages of this call. Raises RuntimeError once the headers were sent."""
+        """Set a ``grpc.Compression`` for the messages of this call. Raises RuntimeError if the headers were sent
+        already."""
         if self._stream.headers_sent:
             raise RuntimeError("Compression setting must be specified before sending initial metadata")
         self._compression = compression if isinstance(compression, int) else compression.value
@@ -444,5 +445,5 @@ def _number(code: Any) -> int:
 
 def _checked(metadata: Iterable[tuple[str, str | bytes]] | None) -> tuple[tuple[str, str | bytes], ...]:
     entries = tuple([(key, value) for key, value in metadata or ()])
-    metadata_fields(entries)  # raises in the handler, and not later when the headers are written
+    metadata_fields(entries)  # so that an error is raised in the handler, not later when the headers are written
     return entries

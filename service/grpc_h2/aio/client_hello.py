@@ -1,7 +1,7 @@
 """Reads the protocols that a TLS client offers (ALPN, RFC 7301) from its ClientHello.
 
 Python's ``ssl`` cannot refuse a client that does not offer h2: it completes the handshake without a protocol. So the
-offer is read before the handshake begins, which also saves the CPU time of the handshake.
+offer is read before the handshake begins. For a client that is refused, this also saves the CPU time of the handshake.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ALPN = 16
 def offered_protocols(octets: bytes) -> tuple[bytes, ...] | None:
     """The protocols that the ClientHello in ``octets`` offers, empty if it has no such extension.
 
-    None where ``octets`` are incomplete, or are no ClientHello; both are left to the handshake.
+    None if ``octets`` are incomplete or are not a ClientHello; the handshake deals with both cases.
     """
     try:
         return _offered(_message(octets))
@@ -26,7 +26,7 @@ def offered_protocols(octets: bytes) -> tuple[bytes, ...] | None:
 
 
 def _message(octets: bytes) -> bytes:
-    """The ClientHello's body, put together from its records (RFC 8446 section 5.1)."""
+    """The ClientHello's body, joined from its records (RFC 8446 section 5.1)."""
     joined, position = bytearray(), 0
     while octets[position] == _HANDSHAKE:
         length = int.from_bytes(octets[position + 3 : position + _RECORD], "big")
@@ -43,7 +43,8 @@ def _message(octets: bytes) -> bytes:
 
 
 def _offered(hello: bytes) -> tuple[bytes, ...]:
-    """RFC 8446 section 4.1.2: version, random, session id, cipher suites, compression methods, extensions."""
+    """The fields of RFC 8446 section 4.1.2, in order: version, random, session id, cipher suites, compression methods,
+    extensions."""
     position = 2 + 32
     position += 1 + hello[position]
     position += 2 + int.from_bytes(hello[position : position + 2], "big")

@@ -2,14 +2,15 @@
 
 **Theory of operation.** One peer may have hundreds of connections, each with work that waits. In a plain queue, a peer
 with one connection waits for all of that work. Here each network (`admission.network_of`) has a queue of its own, first
-come, first served, and `FairQueue.take` goes round the networks: a piece of work waits for the earlier work of its own
-network and, once for each of these pieces and once for itself, for one piece of each other network.
+come, first served, and `FairQueue.take` takes one piece from each network in turn. So a piece of work with n earlier
+pieces of its own network waits for these n pieces, and for at most n + 1 pieces of each other network.
 
-A network that is new in the queue does not even wait for a whole round: new networks (not served yet) alternate with
-those that have been served. Each of the two kinds gets every second piece, so an attacker with many networks does not
-lock out those that wait already. As in the flow queues of RFC 8290 section 4.2, a network whose work is done keeps its
-place in the round until its turn comes, so it does not count as new when its next piece of work arrives. Once nothing
-waits any more, all networks count as new again, so the memory is bounded by the work that waits and one round.
+A network that is new in the queue does not wait for a whole round: new networks (not served yet) alternate with
+networks that have been served. Each of the two kinds gets every second piece, so an attacker with many networks does
+not lock out the networks that wait already. As in the flow queues of RFC 8290 section 4.2, a network whose work is done
+keeps its place in the round until its turn, so the network does not count as new when its next piece of work arrives.
+Once nothing waits any more, all networks count as new again. So the memory is bounded by the work that waits and one
+round.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Work = Callable[[], object]
 
 
 class FairQueue:
-    """Work that waits, by network. No clock, no loop."""
+    """The work that waits, by network. This class uses no clock and no event loop."""
 
     __slots__ = ("_new", "_served", "_served_next", "_size", "_waiting")
 
@@ -29,9 +30,10 @@ class FairQueue:
         self._waiting: dict[str, deque[Work]] = {}
         """Network → its work, for each network that is in one of the two rounds."""
         self._new: deque[str] = deque()
-        """Networks that have not been served since they came."""
+        """Networks that have not been served since their first work arrived."""
         self._served: deque[str] = deque()
-        """Networks that have been served, the one that was served last at the end; some may have no work left."""
+        """Networks that have been served; the network that was served last is at the end. Some may have no work
+        left."""
         self._served_next = False
         self._size = 0
 
@@ -39,7 +41,7 @@ class FairQueue:
         return self._size
 
     def put(self, network: str, work: Work) -> None:
-        """``work`` of that network waits from now on."""
+        """Add ``work`` of ``network``, which waits from now on."""
         self._size += 1
         waiting = self._waiting.get(network)
         if waiting is None:
@@ -49,7 +51,7 @@ class FairQueue:
             waiting.append(work)
 
     def take(self) -> Work:
-        """Remove and return the next piece of work. Raises IndexError where none waits."""
+        """Remove and return the next piece of work. Raises IndexError if no work waits."""
         if not self._size:
             raise IndexError("nothing waits")
         network = self._next()

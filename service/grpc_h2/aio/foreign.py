@@ -16,7 +16,7 @@ from grpc_h2.wire import frames
 CLEARTEXT: Final = "gRPC over HTTP/2 without TLS"
 SECURE: Final = "gRPC over HTTP/2 with TLS"
 _MOST: Final = 4096
-"""Octets that are kept while the first line is incomplete."""
+"""The most octets that are kept while the first line is incomplete."""
 _HTTP1_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) [^\r\n]+ HTTP/1\.\d\r?\n")
 _HTTP09_LINE: Final = re.compile(rb"GET /[^ \r\n]*\r?\n")
 _BEGUN_LINE: Final = re.compile(rb"[A-Z]{1,16}( [^\r\n]*)?\r?")
@@ -25,10 +25,10 @@ _PROXY_V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _TLS_HANDSHAKE: Final = b"\x16\x03"
 _SSH: Final = b"SSH-"
 NO_APPLICATION_PROTOCOL: Final = b"\x15\x03\x03\x00\x02\x02\x78"
-"""A fatal alert (RFC 8446 section 6; RFC 7301 section 3.2)."""
+"""The fatal alert "no_application_protocol" (RFC 8446 section 6; RFC 7301 section 3.2)."""
 _PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
-"""The alert for a TLS client on a port without TLS: this port supports no version of TLS. TLS servers do not send it to
-today's clients."""
+"""The alert for a TLS client on a port without TLS: this port supports no version of TLS. A TLS server does not send
+this alert to today's clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +36,24 @@ class Foreign:
     """A protocol that this port does not serve."""
 
     name: str
-    """For the log."""
+    """The protocol's name for the log."""
     answer: bytes = b""
-    """An answer in that protocol; empty if we know none."""
+    """An answer in that protocol; empty if there is none."""
 
 
 def recognise(octets: bytes, *, speaks: str, whole: bool = False) -> Foreign | None:
-    """The protocol of a peer that begins with these octets. None where it is not known, or may still be the protocol of
+    """The protocol of a peer that begins with these octets. None if it is not known, or may still be the protocol of
     this port.
 
     Args:
         octets: The first octets.
         speaks: The protocol of this port: `CLEARTEXT` or `SECURE`.
-        whole: Whether to judge an incomplete line, too.
+        whole: Whether to judge an incomplete line too.
     """
     if speaks == SECURE and octets[:4] == frames.PREFACE[:4]:
-        # Not answered in HTTP/2: a gRPC client that gets SETTINGS considers itself connected, and repeats its calls
-        # until their deadlines. An answer in HTTP/1.1 ends the calls at once, and clients show it in their errors.
+        # The answer is not in HTTP/2: a gRPC client that gets SETTINGS considers itself connected, and repeats its
+        # calls until their deadlines. An answer in HTTP/1.1 ends the calls at once, and clients show it in their
+        # errors.
         return Foreign("HTTP/2 without TLS", _http1(speaks, "HTTP/2 without TLS"))
     line = _HTTP1_LINE.match(octets)
     if line is not None:
@@ -89,11 +90,11 @@ class FirstOctets:
         self._octets = b""
 
     def take(self, data: bytes, *, secure: bool) -> bytes | Foreign | None:
-        """``data`` has arrived; with ``secure``, through TLS.
+        """``data`` has arrived; ``secure``: it arrived through TLS.
 
         Returns:
             All octets that have arrived, for the connection to process; or the foreign protocol that the peer speaks;
-            or None where too little has arrived.
+            or None if too few octets have arrived.
         """
         octets = self._octets + data
         preface = frames.PREFACE
@@ -126,5 +127,5 @@ def _http1(speaks: str, received: str, *, head: bool = False) -> bytes:
 
 
 def goaway(code: int, reason: str) -> bytes:
-    """The whole conversation of a server that refuses a connection: SETTINGS (RFC 9113 section 3.4), and GOAWAY."""
+    """All octets that a server sends to refuse a connection: SETTINGS (RFC 9113 section 3.4) and GOAWAY."""
     return frames.settings(()) + frames.goaway(0, code, reason.encode())

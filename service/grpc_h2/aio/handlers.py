@@ -1,7 +1,7 @@
 """Runs handlers, for the four kinds of calls. As in grpc.aio, a handler is a coroutine, an async generator, a coroutine
 that uses the context's ``read`` and ``write``, or an ordinary function, which runs in a thread of the server's pool.
 
-The text of a handler's exception is not sent to the client: it is logged, and the status is UNKNOWN.
+The text of a handler's exception is not sent to the client: the text is logged, and the status is UNKNOWN.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HandlerCallDetails(NamedTuple):
 class MethodHandler:
     """How a method is served, for programs that do not import gRPC: it has the attributes of ``grpc.RpcMethodHandler``.
 
-    Exactly one of the last four attributes is set: the one that the two flags name.
+    Exactly one of the last four attributes is set: the one that the two flags select.
     """
 
     request_streaming: bool
@@ -112,7 +112,7 @@ class SyncServicerContext:
         self._loop = loop
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)  # methods that neither wait nor send may be called in any thread
+        return getattr(self._context, name)  # methods that neither wait nor send may be called from any thread
 
     def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with a status. Always raises `AbortError`."""
@@ -124,7 +124,7 @@ class SyncServicerContext:
         self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def send_initial_metadata(self, initial_metadata: Any) -> None:
-        """Send the response headers; returns when they are queued. Raises ValueError as the context does."""
+        """Send the response headers; returns when they are queued. Raises ValueError as `ServicerContext` does."""
         asyncio.run_coroutine_threadsafe(self._context.send_initial_metadata(initial_metadata), self._loop).result()
 
     def cancel(self) -> None:
@@ -167,7 +167,7 @@ class Run:
             context.end()
         except AbortError:
             context.end()
-        except UnreadableMessage as fault:  # a client may send any number of them
+        except UnreadableMessage as fault:  # a client may send any number of such messages
             context.note_refused(f"its message cannot be parsed: {type(fault.__cause__).__name__}")
             context.end(fault.status, fault.message)
         except CallFault as fault:
@@ -210,7 +210,8 @@ class Run:
             if handler.response_streaming:
                 await self._send_each(self._in_threads(iter(result)))
                 return
-        # As in grpc.aio, the message is discarded if the status is a failure. The messages of a stream were written.
+        # As in grpc.aio, the message is discarded if the status is a failure. The messages of a stream were written
+        # before.
         if not handler.response_streaming and context.status == StatusCode.OK and not context.done():
             context.put(context.serialize(result))
 

@@ -1,12 +1,13 @@
 """A limit on the KeyUpdates of a TLS peer that has not proved its right to be served (RFC 8446, section 4.6.3).
 
-A KeyUpdate has 27 octets and takes 14 to 30 µs of CPU time: new keys, and a KeyUpdate in return. OpenSSL does not limit
-their number. An honest peer sends one after 2^24 records or so. `piecewise_tls` bounds how long other connections wait
-for them. This module keeps a peer without a right from using the core for them at all.
+A KeyUpdate has 27 octets and takes 14 to 30 µs of CPU time, because it needs new keys and a KeyUpdate in return.
+OpenSSL does not limit their number. An honest peer sends one after 2^24 records or so. `piecewise_tls` bounds the time
+for which other connections wait for KeyUpdates. This module prevents a peer without that right from using the core for
+KeyUpdates.
 
-They are counted until the peer has proved its right, and after more than `MOST` the connection is ended; octets that
-have arrived and are not processed yet are thrown away. They are counted by the message callback of the module `ssl`,
-which is meant for debugging and has no public name; where a Python has no such callback, nothing is counted. The
+KeyUpdates are counted until the peer has proved its right. After more than `MOST` the connection is ended, and octets
+that have arrived and are not processed yet are thrown away. The message callback of the module `ssl` counts them. It is
+meant for debugging and has no public name; if a version of Python has no such callback, nothing is counted. The
 callback is removed from the connection of a client, because it takes time with each TLS message.
 """
 
@@ -19,12 +20,12 @@ from typing import Any, Final
 from grpc_h2.aio.piecewise_tls import PiecewiseTls
 
 MOST: Final = 4
-"""KeyUpdates allowed on one connection."""
+"""The number of KeyUpdates allowed on one connection."""
 
 _HANDSHAKE: Final = 22
-"""ContentType, RFC 8446, section 5.1."""
+"""The ContentType of handshake messages (RFC 8446, section 5.1)."""
 _KEY_UPDATE: Final = 24
-"""HandshakeType, RFC 8446, section 4."""
+"""The HandshakeType of a KeyUpdate (RFC 8446, section 4)."""
 
 
 class KeyUpdates:
@@ -34,7 +35,8 @@ class KeyUpdates:
     __slots__ = ("_before", "_on_flood", "_tls", "count")
 
     def __init__(self, tls: ssl.SSLObject, on_flood: Callable[[], None]) -> None:
-        """``on_flood`` is called once there are too many, while the octets that have arrived are being processed."""
+        """``on_flood`` is called once there are too many KeyUpdates, while the octets that have arrived are being
+        processed."""
         self.count = 0
         self._tls = tls
         self._on_flood = on_flood
@@ -65,11 +67,11 @@ def _on_message(tls: Any, direction: str, version: int, content: int, kind: int,
 
 
 def _context() -> ssl.SSLContext:
-    """A context that replaces the connection's own one while its KeyUpdates are counted."""
+    """A context that replaces the connection's own context while its KeyUpdates are counted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if hasattr(context, "_msg_callback"):
-        # This bypasses the property of `ssl`, which makes three members of enums for each message and each record and
-        # takes 1.7 µs.
+        # This bypasses the property of `ssl`, which makes three enum members for each message and each record and takes
+        # 1.7 µs.
         super(ssl.SSLContext, ssl.SSLContext)._msg_callback.__set__(context, _on_message)  # type: ignore[misc]
     return context
 

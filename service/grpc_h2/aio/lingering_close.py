@@ -19,9 +19,10 @@ from termios import FIONREAD
 LINGER = 1.0
 """Seconds that a connection is read after its last GOAWAY."""
 _OCTETS = 2 * 1024 * 1024
-"""Octets that are read after the last GOAWAY. An honest client cannot have more in flight, because of our windows."""
+"""The most octets that are read after the last GOAWAY. Our windows do not allow an honest client to have more in
+flight."""
 _OCTETS_OF_A_FLOOD = 64 * 1024
-"""Octets that are read after the last GOAWAY to a client that was disconnected with ENHANCE_YOUR_CALM."""
+"""The most octets that are read after the last GOAWAY to a client that was disconnected with ENHANCE_YOUR_CALM."""
 _PAUSE = 0.01
 """Seconds between the last GOAWAY and the first read of octets that are thrown away, and between two such reads."""
 
@@ -39,8 +40,8 @@ class LingeringClose:
         *,
         flood: bool,
     ) -> None:
-        """``defer``: defers a piece of work of this connection. ``flood``: whether the client was disconnected because
-        it floods us."""
+        """``defer``: a function that defers a piece of work of this connection. ``flood``: whether the client was
+        disconnected because it floods us."""
         self._transport = transport
         self._loop = loop
         self._defer = defer
@@ -52,7 +53,7 @@ class LingeringClose:
         """Octets that were read and thrown away."""
 
     def proceed(self, *, writable: bool, stall_timeout: float) -> None:
-        """Flush the transport's buffer and, once that is empty, half-close and linger.
+        """Flush the transport's buffer and, once the buffer is empty, half-close and linger.
 
         Call it again when the buffer has emptied. ``writable``: whether the transport takes output. ``stall_timeout``:
         seconds after which a connection that cannot be flushed is aborted.
@@ -70,7 +71,7 @@ class LingeringClose:
         self.cancel()
         self._timer = self._loop.call_later(LINGER, transport.close)
         self._pause()
-        if not self._flood:  # a flood may have to be aborted: first find out whether it ends
+        if not self._flood:  # a flooding connection may have to be aborted: wait first to see whether the flood ends
             self._half_close()
 
     def data_received(self, size: int) -> None:
@@ -85,7 +86,7 @@ class LingeringClose:
             self._timer = None
 
     def read_on(self) -> bool:
-        """Continue reading. Returns True if that may end the connection at once, so that the time slice ends."""
+        """Continue reading. Returns True, which ends the time slice, if reading may end the connection at once."""
         transport = self._transport
         if transport.is_closing():
             return False
@@ -108,7 +109,7 @@ class LingeringClose:
         if self._transport.can_write_eof():
             try:
                 self._transport.write_eof()
-            except OSError:  # the client has closed already: the socket is not connected any more
+            except OSError:  # the client has closed already, so the socket is not connected any more
                 self._transport.abort()
 
 

@@ -1,16 +1,17 @@
 """Accepting connections on a listening socket that may be shared with other processes.
 
-The socket is watched with ``add_reader`` and accepted from here, rather than left to ``loop.create_server``, for two
-reasons: the application can leave a connection to another process (`AcceptPolicy`), and the listener pauses when file
-descriptors run out. Otherwise the socket would stay readable, and the loop would use a whole core.
+This module watches the socket with ``add_reader`` and accepts itself, and does not use ``loop.create_server``, for two
+reasons. First, the application can leave a connection to another process (`AcceptPolicy`). Second, the listener pauses
+when file descriptors run out: otherwise the socket would stay readable, and the loop would use a whole core.
 
 Accepting has a share of its own in every iteration of the loop (`ACCEPT_SLICE`). It does not wait for the deferred work
-of other connections, of which an attacker causes as much as it likes; and it takes no more than its share, so that open
-connections do not wait for a crowd of new ones. accept(2) is cheap, and takes connections in the order in which the
-kernel queued them; to set a connection up (transport and protocol, over TLS the handshake) costs ten times as much. So
-an accepted connection is counted at once, but is set up, unless it comes alone, only in a time slice of the scheduler.
-There the networks of the peers take turns, so a new connection from one address does not wait for the crowd of another.
-Over TLS, each step of the handshake waits for a time slice in the same way (`arrival`).
+of other connections, because an attacker can cause any amount of such work. It takes no more than its share, so that
+open connections do not wait for many new ones. accept(2) is cheap, and takes connections in the order in which the
+kernel queued them; to set up a connection (transport and protocol, over TLS the handshake) costs ten times as much. So
+an accepted connection is counted at once, but is set up in a time slice of the scheduler, unless it is the only new
+connection. In the scheduler the networks of the peers take turns, so a new connection from one address does not wait
+for the many connections of another. Over TLS, each step of the handshake waits for a time slice in the same way
+(`arrival`).
 
 Over TLS, the first octets of a connection are examined before the handshake: a health check that connects and leaves
 causes no handshake and no log line, a peer that does not speak TLS gets an answer in its own protocol (`foreign`), and
@@ -51,21 +52,23 @@ _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.1
 """Seconds without accepting after the kernel has reported that descriptors or memory are exhausted."""
 ACCEPT_SLICE = 0.0001
-"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one. They are
-enough for about four connections, while one is set up in an iteration: so the kernel's queue, in which networks do not
-take turns, stays short."""
+"""Seconds of accepting in one iteration of the loop; the connection during which they end is the last one of the
+iteration. They are enough for about four connections, whereas one connection is set up in an iteration. So the kernel's
+queue, in which networks do not take turns, stays short."""
 _PEEKED = 16 * 1024
-"""Octets of a TLS connection that are examined before its handshake: a ClientHello has some hundreds to 2,000."""
+"""Octets of a TLS connection that are examined before its handshake: a ClientHello has some hundreds to 2,000
+octets."""
 
 
 _TOO_MANY = "its handshake was not finished when there was no room for the next"
 
 Objection = Callable[[socket.socket], str | None]
-"""Why an accepted connection is to be refused, or None. Called before anything is read from it; must not wait."""
+"""Returns the reason why an accepted connection is to be refused, or None. It is called before any octet is read from
+the connection, and must not wait."""
 
 
 class AcceptPolicy(Protocol):
-    """Decides whether this process accepts the next connection, and counts those that it holds."""
+    """Decides whether this process accepts the next connection, and counts the connections that this process holds."""
 
     @property
     def retry_seconds(self) -> float:
@@ -112,14 +115,14 @@ class Listener:
             policy: Decides whether to accept each connection; None: all are accepted.
             tls: The certificate; None: cleartext.
             objection: Returns why a connection is refused; None: no connection is refused.
-            protocol: Makes the protocol for an accepted connection, from the address of its peer.
+            protocol: Makes the protocol for an accepted connection; its argument is the address of the peer.
             admission: Decides whether one more connection may be held.
             scheduler: Gives accepted connections their time slices.
             handshake_timeout: Seconds for the TLS handshake.
             client_log: For log lines about clients.
         """
         listening.setblocking(False)
-        with suppress(PermissionError):  # a confined process may not; the process that made the socket has set them
+        with suppress(PermissionError):  # the process that made the socket has set them, if this one is confined
             set_listening_options(listening)
         self.socket = listening
         self._policy = policy
@@ -131,7 +134,7 @@ class Listener:
         self._client_log = client_log
         self._handshake_timeout = handshake_timeout
         self._counted: dict[Http2Protocol, bool] = {}
-        """Connections that were reported to ``policy`` → whether they were reported as connections of clients, too."""
+        """Connections that were reported to ``policy`` → whether they were also reported as connections of clients."""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._setups: dict[Http2Protocol, asyncio.Task[None]] = {}
         self._waiting: set[Http2Protocol] = set()
@@ -139,7 +142,8 @@ class Listener:
         self._silent: set[Http2Protocol] = set()
         """Connections that have not sent the beginning of a handshake yet."""
         self._handshakes = {share: Handshakes() for share in (Share.ARRIVALS, Share.RETURNING)}
-        """Counted apart, so that a handshake from the address of a client never makes room for one of a stranger."""
+        """The handshakes by share, counted separately, so that a handshake from the address of a client never makes
+        room for a stranger's handshake."""
         self._exhausted_logged = False
 
     @property
@@ -148,7 +152,7 @@ class Listener:
         return bool(self._setups)
 
     def start(self) -> None:
-        """Accept from now on. To be called in the loop that serves."""
+        """Start to accept. To be called in the loop that serves."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.socket.fileno(), self._readable)
 
@@ -164,13 +168,14 @@ class Listener:
             self._setups[protocol].cancel()
 
     async def finish(self, seconds: float) -> None:
-        """Set up the connections that were accepted before `stop`, and drop those that are not ready in time."""
+        """Finish setting up the connections that were accepted before `stop`, and drop connections that are not ready
+        in time."""
         if self._setups and seconds > 0:
             await asyncio.wait(list(self._setups.values()), timeout=seconds)
         for protocol, task in self._setups.items():
             if protocol in self._waiting:
                 task.cancel()
-        if self._setups:  # the others need nothing more of their peers
+        if self._setups:  # the other connections do not wait for their peers
             await asyncio.wait(list(self._setups.values()), timeout=LINGER)
 
     def vouched(self, protocol: Http2Protocol) -> None:
@@ -208,17 +213,17 @@ class Listener:
         self._client_log.log(self._loop.time(), level, message, lambda: peer, **fields)
 
     def _readable(self) -> None:
-        """Connections wait; the kernel reports that in each iteration of the loop."""
+        """Accept waiting connections. The kernel reports them in each iteration of the loop."""
         end = perf_counter() + ACCEPT_SLICE
         while self._accept() and perf_counter() < end:
             pass
 
     def _accept(self) -> bool:
-        """Accept one connection. Returns whether there may be another."""
+        """Accept one connection. Returns whether another may wait."""
         if self._pause_timer is not None or self.socket.fileno() < 0:
             return False
-        # One connection for each report of the kernel, so that the policy is asked only about a connection that really
-        # waits.
+        # Accept one connection for each report of the kernel, so that the policy is asked only about a connection that
+        # really waits.
         if self._policy is not None and not self._policy.may_accept():
             self._pause(self._policy.retry_seconds)
             return False
@@ -305,12 +310,12 @@ class Listener:
     async def _secure(
         self, protocol: Http2Protocol, arrival: Arrival, connection: socket.socket, address: Any
     ) -> Handshake | None:
-        """Do the handshake. Returns None where the peer begins none that can lead to h2: it has its answer, and the
-        connection is closed.
+        """Do the handshake. Returns None if the peer's first octets cannot lead to h2: the peer has its answer then,
+        and the connection is closed.
 
         Raises:
-            TimeoutError: where the peer takes too long.
-            OSError: where the handshake fails, or the connection breaks.
+            TimeoutError: if the peer takes too long.
+            OSError: if the handshake fails, or the connection breaks.
         """
         assert self._tls is not None
         octets = arrival.peek(_PEEKED)
@@ -373,16 +378,16 @@ def _answer_and_close(connection: socket.socket, answer: bytes) -> None:
 
 
 def _text(error: OSError) -> str:
-    """The error's text; a timeout has none of its own."""
+    """The error's text. The exception of a timeout has no text, so this function supplies one."""
     return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def listen(address: str, *, backlog: int = BACKLOG) -> socket.socket:
-    """A listening socket on ``host:port``, or ``[host]:port`` where the host is IPv6. Port 0 is any free port.
+    """A listening socket on ``host:port``, or ``[host]:port`` if the host is IPv6. Port 0 is any free port.
 
     Raises:
-        ValueError: where ``address`` has another form.
-        OSError: where the address cannot be bound.
+        ValueError: if ``address`` has another form.
+        OSError: if the address cannot be bound.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or (":" in host and not host.startswith("[")):

@@ -8,23 +8,24 @@ import struct
 
 _RECEIVE_BUFFER = 128 * 1024
 """Octets of a connection that the kernel buffers for us (it doubles the number for its own needs). The kernel's default
-goes up to 6 MB (``tcp_rmem``, tcp(7)). To read 6 MB in one go, or to free them at the end, takes milliseconds in which
+grows up to 6 MB (``tcp_rmem``, tcp(7)). Reading 6 MB at once, or freeing them at the end, takes milliseconds in which
 no other connection is served. A request takes hundreds of octets."""
 _KEEPALIVE_SECONDS = 60
-"""Seconds between TCP keepalive probes. By them the kernel notices a vanished peer, without waking us."""
+"""Seconds between TCP keepalive probes. By these probes the kernel notices a vanished peer, without waking this
+process."""
 _ACCEPT_TIMEOUT = struct.pack("@ll", 0, 1000)
 """The ``timeval`` of a millisecond; the kernel rounds it up to a tick (1 to 10 ms)."""
 
 
 def set_listening_options(listening: socket.socket) -> None:
-    """Set the options that accepted connections inherit, and those that accept(2) needs.
+    """Set the options that accepted connections inherit, and the options that accept(2) needs.
 
     All processes that share the socket share its O_NONBLOCK: a hostile process may clear it, and accept(2) would then
-    wait for ever in the others. With SO_RCVTIMEO accept(2) waits for one tick of the kernel (socket(7)); the option has
-    no effect on a non-blocking socket.
+    wait for ever in the others. With SO_RCVTIMEO, accept(2) waits for at most one tick of the kernel (socket(7)); the
+    option has no effect on a non-blocking socket.
 
     Raises:
-        PermissionError: where this process may not set them.
+        PermissionError: if this process may not set them.
     """
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ACCEPT_TIMEOUT)
     if listening.family in (socket.AF_INET, socket.AF_INET6):

@@ -1,16 +1,16 @@
 """Decrypts TLS records piece by piece, for a time slice in each iteration of the event loop.
 
 **Theory of operation.** An event loop reads up to 256 kB of a TLS connection at a time and has OpenSSL process all of
-it before it does anything else. A record may have 22 octets, so that may be 11,000 records. They take 5 ms where each
-holds one octet, and 120 ms where each is a KeyUpdate (RFC 8446, section 4.6.3), which needs new keys and an answer. The
-limits of HTTP/2 apply only after decryption.
+these octets before it does other work. A record may have as few as 22 octets, so one read may bring 11,000 records.
+They take 5 ms if each record holds one octet, and 120 ms if each is a KeyUpdate (RFC 8446, section 4.6.3), which needs
+new keys and an answer. The limits of HTTP/2 apply only after decryption.
 
 So the octets that the loop has read are handed to OpenSSL `PIECE` octets at a time, for about `TIME_SLICE` seconds. The
 rest stays in the buffer into which the loop writes, and the loop stops reading the socket when that buffer is too full.
 `PiecewiseTls.on_more` is called: the protocol stops reading, and continues in its next time slice of the scheduler.
 
-A handshake is not divided: OpenSSL limits its messages. A connection that closes is not divided either, because no
-protocol reads it any more: after `CLOSING` seconds it is ended.
+A handshake is not divided: OpenSSL limits its messages. The input of a connection that closes is not divided either,
+because no protocol reads the connection any more: it is ended after `CLOSING` seconds.
 
 Both event loops make their connections by `ssl.SSLContext.wrap_bio`, and call the `ssl.SSLObject` that it returns.
 """
@@ -23,11 +23,12 @@ from time import perf_counter
 from typing import Any, Final
 
 PIECE: Final = 1024
-"""Octets. They hold at most 38 KeyUpdates, which take some 0.5 ms, as long as a handshake."""
+"""Octets of a piece. A piece holds at most 38 KeyUpdates, which take some 0.5 ms, as long as a handshake."""
 TIME_SLICE: Final = 0.0001
-"""Seconds. The piece during which it ends is not interrupted."""
+"""Seconds of decryption at a time. The piece during which they end is not interrupted."""
 CLOSING: Final = 0.002
-"""Seconds for the octets that have arrived when a connection closes: enough for a window of requests at least."""
+"""Seconds in which the arrived octets of a closing connection are processed: enough at least for a full window of
+requests."""
 
 
 class PiecewiseTls(ssl.SSLObject):
@@ -35,12 +36,12 @@ class PiecewiseTls(ssl.SSLObject):
 
     on_more: Callable[[], bool] | None = None
     """Called when a time slice is over and more octets have arrived. Returns whether the connection will be read again;
-    if not, it closes. While this is None, nothing is divided."""
+    if not, it closes. While this attribute is None, the input is not divided."""
 
     _arrived: ssl.MemoryBIO
-    """Where the event loop writes."""
+    """The buffer into which the event loop writes."""
     _piece: ssl.MemoryBIO
-    """From where OpenSSL reads."""
+    """The buffer from which OpenSSL reads."""
     _slice_end = 0.0
     """The end of the present time slice; 0 outside a time slice of several pieces."""
     _closing = False
@@ -48,12 +49,12 @@ class PiecewiseTls(ssl.SSLObject):
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - the name that it has in `ssl`
         """See `ssl.SSLObject.read`."""
         while True:
-            # To check first is cheaper than OpenSSL's SSLWantReadError.
+            # A check before the call is cheaper than OpenSSL's SSLWantReadError.
             arrived = self._arrived.pending
             if arrived and not self._piece.pending:
                 if arrived > PIECE or self._slice_end:
                     self._take_piece()
-                else:  # the usual case, in which nothing is divided
+                else:  # the usual case: one piece is enough
                     self._piece.write(self._arrived.read())
             try:
                 return self._sslobj.read(len) if buffer is None else self._sslobj.read(len, buffer)  # type: ignore[attr-defined]
@@ -62,7 +63,7 @@ class PiecewiseTls(ssl.SSLObject):
                     raise
 
     def pending(self) -> int:
-        """See `ssl.SSLObject.pending`. More than 0 where `read` may return something: uvloop checks this before it
+        """See `ssl.SSLObject.pending`. The result is above 0 if `read` may return octets: uvloop checks this before it
         reads."""
         return self._sslobj.pending() + self._piece.pending  # type: ignore[attr-defined, no-any-return]
 
@@ -95,7 +96,7 @@ class PiecewiseTls(ssl.SSLObject):
         self._piece.read()
 
     def _take_piece(self) -> None:
-        """Give the next piece to OpenSSL, unless it is for a later time slice."""
+        """Give the next piece to OpenSSL, unless the piece is left for a later time slice."""
         on_more = self.on_more
         if on_more is None:
             self._piece.write(self._arrived.read())
@@ -109,7 +110,8 @@ class PiecewiseTls(ssl.SSLObject):
             self._slice_end = perf_counter() + TIME_SLICE
 
     def _end_slice(self, on_more: Callable[[], bool]) -> None:
-        """Raise the error that makes the event loop stop reading: for now, or for good where the connection closes."""
+        """Raise the error that makes the event loop stop reading: until the next time slice, or for good if the
+        connection closes."""
         if self._closing:
             raise ssl.SSLError("too much has arrived on a connection that closes")
         if on_more():

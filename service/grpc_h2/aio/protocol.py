@@ -1,29 +1,30 @@
 """A `Connection` on an event loop: an asyncio protocol that reads, writes, sets timers and closes.
 
 **Theory of operation.** The connection makes all decisions; the protocol moves octets and events between it, the
-transport and the server. Every cause (octets, a handler's message, a timer) ends in one `_settle`: write what may be
-written, hand out events, stop or continue reading. Everything that handlers send within one iteration of the event loop
-is written together (`wake`).
+transport and the server. Every cause (octets, a handler's message, a timer) ends in one `_settle`: write all output
+that may be written, hand out events, stop or continue reading. Everything that handlers send within one iteration of
+the event loop is written together (`wake`).
 
 **Fairness.** The work of a connection in one iteration of the loop is bounded on both sides: ``backlog`` is true while
 input is left to process, and a used-up budget means that output is left. In either case the rest is deferred to the
-`FairScheduler`: it comes after the work that other connections have deferred already, and networks take turns. Until
-then nothing is read from this connection.
+`FairScheduler`: it is done after the work that other connections have deferred already, and networks take turns. Until
+the rest is done, nothing is read from this connection.
 
-**Strangers.** A connection whose peer has not proved its right to be served (`Trust`) is served in the time that is
-left over: its input is not processed when it arrives, but deferred to the strangers' share of the time slices. Its
-first few reads are processed at once, so that a probe and a new client are answered without delay. When a call is
-authorised, the connection counts as a client's until it ends.
+**Strangers.** A connection whose peer has not proved its right to be served (`Trust`) is served in the time that
+clients leave: its input is not processed when it arrives, but deferred to the strangers' share of the time slices. The
+first few reads of such a connection are processed at once, so that a probe and a new client are answered without delay.
+When a call is authorised, the connection counts as a client's until it ends.
 
-**Time.** Ten thousand idle connections must cost nothing, and a busy connection must not compute deadlines for each
-packet. So an idle connection has one timer, set to its next deadline. Traffic may bring a deadline forward: it sets
-the timer to at most `Host.timer_slack` seconds from now, once, however much traffic there is.
+**Time.** Ten thousand idle connections must not need CPU time, and a busy connection must not compute deadlines for
+each packet. So an idle connection has one timer, set to its next deadline. Traffic may bring a deadline forward: the
+first traffic sets the timer to at most `Host.timer_slack` seconds from now, and further traffic does not set it again.
 
 **Closing.** After the last GOAWAY the connection is flushed, half-closed and read for a while longer: see
 `lingering_close`.
 
 The clock is read here, and its times are passed to the connection: the loop's clock for deadlines, and ``perf_counter``
-for the duration of a batch, because the loop's clock may stand still within an iteration and count in milliseconds.
+for the duration of a batch, because the loop's clock may not advance within an iteration, and may count in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -64,12 +65,12 @@ from grpc_h2.static.routes import Router
 from grpc_h2.wire.errors import ErrorCode
 
 _STREAMS_RELEASED_AT_ONCE = 32
-"""Streams of an ended connection that are released at a time: some 50 µs."""
+"""The number of streams of an ended connection that are released at a time, in some 50 µs."""
 _LARGE_READ = 16 * 1024
-"""Octets of one read. A client that waits for its answers sends less than this between two reads."""
+"""Octets above which a read is large. A client that waits for its answers sends less than this between two reads."""
 _EARLY_READS = 8
-"""Reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go) makes four: its
-preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""
+"""The number of reads of a new connection that are processed as soon as they arrive. A probe of the kubelet (grpc-go)
+makes four: its preface, its acknowledgement of SETTINGS, its call, an acknowledgement of PING."""
 
 
 class Host(Protocol):
@@ -78,7 +79,7 @@ class Host(Protocol):
     budget: Budget
     """The memory budget of connections that have made a call which the server admits."""
     strangers: Budget
-    """The memory budget of connections that have not."""
+    """The memory budget of connections that have made no such call."""
     client_log: RateLimitedLog
     limits: Limits
     router: Router
@@ -96,11 +97,12 @@ class Host(Protocol):
         """A call needs a handler. Set ``stream.call``, or end the call."""
 
     def observe(self, answer_ids: list[int], seconds: float) -> None:
-        """A batch of ready answers was written ``seconds`` after its requests were read. The list is not kept."""
+        """A batch of ready answers was written ``seconds`` after its requests were read. The receiver must not keep the
+        list."""
 
 
 class Acceptor(Protocol):
-    """The listener that accepted a connection. It is informed of the connection's beginning and end."""
+    """The listener that accepted a connection. It is informed of the connection's trust and end."""
 
     def vouched(self, protocol: Http2Protocol) -> None:
         """The connection's trust has risen."""
@@ -109,7 +111,7 @@ class Acceptor(Protocol):
         """End the connection, which is not established yet."""
 
     def dismissed(self, protocol: Http2Protocol, refusal: Refusal) -> None:
-        """The connection was closed although nothing that it sent is wrong: log and count that."""
+        """The connection was closed although nothing that it sent is wrong: log and count the close."""
 
     def closed(self, protocol: Http2Protocol) -> None:
         """The connection has ended."""
@@ -165,7 +167,7 @@ class Http2Protocol(Secured):
             host: The server.
             loop: Its loop.
             acceptor: The listener.
-            address: The peer's address, as returned by ``accept``; None: the transport knows it.
+            address: The peer's address, as returned by ``accept``; None: the transport supplies it.
             network: The peer's network (`admission.network_of`), which takes turns with other networks.
             returning: Whether a client has connected from that network before.
         """
@@ -174,7 +176,8 @@ class Http2Protocol(Secured):
         self._acceptor = acceptor
         self._address = address
         self._prompt = False
-        """Whether octets are processed as soon as they arrive: the peer is a client, and the connection not closing."""
+        """Whether octets are processed as soon as they arrive: the peer is a client, and the connection is not
+        closing."""
         self._early_reads = _EARLY_READS
         self._opening: FirstOctets | None = FirstOctets()
         """Holds the first octets until it is clear whether they are HTTP/2's preface."""
@@ -185,7 +188,7 @@ class Http2Protocol(Secured):
         self.trust = Trust.STRANGER
         """What the peer has proved so far."""
         self.active_at = -inf
-        """The instant at which a peer that is no client has last sent something."""
+        """The instant at which a peer that is not a client last sent something."""
         self._reading = True
         self._waking = False
         self._deferred = False
@@ -203,13 +206,13 @@ class Http2Protocol(Secured):
         self.closing = False
         """Whether the last GOAWAY has been written, or the transport is gone."""
         self.established = False
-        """Whether `connection_made` has been called, so that `connection_lost` will be."""
+        """Whether `connection_made` has been called, so that `connection_lost` will also be called."""
 
     # -- called by the transport ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has another base class
         self.connection = Connection(
             self._host.router,
             self._host.limits,
@@ -233,7 +236,7 @@ class Http2Protocol(Secured):
                 tls.on_more = self._decrypt_later
             self._granted = True
             self._settle()
-        # Without TLS our SETTINGS wait for the client's first octets, which may not be HTTP/2.
+        # Without TLS, our SETTINGS are not sent before the client's first octets, which may not be HTTP/2.
         self._set_timer(self.connection.next_deadline())
 
     def data_received(self, data: bytes) -> None:
@@ -297,14 +300,14 @@ class Http2Protocol(Secured):
     # -- called by the server and its calls -----------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Output may have to be written: schedule that, once, for the next iteration of the loop."""
+        """Output may have to be written: schedule one write for the next iteration of the loop."""
         if not self._waking and not self._transport.is_closing():
             self._waking = True
             self._loop.call_soon(self._woken)
 
     def drain(self) -> None:
         """Serve the calls that the client has begun, accept no more, and close. A connection that is not established
-        yet is dealt with when it is."""
+        yet drains as soon as it is established."""
         if not self.established:
             return
         self.connection.drain(self._loop.time())
@@ -325,16 +328,16 @@ class Http2Protocol(Secured):
 
     @property
     def unread(self) -> int:
-        """Octets that wait for the peer to read; those in the kernel are not among them."""
+        """Octets that wait for the peer to read, without the octets in the kernel."""
         return self._transport.get_write_buffer_size() + self.connection.unsent if self.established else 0
 
     def drop_stalled(self) -> None:
-        """Close without GOAWAY: the server stops, and the peer reads nothing."""
+        """Close without GOAWAY, because the server stops and the peer reads nothing."""
         self._log(logging.WARNING, "A client was cut off", error="it reads nothing while the server stops")
         self.abort()
 
     def abort(self) -> None:
-        """Drop the transport; nothing more is written."""
+        """Drop the transport; no more output is written."""
         self._transport.abort()
 
     def vouch(self, trust: Trust) -> None:
@@ -359,7 +362,7 @@ class Http2Protocol(Secured):
                 return
         if self._transport.is_closing():
             return
-        if self._lingering_close is not None:  # its GOAWAY is sent, and our end of the connection has ended
+        if self._lingering_close is not None:  # the GOAWAY is sent, and our side of the connection is closed
             self._transport.close()
             return
         self.connection.close(ErrorCode.NO_ERROR, REASONS[refusal])
@@ -434,7 +437,7 @@ class Http2Protocol(Secured):
     # -- strangers ------------------------------------------------------------------------------------------------
 
     def _stranger_received(self, data: bytes) -> None:
-        """Process octets of a peer that is not (yet) a client."""
+        """Process octets of a peer that is not a client, or not yet."""
         self.active_at = self._loop.time()
         if self._opening is not None:
             found = self._opening.take(data, secure=self._transport.get_extra_info("ssl_object") is not None)
@@ -463,12 +466,13 @@ class Http2Protocol(Secured):
         self._set_reading(False)
 
     def _judge(self) -> None:
-        """Check whether the peer has become a client by what it has just sent."""
+        """Check whether the octets that the peer has just sent have made it a client."""
         if self.connection.authorized:
             self.vouch(Trust.CLIENT)
 
     def _settle(self) -> None:
-        """Write what may be written, hand out the events that this causes, and decide whether to continue reading."""
+        """Write all output that may be written, hand out the events that this causes, and decide whether to continue
+        reading."""
         connection, transport = self.connection, self._transport
         if transport.is_closing():
             return
@@ -484,7 +488,7 @@ class Http2Protocol(Secured):
                 self._defer()
         if connection.eventful:
             self._dispatch(connection.take_events())
-            self.wake()  # a handler may have ended its call at once
+            self.wake()  # a handler may end its call at once
         if connection.terminated:
             self._leave()
             return
@@ -507,7 +511,7 @@ class Http2Protocol(Secured):
             stream = event.stream
             if isinstance(event, CallStarted):
                 self._host.call_started(self, stream)
-            elif stream.call is None:  # refused at its start
+            elif stream.call is None:  # the connection was refused at its start
                 if isinstance(event, MessageReceived):
                     self.connection.consumed(stream, len(event.message))
             elif isinstance(event, MessageReceived):
@@ -543,7 +547,7 @@ class Http2Protocol(Secured):
 
     def _decrypt(self) -> bool:
         """Continue with the TLS records that have arrived: the transport processes them when reading is resumed.
-        Returns whether reading was resumed; that ends the time slice."""
+        Returns whether reading was resumed; if it was, the time slice ends."""
         self._undecrypted = False
         if self._transport.is_closing():
             return False
@@ -567,7 +571,7 @@ class Http2Protocol(Secured):
     # -- log ------------------------------------------------------------------------------------------------------
 
     def _log_reports(self) -> None:
-        """Log the connection's reports about its peer."""
+        """Write the connection's reports about its peer to the log."""
         reports = self.connection.reports
         for kind, about in reports:
             if kind == "unauthorized":
@@ -618,7 +622,7 @@ class Http2Protocol(Secured):
     # -- closing --------------------------------------------------------------------------------------------------
 
     def _leave(self) -> None:
-        """The connection has ended. Called again when the transport's buffer has emptied."""
+        """The connection has ended: close it. Called again when the transport's buffer is empty."""
         if not self.closing:
             self._set_timer(None)
             self.closing = True
@@ -627,12 +631,13 @@ class Http2Protocol(Secured):
         if self._lingering_close is None:
             defer = functools.partial(self._host.scheduler.defer, self._loop, share=self._share, network=self.network)
             self._lingering_close = LingeringClose(self._transport, self._loop, defer, flood=self._flood)
-        # The answers to a flood stay in memory until the peer reads them.
+        # Answers to a flood would stay in memory until the peer reads them.
         stall_timeout = min(LINGER, self._host.limits.stall_timeout) if self._flood else self._host.limits.stall_timeout
         self._lingering_close.proceed(writable=self.connection.wants_read, stall_timeout=stall_timeout)
 
     def _abort_after(self, seconds: float) -> None:
-        """The transport closes as soon as its buffer is empty: a peer that reads nothing has ``seconds`` until then."""
+        """Set a limit for the transport, which closes as soon as its buffer is empty: after ``seconds`` it is aborted
+        if the peer reads nothing."""
         self._set_timer(None)
         self.closing = True
         self._prompt = False

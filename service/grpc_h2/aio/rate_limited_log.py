@@ -10,15 +10,15 @@ from typing import Any
 BURST = 20
 PER_SECOND = 2.0
 REPORT_SECONDS = 10.0
-"""Seconds after a line was left out at which the number of such lines is logged, if no other line has named it
-before."""
+"""The number of lines that were left out is logged so many seconds after the first of them, unless another line has
+reported it before."""
 
 
 class RateLimitedLog:
     """Writes to a logger, at most `BURST` lines at once and `PER_SECOND` in the long run.
 
-    Lines beyond that are counted, and the next line that is written carries their number as ``left_out``. Time is an
-    argument, in seconds.
+    Further lines are counted, and the next line that is written has their number as ``left_out``. The caller passes the
+    time, in seconds.
     """
 
     def __init__(self, logger: logging.Logger) -> None:

@@ -1,12 +1,12 @@
-"""The server: where methods are registered, connections are accepted, and calls get their handlers.
+"""The server: it registers methods, accepts connections, and gives calls their handlers.
 
 `Server` has the interface of ``grpc.aio.Server``: generated ``add_…Servicer_to_server`` functions, the health and
 reflection servicers of grpcio and interceptors work with it unchanged. gRPC itself is not imported; its objects are
-recognized by their attributes. Two methods go beyond that interface: `Server.add_static_unary`, and listening sockets
-from outside (`Server.add_listener`).
+recognized by their attributes. Two methods are additions to that interface: `Server.add_static_unary`, and
+`Server.add_listener` for existing listening sockets.
 
-A stop has three stages. First nothing new is accepted, and connections drain. When the grace period is over, calls are
-ended with UNAVAILABLE. Then the connections that are left are closed.
+A stop has three stages. First, no new connection is accepted, and connections drain. When the grace period is over,
+calls are ended with UNAVAILABLE. Then the remaining connections are closed.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from grpc_h2.static.routes import Authorize, Router, StaticUnary
 log = logging.getLogger("grpc_h2")
 
 _UNWINDING = 1.0
-"""Seconds that cancelled handlers have for their clean-up."""
+"""The seconds that cancelled handlers have for their clean-up."""
 
 _STALL_CHECK_SECONDS = 1.0
 
 _FIRST_CALL = 0.1
-"""A connection that was accepted but not set up when the server stopped drains after so many seconds, so that a call
-that its client has sent meanwhile is served."""
+"""Seconds from the stop after which a connection drains that was accepted but not set up at the stop. So a call that
+its client has sent meanwhile is served."""
 
 Observe = Callable[[list[int], float], None]
 
@@ -78,15 +78,15 @@ class Server:
         Args:
             limits: Limits of each connection.
             interceptors: As in grpc.aio, objects with ``async intercept_service(continuation, handler_call_details)``.
-            max_concurrent_calls: Calls beyond it fail with RESOURCE_EXHAUSTED.
-            max_connections: Beyond it, a new connection takes the place of an idle one whose peer has proved nothing,
-                or one of a few places in reserve: see `Admission`.
-            max_connections_per_peer: Connections of one address beyond it are closed.
-            first_call_timeout: Seconds until the first call that the server admits; a connection without one is
-                drained then.
-            trust: Path of a handler's call → what such a call proves about its peer. Without this argument, every call
-                that has a handler proves that the peer is a client. A call of a static method proves it if it is
-                authorized.
+            max_concurrent_calls: Further calls fail with RESOURCE_EXHAUSTED.
+            max_connections: A further connection takes the place of an idle connection whose peer has proved nothing,
+                or one of a few reserved places: see `Admission`.
+            max_connections_per_peer: Further connections from one address are closed.
+            first_call_timeout: Seconds until the first call that the server admits; a connection without such a call
+                is drained then.
+            trust: Path of a handler's call → the trust that such a call proves. Without this argument, every call
+                that has a handler proves that the peer is a client. An authorized call of a static method proves the
+                same.
             executor: Runs handlers that are ordinary functions; without one, a pool is made when it is needed.
             compression: A ``grpc.Compression`` for all calls.
             observe: Called with each batch of ready answers: their answer ids, and the seconds from reading to writing.
@@ -111,7 +111,7 @@ class Server:
         self.client_log = RateLimitedLog(log)
         self.scheduler = FairScheduler()
         self.observe = observe or _unobserved
-        """See `Host.observe`. An attribute, not a method, because it is called with every batch."""
+        """See `Host.observe`. This is an attribute and not a method, because it is called with every batch."""
         self._eof = eof
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}
@@ -131,7 +131,7 @@ class Server:
         self._generic += generic_rpc_handlers
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        """Register the methods of a service by name; they come before generic handlers."""
+        """Register the methods of a service by name; they have precedence over generic handlers."""
         for method, handler in method_handlers.items():
             self._methods[f"/{service_name}/{method}"] = handler
 
@@ -155,7 +155,7 @@ class Server:
         await self.scheduler.spread(steps())
 
     def forget_authorizations(self) -> None:
-        """Make static methods authorize anew, on open connections too."""
+        """Make static methods authorize calls anew, also on open connections."""
         self.router.forget_authorizations()
 
     # -- listening ------------------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ class Server:
         """Listen on ``host:port`` (``[host]:port`` for IPv6; port 0: any). Returns the port.
 
         Raises:
-            ValueError: where ``address`` has another form.
-            OSError: where the address cannot be bound.
+            ValueError: if ``address`` has another form.
+            OSError: if the address cannot be bound.
         """
         return self._add_port(address, None)
 
@@ -225,7 +225,7 @@ class Server:
     # -- start and stop -------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin to accept. Raises RuntimeError if called twice."""
+        """Begin to accept connections. Raises RuntimeError if called twice."""
         if self._started:
             raise RuntimeError("the server has been started before")
         self._started = True
@@ -235,9 +235,9 @@ class Server:
             listener.start()
 
     async def stop(self, grace: float | None) -> None:
-        """Accept nothing more; let calls finish for up to ``grace`` seconds (None: 0), then end them.
+        """Accept no more connections; let calls finish for up to ``grace`` seconds (None: 0), then end them.
 
-        May be called again, also while an earlier call waits: the shortest grace counts. Returns when every connection
+        May be called again, also while an earlier call waits: the shortest grace applies. Returns when every connection
         is closed and all handlers have ended, or have had a second to end after they were cancelled.
         """
         if not self._started:
@@ -280,7 +280,7 @@ class Server:
         self._ended.set()
 
     async def _drop_stalled(self) -> None:
-        """Drop connections whose peers read nothing, until this is cancelled."""
+        """Drop connections whose peers read nothing, until this coroutine is cancelled."""
         stalled = StalledPeers()
 
         def steps() -> Iterator[None]:
@@ -294,7 +294,7 @@ class Server:
             await asyncio.sleep(_STALL_CHECK_SECONDS)
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
-        """Wait until the server has stopped. Returns whether ``timeout`` seconds went by before that."""
+        """Wait until the server has stopped. Returns True if ``timeout`` seconds passed before the server stopped."""
         try:
             await asyncio.wait_for(self._ended.wait(), timeout)
         except TimeoutError:
@@ -375,7 +375,7 @@ class Server:
             thread.add_done_callback(functools.partial(self._thread_done, context))
 
     def _thread_done(self, context: ServicerContext, _: Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and the call with it
+        with suppress(RuntimeError):  # the loop is closed, which has ended the call
             self._loop.call_soon_threadsafe(self._call_done, context)
 
     def _call_done(self, context: ServicerContext) -> None:
@@ -399,7 +399,8 @@ class Server:
         return None
 
     async def _intercept(self, index: int, details: Any) -> Any:
-        """The handler that the interceptors from ``index`` on, and then the registered ones, give for ``details``."""
+        """The handler that the interceptors from ``index`` on, and then the registered handlers, return for
+        ``details``."""
         if index == len(self._interceptors):
             return self._find(details)
         return await self._interceptors[index].intercept_service(functools.partial(self._intercept, index + 1), details)

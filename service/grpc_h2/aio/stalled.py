@@ -1,4 +1,4 @@
-"""Finds the connections whose peers read nothing while the server stops, so that they do not hold the stop.
+"""Finds the connections whose peers read nothing while the server stops, so that they do not delay the stop.
 
 While the server serves, a peer may leave its answer unread for `Limits.stall_timeout`. During a stop the time is
 shorter: a rolling update or an operator waits for the end of the stop, and should not wait for a peer that is gone.
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 STALL_SECONDS = 5.0
-"""Seconds in which a peer reads not a single octet: more than a lost packet or a pause of a client takes, less than the
-grace period of a stop."""
+"""A peer that reads no octet for so many seconds is stalled. The time is longer than a lost packet or a pause of a
+client takes, and shorter than the grace period of a stop."""
 
 
 class Reader(Protocol):
-    """A connection, as `StalledPeers` sees it."""
+    """The part of a connection that `StalledPeers` uses."""
 
     @property
     def unread(self) -> int:
@@ -26,14 +26,15 @@ R = TypeVar("R", bound=Reader)
 
 
 class StalledPeers:
-    """The unread octets of each peer, and the instant since which it has not read. No clock of its own."""
+    """The unread octets of each peer, and the instant since which the peer has not read. This class does not read a
+    clock."""
 
     def __init__(self) -> None:
         self._seen: dict[Reader, tuple[int, float]] = {}
 
     def check(self, connections: Iterable[R], now: float) -> Iterator[R | None]:
         """Yields, for each of ``connections``, the connection if its peer has read nothing for `STALL_SECONDS`, else
-        None. Call it again and again with all connections that are left."""
+        None. Call it repeatedly with all remaining connections."""
         before, self._seen = self._seen, {}
         for connection in connections:
             unread = connection.unread

@@ -17,7 +17,7 @@ class CertificateFault(Http2Error):
 
 
 class TlsCredentials:
-    """A certificate and its key, and optionally the CA that client certificates must come from (mutual TLS).
+    """A certificate and its key, and optionally the CA that must have issued client certificates (mutual TLS).
 
     ``context`` is for the next connection; `reload` and `replace` change it, and leave established connections as they
     are.
@@ -31,8 +31,8 @@ class TlsCredentials:
         *,
         require_client_certificate: bool = True,
     ) -> None:
-        """The arguments are paths of PEM files. Where ``require_client_certificate`` is False, a client need not
-        present a certificate; but if it presents one, that must be valid. Raises `CertificateFault`.
+        """The arguments are paths of PEM files. If ``require_client_certificate`` is False, a client need not
+        present a certificate; but if it presents one, the certificate must be valid. Raises `CertificateFault`.
         """
         self._certificate = os.fspath(certificate)
         self._key = os.fspath(key)
@@ -44,8 +44,8 @@ class TlsCredentials:
         """Read the files again, for new connections.
 
         Raises:
-            CertificateFault: where they are not usable together (a pair may be half replaced). The fault is logged, and
-                new connections use the certificate that was loaded before.
+            CertificateFault: if the files are not usable together (a pair may be half replaced). The fault is logged,
+                and new connections use the certificate that was loaded before.
         """
         try:
             self.context = self._build()
@@ -63,7 +63,7 @@ class TlsCredentials:
         """Use other files, for new connections. They are read once, now.
 
         Raises:
-            CertificateFault: where they are not usable together. Nothing is replaced, and nothing is logged.
+            CertificateFault: if the files are not usable together. Then no file is replaced, and no line is logged.
         """
         before = self._certificate, self._key, self._client_ca
         self._certificate, self._key = os.fspath(certificate), os.fspath(key)
@@ -83,8 +83,8 @@ class TlsCredentials:
         # Section 9.2.2 and appendix A: of TLS 1.2, only ephemeral key exchange with an AEAD cipher.
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         context.set_alpn_protocols(["h2"])
-        # OpenSSL's default is two session tickets. A client needs one to resume, and gets the next with its next
-        # connection. To make a ticket takes 50 µs, a tenth of a handshake.
+        # OpenSSL's default is two session tickets. A client needs one ticket to resume, and gets another with its next
+        # connection. Making a ticket takes 50 µs, a tenth of a handshake.
         context.num_tickets = 1
         try:
             # OpenSSL would ask for a passphrase on the terminal; a server has none.
@@ -96,8 +96,8 @@ class TlsCredentials:
                 context.load_verify_locations(self._client_ca)
             except (OSError, ValueError) as error:
                 raise CertificateFault(f"{self._client_ca}: {_reason(error)}") from error
-            # Each certificate of the file is trusted, an intermediate authority too, as gRPC's C-core does. Without
-            # this, OpenSSL demands the chain up to a self-signed root.
+            # Each certificate of the file is trusted, also that of an intermediate authority, as in gRPC's C-core.
+            # Without this flag, OpenSSL demands the chain up to a self-signed root.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_mode = ssl.CERT_REQUIRED if self._required else ssl.CERT_OPTIONAL
         return context

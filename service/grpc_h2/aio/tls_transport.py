@@ -1,16 +1,16 @@
 """The transport of a TLS connection whose handshake is done: records on the loop's transport, octets for the protocol.
 
-**Theory of operation.** Event loops bring such a transport themselves. It decrypts what arrives when it arrives: where
-hundreds of peers send at the same moment, every other connection waits for all of them, and no scheduler is asked. So
-this one asks first (`Secured.may_decrypt`). What may not be decrypted yet stays where it is, and nothing more is read
-from the socket, until the protocol resumes reading in its time slice.
+**Theory of operation.** Event loops have such a transport of their own. It decrypts records as soon as they arrive,
+without a scheduler: if hundreds of peers send at the same moment, every other connection waits for all of them. So this
+transport asks the protocol first (`Secured.may_decrypt`). Records that may not be decrypted yet are kept, and nothing
+more is read from the socket, until the protocol resumes reading in its time slice.
 
-What is written is encrypted at once and belongs to the loop's transport from then on, whose limits of its write buffer
-are this transport's. Pieces that are written together share records of up to 16 kB.
+Written octets are encrypted at once and passed to the loop's transport. The limits of that transport's write buffer
+apply to this transport. Pieces that are written together share records of up to 16 kB.
 
-**Closing.** `TlsTransport.close` sends close_notify behind what was written, and waits `LINGER` seconds for the peer's.
-A peer that ends the TCP connection without it is not answered: what was written is flushed. The end that its
-close_notify announces is the end of both directions, as in every gRPC implementation.
+**Closing.** `TlsTransport.close` sends close_notify behind the written octets, and waits `LINGER` seconds for the
+peer's close_notify. If a peer ends the TCP connection without close_notify, none is sent in return, and the written
+octets are flushed. The peer's close_notify ends both directions, as in every gRPC implementation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from grpc_h2.aio.arrival import Handshake
 from grpc_h2.aio.lingering_close import LINGER
 
 _RECORD: Final = 16 * 1024
-"""Octets that a record holds at most (RFC 8446, section 5.1): a read returns no more than one record's."""
+"""The most octets that a record holds (RFC 8446, section 5.1): a read returns the octets of one record at most."""
 
 Octets = bytes | bytearray | memoryview
 
@@ -36,8 +36,8 @@ class Secured(asyncio.Protocol):
     __slots__ = ()
 
     def may_decrypt(self) -> bool:
-        """Records have arrived. Returns whether they are decrypted now. Otherwise the protocol has paused the
-        transport, and resumes it when they may be."""
+        """Records have arrived. Returns whether they may be decrypted now. Otherwise the protocol has paused the
+        transport, and resumes it when they may be decrypted."""
         raise NotImplementedError
 
 
@@ -61,7 +61,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
     _tcp: asyncio.Transport
 
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: Secured, handshake: Handshake) -> None:
-        """``handshake`` is done. Records that came with its end may wait in it."""
+        """``handshake`` is done. It may hold records that arrived with its last octets."""
         self._loop = loop
         self._protocol: Secured | None = protocol
         self._tls = handshake.tls
@@ -69,7 +69,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._outgoing = handshake.outgoing
         self._write = handshake.tls.write
         self._paused = False
-        """The protocol reads nothing."""
+        """Whether the protocol has paused reading."""
         self._tcp_paused = False
         self._closing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -77,7 +77,8 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
     # -- called by the loop's transport ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.BaseProtocol`. What came with the end of the handshake belongs to the same time slice."""
+        """See `asyncio.BaseProtocol`. Records that arrived with the end of the handshake are processed in the same time
+        slice."""
         self._tcp = cast(asyncio.Transport, transport)
         assert self._protocol is not None
         self._protocol.connection_made(self)
@@ -126,14 +127,14 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         return not self._paused and not self._closing
 
     def pause_reading(self) -> None:
-        """See `asyncio.ReadTransport`. The kernel keeps what arrives from now on."""
+        """See `asyncio.ReadTransport`. The kernel keeps octets that arrive from now on."""
         self._paused = True
         if not self._tcp_paused and not self._tcp.is_closing():
             self._tcp_paused = True
             self._tcp.pause_reading()
 
     def resume_reading(self) -> None:
-        """See `asyncio.ReadTransport`. What has arrived is decrypted in the next iteration of the loop."""
+        """See `asyncio.ReadTransport`. Records that have arrived are decrypted in the next iteration of the loop."""
         if not self._paused:
             return
         self._paused = False
@@ -144,7 +145,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
 
     @property
     def _pending(self) -> bool:
-        """Whether something has arrived that the protocol has not got."""
+        """Whether octets have arrived that the protocol has not received."""
         return bool(self._incoming.pending or self._tls.pending())
 
     def _read_on(self) -> None:
@@ -159,12 +160,12 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
             self._tcp.resume_reading()
 
     def _read(self) -> None:
-        """Decrypt what has arrived, a time slice of it, and hand it to the protocol."""
+        """Decrypt the records that have arrived, for one time slice, and hand the octets to the protocol."""
         tls, incoming = self._tls, self._incoming
         octets, more, fault = b"", [], False
         ended = False
         try:
-            # To ask first is cheaper than OpenSSL's SSLWantReadError.
+            # A check before the call is cheaper than OpenSSL's SSLWantReadError.
             while incoming.pending or tls.pending():
                 found = tls.read(_RECORD)
                 if not found:
@@ -203,7 +204,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def _write_rest(self, data: Octets, written: int) -> None:
-        """OpenSSL takes a record at a time."""
+        """Encrypt ``data``. OpenSSL takes one record at a time."""
         rest = memoryview(data)[written:]
         while rest:
             rest = rest[self._write(rest) :]
@@ -213,7 +214,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
             self._tcp.write(self._outgoing.read())
 
     def get_write_buffer_size(self) -> int:
-        """See `asyncio.WriteTransport`: records count, not the octets in them."""
+        """See `asyncio.WriteTransport`: the size of the records, not of the octets in them."""
         return self._tcp.get_write_buffer_size()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
@@ -221,7 +222,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._tcp.set_write_buffer_limits(high, low)
 
     def can_write_eof(self) -> bool:
-        """See `asyncio.WriteTransport`: to close one direction ends the connection."""
+        """See `asyncio.WriteTransport`: closing one direction ends the connection."""
         return False
 
     # -- called by the protocol: the rest -------------------------------------------------------------------------
@@ -249,7 +250,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._tcp.abort()
 
     def _shut_down(self) -> None:
-        """Send close_notify, and close once the peer's has come. What else arrives is thrown away."""
+        """Send close_notify, and close once the peer's close_notify has arrived. All other input is thrown away."""
         if self._tcp.is_closing():
             return
         try:

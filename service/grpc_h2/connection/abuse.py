@@ -1,5 +1,5 @@
-"""Protection from peers that cause much work at little cost to themselves: counters and budgets of one connection. Pure
-arithmetic.
+"""Protection from peers that cause much work at little cost to themselves: counters and budgets of one connection. This
+module is pure arithmetic.
 
 - *Glitches* are cheap misdeeds: each is legal or harmless alone, and an attack in numbers. All of them are drawn from
   one leaky bucket, so that no attack is below every threshold at once.
@@ -7,10 +7,10 @@ arithmetic.
 - *Late frames* name a stream that has ended. A client may send a few of them for each stream that it has opened,
   because it may send RST_STREAM before it has read the answer; further ones count as glitches.
 - *PINGs* follow gRPC proposal A8, with one bucket that leaks in place of its clock, so that a client that pings in the
-  allowed interval is safe from jitter. Whenever we send HEADERS or DATA, it is empty again; so grpc-go, which sends a
-  PING after every reply to measure the bandwidth-delay product, never strikes.
-- *Work* is budgeted for each call of ``receive_data``, in units of about a microsecond. The budget is how long other
-  connections wait while a peer sends the most expensive input there is.
+  allowed interval is safe from jitter. The bucket is emptied whenever we send HEADERS or DATA. So grpc-go, which sends
+  a PING after every reply to measure the bandwidth-delay product, gets no strike.
+- *Work* is budgeted for each call of ``receive_data``, in units of about a microsecond. The budget limits the time for
+  which other connections wait while a peer sends the most expensive input.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ OCTETS_OF_BLOCK_PER_WORK: Final = 8
 OCTETS_OF_MESSAGE_PER_WORK: Final = 256
 
 _FORGIVEN: Final = 1.25
-"""PINGs that are forgiven for each PING that `Limits.min_ping_interval` allows."""
+"""The number of PINGs that are forgiven for each PING that `Limits.min_ping_interval` allows."""
 _LATE_GLITCH: Final = 0.25
-"""Glitches counted for each frame on a reset stream, once there are more than an honest client may have in flight at
-the reset: the number that fits into a window."""
+"""Glitches counted for each frame on a reset stream beyond the number that an honest client may have in flight at the
+reset. This is the number of frames that fits into a window."""
 _UPDATES_PER_STREAM: Final = 2
 """WINDOW_UPDATEs that a client may send for each stream: C-core sends two for every call."""
 _UPDATES_PER_FRAME: Final = 20
@@ -39,7 +39,7 @@ _UPDATES_PER_FRAME: Final = 20
 
 
 class LeakyBucket:
-    """Counts misdeeds, forgetting them at a constant rate. Time is an argument."""
+    """Counts misdeeds, and forgets them at a constant rate. The caller passes the time."""
 
     __slots__ = ("_capacity", "_level", "_rate", "_then")
 
@@ -91,11 +91,12 @@ class Abuse:
         self.calls_left = self._limits.calls_per_turn
 
     def spend(self, work: int) -> None:
-        """``work`` was done."""
+        """Subtract ``work``, which was done, from the budget."""
         self.work_left -= work
 
     def stream_begun(self, *, handled: bool) -> None:
-        """A stream that was not answered at once has been opened; ``handled``: its handler is going to be started."""
+        """A stream that was not answered at once has been opened; ``handled``: whether a handler will be started for
+        it."""
         self.work_left -= STREAM_WORK
         if handled:
             self.calls_left -= 1
@@ -122,10 +123,10 @@ class Abuse:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames")
 
     def late_frame(self, streams: int) -> None:
-        """A frame on a stream that has ended was received; the client has opened ``streams`` so far.
+        """A frame on a stream that has ended was received; the client has opened ``streams`` streams so far.
 
         Raises:
-            ConnectionFault: ENHANCE_YOUR_CALM where there are too many.
+            ConnectionFault: ENHANCE_YOUR_CALM if there are too many such frames.
         """
         if self._late_frames < self._limits.late_frames_per_stream * streams:
             self._late_frames += 1
@@ -136,7 +137,7 @@ class Abuse:
         """PING was received.
 
         Raises:
-            ConnectionFault: ENHANCE_YOUR_CALM where PINGs came too soon too often.
+            ConnectionFault: ENHANCE_YOUR_CALM if PINGs arrived too soon too often.
         """
         limits, now = self._limits, self._timers.now
         if self._last_ping is not None:
@@ -146,7 +147,7 @@ class Abuse:
         if self._strikes > limits.max_ping_strikes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
 
-    # -- what allows the peer more --------------------------------------------------------------------------------
+    # -- events that allow the peer more ---------------------------------------------------------------------------
 
     def stream_opened(self) -> None:
         """The client has opened a stream, even if it is refused."""
@@ -164,8 +165,9 @@ class Abuse:
         self._strikes = 0.0
 
     def answered(self, streams: int, data_frames: int, updates: int) -> None:
-        """The fast path has served calls: the client has opened ``streams`` and sent WINDOW_UPDATE on ``updates`` of
-        them, and the server has sent ``data_frames``; an answer without a message counts as one."""
+        """The fast path has served calls: the client has opened ``streams`` streams and sent WINDOW_UPDATE on
+        ``updates`` of them, and the server has sent ``data_frames`` DATA frames. An answer without a message counts as
+        one DATA frame."""
         self._window_updates += _UPDATES_PER_STREAM * streams + _UPDATES_PER_FRAME * data_frames - updates
         if data_frames:
             self._last_ping = None

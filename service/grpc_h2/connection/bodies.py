@@ -1,8 +1,9 @@
-"""Converts DATA to messages, and accounts for the octets that a connection holds of them.
+"""Converts DATA to messages, and accounts for the octets of messages that a connection holds.
 
-A message is counted in three numbers. While it is unfinished, its octets are *partial*. Once it is whole, it is
-*unread* until its handler takes it. The unread number counts its inflated size (gzip reaches 1000 to 1, so a megabyte
-of window may become a gigabyte). Its octets on the wire are *owed*: the window grows by them when the message is taken.
+A message is counted in three numbers. While the message is unfinished, its octets are *partial*. Once it is whole, it
+is *unread* until its handler takes it. The number *unread* counts the inflated size (gzip reaches 1000 to 1, so a
+megabyte of window may become a gigabyte). The message's octets on the wire are *owed*: the window grows by them when
+the message is taken.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from grpc_h2.rpc.status import StatusCode
 from grpc_h2.static.routes import Route
 
 MESSAGE_OVERHEAD: Final = 128
-"""Cost of a message that waits to be read, in addition to its octets: mainly objects, which empty messages need too."""
+"""The cost of a message that waits to be read, in addition to its octets: mainly objects, which empty messages need
+too."""
 _TINY: Final = 64
 _TINY_GLITCH: Final = 0.02
-"""DATA frames of less than `_TINY` octets inside a message: fifty of them are one glitch."""
+"""Glitches counted for a DATA frame of less than `_TINY` octets inside a message: fifty such frames are one glitch."""
 _BOMB_GLITCH: Final = 10.0
-"""Glitches counted for a message that costs us milliseconds and the peer nothing: after a hundred such messages, the
-peer is disconnected."""
+"""Glitches counted for a message that takes the server milliseconds and the peer little time: after a hundred such
+messages, the peer is disconnected."""
 _SUSPICIOUS_RATIO: Final = 100
 
 
@@ -58,10 +60,10 @@ class Bodies:
 
     def feed(self, stream: Stream, content: bytes, size: int) -> Fed:
         """Take in ``content`` of a DATA frame of ``size`` octets, padding included; both are empty while
-        `MessageReader.more`.
+        `MessageReader.more` is true.
 
         Raises:
-            ConnectionFault: where the peer sends too many tiny frames, or messages that are too large or inflate too
+            ConnectionFault: if the peer sends too many tiny frames, or messages that are too large or inflate too
                 much.
         """
         reader = stream.reader
@@ -89,7 +91,7 @@ class Bodies:
         return self._deliver(stream, messages, octets, size)
 
     def _deliver(self, stream: Stream, messages: list[bytes], octets: int, size: int) -> Fed:
-        """``messages`` of ``octets`` are whole, by a DATA frame of ``size``."""
+        """A DATA frame of ``size`` octets has completed ``messages``, of ``octets`` in all."""
         handled = stream.handled
         for position, message in enumerate(messages):
             cost = len(message) + MESSAGE_OVERHEAD
@@ -100,7 +102,8 @@ class Bodies:
                 return messages[:position] if handled else [], size, fault
             if not handled:
                 stream.keep_message(message)
-        # The octets of a whole message are given back once it has been consumed; all others at once, within bounds.
+        # The octets of a whole message are given back once the message has been consumed. All other octets are given
+        # back at once, within bounds.
         delivered = octets + PREFIX_SIZE * len(messages) if handled else 0
         free = size - delivered if size > delivered else 0
         if self.partial > self._limits.max_buffered and stream.partial:

@@ -1,13 +1,16 @@
-"""The memory that all connections of a server hold together, and the choice of a connection to end when it is too much.
+"""The memory that all connections of a server hold together, and the choice of a connection to end when they hold too
+much.
 
 The limits of one connection are modest, but ten thousand connections may reach them together. So each connection
 reports to one `Budget` how much it holds for its peer: input, header blocks, bodies, output that waits, streams. When a
-connection adds to it and the sum is beyond the limit, the connection that holds most is ended (`Share.evict`), which
-may be another one. One is ended at a time: each further addition ends another, until the sum is within the limit.
+connection holds more than before and the sum is beyond the limit, the connection that holds most is ended
+(`Share.evict`); it may be another connection. One connection is ended at a time: each further addition ends one more,
+until the sum is within the limit.
 
-The one that holds most is found without a walk over all: shares are kept in classes by the binary order of magnitude of
-their octets, and only members of the highest class are compared, at most `_COMPARED` of them. So the connection that is
-ended is the heaviest where that class is small, and otherwise holds at least half as much as the heaviest.
+The connection that holds most is found without a walk over all connections: shares are kept in classes by the binary
+order of magnitude of their octets, and only members of the highest class are compared, at most `_COMPARED` of them. So
+the connection that is ended holds most of all if that class is small, and otherwise at least half as much as the one
+that holds most.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Final
 
 _CLASSES: Final = 64
 _COMPARED: Final = 256
-"""Some 20 µs."""
+"""The most shares that are compared, in some 20 µs."""
 
 
 class Budget:
@@ -27,11 +30,11 @@ class Budget:
     __slots__ = ("_classes", "evictions", "held", "limit")
 
     def __init__(self, limit: int) -> None:
-        """``limit``: octets."""
+        """``limit``: the most octets that all connections may hold together."""
         assert limit > 0
         self.limit = limit
         self.held = 0
-        """Octets, the sum of all shares."""
+        """The sum of the octets of all shares."""
         self.evictions = 0
         """The number of connections that were ended."""
         self._classes: list[dict[Share, None]] = [{} for _ in range(_CLASSES)]
@@ -60,7 +63,7 @@ class Budget:
                 return
 
     def check_invariants(self) -> None:
-        """Assert that the sum is that of the shares, each of which is in its class."""
+        """Assert that the total is the sum of the shares, and that each share is in its class."""
         shares = [share for members in self._classes for share in members]
         assert self.held == sum(share.octets for share in shares)
         assert all(share.octets for share in shares)
@@ -79,7 +82,7 @@ class Share:
         self.octets = 0
 
     def hold(self, octets: int) -> None:
-        """The connection holds ``octets`` now. May end this connection, or another."""
+        """The connection holds ``octets`` now. This call may end this connection or another one."""
         before, self.octets = self.octets, octets
         self._budget.moved(self, before)
 

@@ -1,7 +1,7 @@
 """How calls begin, and how they are answered.
 
-It opens streams, judges requests once they are whole, and queues responses. It reads no frames (``inbound.py`` does)
-and closes no stream (``closing.py`` does).
+This module opens streams, judges requests once they are whole, and queues responses. ``inbound.py`` reads frames, and
+``closing.py`` closes streams.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ErrorCode, StreamFault
 
 _REFUSED_AT_ONCE: Final = 8
-"""Calls that are refused at a time before their bodies have arrived: some 80 µs."""
+"""The most calls that are refused at a time before their bodies have arrived, in some 80 µs."""
 _TOO_LATE: Final = CallFault(StatusCode.DEADLINE_EXCEEDED, "The request was not complete in time")
 _OPEN: Final = StreamState.OPEN
 
@@ -72,7 +72,8 @@ class Calls:
         answered: list[int],
         events: list[Event],
     ) -> None:
-        """``answered``: the list to which the ids of static answers are appended. ``events``: the same for events."""
+        """``answered``: the list to which the ids of static answers are appended. ``events``: the list to which events
+        are appended."""
         self._limits = limits
         self._timers = timers
         self._abuse = abuse
@@ -93,7 +94,7 @@ class Calls:
 
     @property
     def open_streams(self) -> int:
-        """Streams that are open, those that wait for their DATA on the fast path among them."""
+        """The number of open streams, including streams that wait for their DATA on the fast path."""
         return len(self._streams.open) + len(self._fast_path.pending)
 
     @property
@@ -102,13 +103,14 @@ class Calls:
         return not self.open_streams and not self._streams.zombies
 
     def find(self, stream_id: int) -> Stream | None:
-        """The open stream of that id. One that waits for its DATA becomes an object now."""
+        """The open stream with the id ``stream_id``. A stream that waits for its DATA on the fast path becomes an
+        object now."""
         if stream_id in self._fast_path.pending:
             self.open(self._fast_path.release(stream_id))
         return self._streams.open.get(stream_id)
 
     def open(self, opened: Opened, *, end_stream: bool = False) -> None:
-        """Begin a stream that is not answered at once; ``end_stream``: its HEADERS end it.
+        """Begin a stream that is not answered at once; ``end_stream``: whether its HEADERS frame ends the request.
 
         Raises:
             StreamFault: with ``end_stream``, as `end_of_request`.
@@ -135,7 +137,7 @@ class Calls:
             self._requests.expect(stream)
 
     def judge_anew(self, router: Router) -> None:
-        """The server's authorizations have changed. This applies also to calls whose bodies have not arrived."""
+        """The server's authorizations have changed. The change applies also to calls whose bodies have not arrived."""
         for stream in self._streams.open.values():
             if stream.route.method is not None:
                 stream.judge_anew(router)
@@ -143,12 +145,12 @@ class Calls:
                     self._refusable.append(stream)
 
     def refusing(self, refuses: bool) -> bool:
-        """Whether `answer_refused` may have something to do; ``refuses``: streams that wait may be refused."""
+        """Whether `answer_refused` may have work; ``refuses``: whether streams that wait may have to be refused."""
         return bool(self._refusable) or (refuses and bool(self._fast_path.pending))
 
     def answer_refused(self) -> bool:
-        """Answer calls whose headers alone decide the answer, without waiting for their bodies. Returns whether more of
-        them are left for the next turn."""
+        """Answer calls whose headers alone decide the answer, without waiting for their bodies. Returns whether more
+        such calls are left for the next turn."""
         streams, waiting = self._streams.open, self._fast_path.refused()
         for stream_id in waiting[:_REFUSED_AT_ONCE]:
             self.find(stream_id)
@@ -172,7 +174,7 @@ class Calls:
         """END_STREAM was received.
 
         Raises:
-            StreamFault: PROTOCOL_ERROR where content-length has announced more.
+            StreamFault: PROTOCOL_ERROR if content-length has announced more.
         """
         stream.request_ended()
         self.judge_request(stream)
@@ -181,12 +183,12 @@ class Calls:
         """The request is whole: answer it, or pass it on to its handler.
 
         Raises:
-            StreamFault: as `end_of_request`.
+            StreamFault: for the same reasons as `end_of_request`.
         """
         self._requests.settle(stream)
         if stream.body_left > 0:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "less DATA than content-length says")
-        if stream.closed:  # the response has its end, which waits behind data
+        if stream.closed:  # the end of the response is queued, behind data
             return
         route = stream.route
         if route.refused:
@@ -211,7 +213,7 @@ class Calls:
     # -- bodies ---------------------------------------------------------------------------------------------------
 
     def act_on(self, stream: Stream, fed: Fed) -> None:
-        """Act on the outcome of a DATA frame."""
+        """Process the outcome of a DATA frame."""
         messages, free, fault = fed
         for message in messages:
             self._events.append(MessageReceived(stream, message))
@@ -233,22 +235,22 @@ class Calls:
     # -- responses ------------------------------------------------------------------------------------------------
 
     def send_headers(self, stream: Stream, block: bytes) -> None:
-        """Initial metadata."""
+        """Queue the initial metadata."""
         self._outbound.headers(stream, block, end_stream=False)
         self._abuse.headers_sent()
 
     def send_message(self, stream: Stream, message: bytes | memoryview, *, compressed: bool) -> None:
-        """A message, as it goes on the wire, without its prefix."""
+        """Queue a message in its form on the wire, without its prefix."""
         self._queue(stream, message_prefix(len(message), compressed), message)
         stream.note_queued(self._limits.high_water)
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Entries) -> None:
-        """Queue the end of a call: trailers, or trailers alone where nothing was sent before."""
+        """Queue the end of a call: trailers, or a Trailers-Only response if nothing was sent before."""
         block = trailers_block if stream.headers_sent else trailers_only_block
         self._end_with(stream, block(status, message, metadata))
 
     def _answer(self, stream: Stream, answer: StaticAnswer) -> None:
-        """Queue a static answer that is subject to flow control."""
+        """Queue a static answer, which flow control applies to."""
         self._answered.append(answer.answer_id)
         if answer.message is not None:
             self._outbound.headers(stream, answer.headers, end_stream=False)
@@ -265,7 +267,7 @@ class Calls:
         self._end_with(stream, b"")
 
     def fail(self, stream: Stream, fault: CallFault) -> None:
-        """The client's messages are not a valid call: answer with a status, and end the call for its handler."""
+        """The client's messages do not form a valid call: answer with a status, and end the call for its handler."""
         taken = stream.handled and not stream.closed
         self._closing.drop_output(stream)
         self.send_status(stream, fault.status, fault.message, ())
@@ -274,7 +276,7 @@ class Calls:
 
     def _queue(self, stream: Stream, *pieces: Piece) -> None:
         if not self._outbound.unsent:
-            self._timers.progressed()  # the time of a stall starts when the first octet is queued
+            self._timers.progressed()  # a stall is measured from the moment when the first octet is queued
         before = stream.unsent
         self._outbound.data(stream, *pieces)
         self._answers.queued(stream, stream.unsent - before)
@@ -297,7 +299,7 @@ class Calls:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def end_overdue(self) -> None:
-        """End calls whose requests were not whole, or whose answers were not read, in time: a few at once."""
+        """End a few of the calls whose requests were not whole, or whose answers were not read, in time."""
         for late in self._requests.overdue():
             stream = self.find(late) if isinstance(late, int) else late
             if stream is not None:
@@ -309,7 +311,7 @@ class Calls:
             self._closing.cut_off(stream, "an answer not read in time")
 
     def close(self, code: int, reason: str) -> None:
-        """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
+        """Queue GOAWAY with ``code`` and ``reason``, and end every stream."""
         self._closing.close(code, reason)
         self._refusable.clear()
 

@@ -1,8 +1,7 @@
-"""How streams end, and how the connection ends with them: the only place where a stream is closed, and where RST_STREAM
-and GOAWAY are sent.
+"""Ends streams and the connection. Only this module closes a stream, and only this module sends RST_STREAM and GOAWAY.
 
-It acts on the outcomes of the other parts, which it composes. It reads no frames (``inbound.py`` does), judges no
-request (``calls.py`` does) and reads no clock.
+This module processes the outcomes of the parts that it composes. ``inbound.py`` reads frames, and ``calls.py`` judges
+requests. This module does not read a clock.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _LEAVING: Final = ConnectionState.LEAVING
 
 
 class Closing:
-    """The ends of one connection's streams, and its own."""
+    """The ends of one connection's streams, and of the connection itself."""
 
     __slots__ = (
         "_abuse",
@@ -63,8 +62,8 @@ class Closing:
         events: list[Event],
         reports: list[tuple[str, str]],
     ) -> None:
-        """``events``: the list to which events for handlers are appended. ``reports``: the same for reports about the
-        peer for the operator."""
+        """``events``: the list to which events for handlers are appended. ``reports``: the list to which reports about
+        the peer for the operator are appended."""
         self._lifecycle = lifecycle
         self._buffer = buffer
         self._timers = timers
@@ -83,7 +82,7 @@ class Closing:
     # -- streams --------------------------------------------------------------------------------------------------
 
     def response_ended(self, stream: Stream) -> None:
-        """END_STREAM was sent. A client that still sends has a moment to finish, and is then asked to stop: see
+        """END_STREAM was sent. A client that still sends has a moment to finish, and is asked to stop afterwards: see
         `deadlines`."""
         if stream.state is _HALF_CLOSED_LOCAL:
             self._streams.note_reset(stream.id)
@@ -96,7 +95,7 @@ class Closing:
             self._ask_to_stop(stream_id)
 
     def end_overdue_rests(self) -> None:
-        """Stop waiting for the rests of requests that have not arrived in time, a few at once."""
+        """Stop waiting for a few of the requests whose rest has not arrived in time."""
         for stream_id in self._requests.overdue_rests():
             self._ask_to_stop(stream_id)
 
@@ -105,11 +104,11 @@ class Closing:
             self._outbound.control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
 
     def refuse(self, stream_id: int, fault: StreamFault) -> None:
-        """Send RST_STREAM, at most once for a stream. To cause one is cheap for the peer, but not for us:
+        """Send RST_STREAM, at most once for a stream. Causing one is cheap for the peer, but not for the server:
         CVE-2025-8671.
 
         Raises:
-            ConnectionFault: where the peer has caused too many.
+            ConnectionFault: if the peer has caused too many RST_STREAM frames.
         """
         self._abuse.glitch("frames that break a stream's rules")
         self._reports.append(("refused", fault.reason))
@@ -125,18 +124,19 @@ class Closing:
             self._outbound.control(frames.rst_stream(stream_id, fault.code))
         if stream is not None:
             self.abandon(stream, fault.code)
-        elif waited and self._lifecycle.state is _LEAVING:  # this may have been the last stream
+        elif waited and self._lifecycle.state is _LEAVING:  # the last open stream may have ended now
             self._leave_if_done()
 
     def cancel(self, stream: Stream, code: int) -> None:
-        """The handler resets ``stream``: send RST_STREAM. No effect where the stream or the connection has ended."""
+        """The handler resets ``stream``: send RST_STREAM. No effect if the stream or the connection has ended."""
         if stream.state is StreamState.CLOSED or self._lifecycle.closed:
             return
         self._reset(stream.id, code)
         self.abandon(stream, code, by_handler=True)
 
     def abandon(self, stream: Stream, code: int, *, by_handler: bool = False) -> None:
-        """Nothing more can be sent on ``stream``. Its handler gets an event, unless the handler has ended it."""
+        """Nothing more can be sent on ``stream``. Its handler gets an event, unless the handler itself has ended the
+        stream."""
         report = stream.handled and not stream.closed and not by_handler
         self.drop_output(stream)
         self._close(stream)
@@ -167,7 +167,7 @@ class Closing:
         self._answers.settle(stream)
 
     def cut_answers(self, before: float) -> None:
-        """Give up complete answers that have waited to be read since ``before``, or longer."""
+        """Give up complete answers that have waited to be read since the instant ``before``, or longer."""
         for stream in self._answers.since(before):
             if stream.closed:
                 self.cut_off(stream, "an answer from data that was replaced long ago")
@@ -181,7 +181,7 @@ class Closing:
     # -- the end of the connection --------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Leave in order: see `Connection.drain`."""
+        """Begin to drain: see `Connection.drain`."""
         if self._lifecycle.state is ConnectionState.OPEN:
             self._lifecycle.enter(ConnectionState.DRAINING)
             self._timers.drain_begun()
@@ -194,8 +194,8 @@ class Closing:
             self.close(ErrorCode.NO_ERROR, "draining")
 
     def final_goaway(self) -> None:
-        """The client has learned of the drain, or the time for that is over: send the GOAWAY that names the last stream
-        that is served."""
+        """Send the GOAWAY that names the last stream that is served. The client has acknowledged the drain, or the time
+        for the acknowledgement is over."""
         self._lifecycle.enter(ConnectionState.LEAVING)
         self._timers.drain_announced()
         self._streams.name_last()
@@ -210,7 +210,7 @@ class Closing:
             self._events.append(ConnectionClosing(ErrorCode.NO_ERROR, "drained"))
 
     def close(self, code: int, reason: str) -> None:
-        """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
+        """Queue GOAWAY with ``code`` and ``reason``, and end every stream."""
         if self._lifecycle.closed:
             return
         self.abandon_all()
@@ -218,10 +218,10 @@ class Closing:
         self._events.append(ConnectionClosing(code, reason))
 
     def abandon_all(self) -> None:
-        """End every stream: nothing more can be sent, and nothing more is read.
+        """End every stream, because nothing more can be sent or is read.
 
-        Only streams whose handler is at work are ended one by one. The others need no event, and to close 256 of them
-        takes half a millisecond.
+        Only streams whose handler is at work are ended one by one. The other streams need no event, and closing 256
+        streams takes half a millisecond.
         """
         if not self._lifecycle.closed:
             self._lifecycle.enter(ConnectionState.CLOSED)

@@ -1,27 +1,27 @@
 """The server's side of one HTTP/2 connection that carries gRPC: no socket, no event loop; time is an argument.
 
 **Theory of operation.** `Connection.receive_data` takes the octets that the socket gave and works through them frame by
-frame. Replies that need no handler (acknowledgements, resets, static answers) are queued; everything that concerns a
+frame. Replies that need no handler (acknowledgements, resets, static answers) are queued; all input that concerns a
 handler becomes an event. `Connection.data_to_send` returns the octets to write. Neither raises on any input: a peer's
 fault ends its stream (in `Closing.refuse` alone) or the connection (in `Closing.close` alone).
 
 **Bounded work.** One call of `receive_data` does a bounded amount of work (`Limits.answers_per_turn` and its
-neighbours). Where input is left over, ``backlog`` is true, and the caller calls again after other connections.
+neighbours). If input is left over, ``backlog`` is true, and the caller calls again after other connections.
 
 **Composition.** A connection is made of parts. Each owns its numbers: other parts read them, but change them only
-through its methods. A part knows the parts before it in this list, and returns outcomes to those after it::
+through its methods. A part knows the parts before it in this list, and returns outcomes to the parts after it::
 
     Lifecycle    the connection's state        InputBuffer  octets that are not processed
     Timers       instants                      Abuse        buckets, ping policy, budgets of work
     FlowControl  the connection's windows      Streams      streams by id, counts of handlers
     Outbound     frames out                    Headers      decoder, memo of blocks, block assembly
     Bodies       DATA to messages              FastPath     known calls, alone or in batches
-    RequestDeadlines, AnswerDeadlines          what must have moved on by when
+    RequestDeadlines, AnswerDeadlines          deadlines of requests and of answers
     Closing      ends of streams, and its own  Calls        begin and answers of calls
     Inbound      frames in
 
-**Memory.** A connection reports to the server's `Budget` what it holds for its peer, after everything that may change
-it. A call on the fast path holds nothing.
+**Memory.** A connection reports to the server's `Budget` the memory that it holds for its peer, after each action that
+may change this amount. A call on the fast path holds no memory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode
 
 _WAITING_WEIGHT: Final = 512
-"""Octets that are counted for a stream that waits for its DATA on the fast path."""
+"""The octets that are counted for each stream that waits for its DATA on the fast path."""
 _SENT_ALL: Final = (StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED)
 
 
@@ -108,13 +108,14 @@ class Connection:
             router: The server's static methods.
             limits: Limits for the client.
             now: The present instant.
-            jitter: A random number from -1 to 1: the share of `Limits.age_jitter` by which the connection's age varies.
+            jitter: A random number from -1 to 1. The connection's age varies by this share of `Limits.age_jitter`.
             budget: The memory that all connections of the server may hold.
-            on_eviction: Called when this connection was ended because it holds most while the budget is exceeded.
-                `data_to_send` and `take_events` then return something. It may be called from within a method of another
-                connection, so it must return at once, and call no method of a connection.
+            on_eviction: Called when this connection was ended because it held most while the budget was exceeded.
+                `data_to_send` and `take_events` then have results. The call may happen within a method of another
+                connection, so the function must return at once, and call no method of a connection.
 
-        This makes every part from those that it uses, in the order of the module's docstring; it has no other logic.
+        The constructor makes each part from the parts that it uses, in the order of the module's docstring; it has no
+        other logic.
         """
         self.limits = limits
         self.answered: list[int] = []
@@ -148,7 +149,7 @@ class Connection:
             limits, router, lifecycle, buffer, timers, abuse, flow, streams, outbound, headers, bodies, fast_path,
             closing, calls, self.answered)  # fmt: skip
         self.answer_one = fast_path.answer_one
-        """See `FastPath.answer_one`. Bound here to save a function call for each call that comes alone."""
+        """See `FastPath.answer_one`. The method is bound here to save a function call for each single call."""
         self._written = 0
         """Octets that the transport has accepted and not sent, while it accepts no more."""
         self._on_eviction = on_eviction
@@ -159,7 +160,7 @@ class Connection:
 
     @property
     def state(self) -> ConnectionState:
-        """See ``state.py``."""
+        """The state of the connection: see ``state.py``."""
         return self._lifecycle.state
 
     @property
@@ -179,7 +180,7 @@ class Connection:
 
     @property
     def open_calls(self) -> int:
-        """Handlers at work, those of cancelled calls among them."""
+        """The number of handlers at work, including handlers of cancelled calls."""
         return self._streams.open_calls
 
     @property
@@ -195,14 +196,15 @@ class Connection:
     # -- input --------------------------------------------------------------------------------------------------------
 
     def hold(self, data: bytes, now: float) -> None:
-        """Keep ``data``, octets that the peer has sent, for the next `receive_data`; until then ``backlog`` is true."""
+        """Keep ``data``, octets that the peer has sent, for the next call of `receive_data`; until then ``backlog`` is
+        true."""
         self._fast_path.settle()
         self._timers.read(now)
         self._buffer.add(data)
         self._report()
 
     def receive_data(self, data: bytes, now: float) -> list[Event]:
-        """Work through ``data``, octets that the peer has sent, at instant ``now``. Raises nothing."""
+        """Process ``data``, octets that the peer has sent, at instant ``now``. Raises nothing."""
         if self._fast_path.alone:
             self._fast_path.settle()
         if data:
@@ -221,11 +223,11 @@ class Connection:
 
     @property
     def eventful(self) -> bool:
-        """Whether `take_events` has any."""
+        """Whether `take_events` has any events to return."""
         return bool(self._events)
 
     def take_events(self) -> list[Event]:
-        """Events that calls other than `receive_data` and `tick` have caused."""
+        """Return the events that calls other than `receive_data` and `tick` have caused."""
         events = self._events.copy()
         self._events.clear()
         return events
@@ -233,10 +235,10 @@ class Connection:
     # -- output -------------------------------------------------------------------------------------------------------
 
     def data_to_send(self, budget: int | None = None) -> list[Piece]:
-        """The octets to write now: everything that is not stream data, then about ``budget`` octets of stream data.
+        """The octets to write now: all output that is not stream data, then about ``budget`` octets of stream data.
 
-        Empty where nothing can be sent, because nothing is queued or the peer's windows are exhausted. May cause events
-        (`take_events`).
+        Empty if nothing can be sent, because nothing is queued or the peer's windows are exhausted. The call may cause
+        events (`take_events`).
         """
         outbound = self._outbound
         if outbound.paused:
@@ -265,7 +267,7 @@ class Connection:
         return not self._outbound.paused
 
     def pause_writing(self, now: float, written: int = 0) -> None:
-        """The transport accepts no more output; ``written``: octets that it has accepted and not sent."""
+        """The transport accepts no more output; ``written``: the octets that it has accepted and not sent."""
         self.advance(now)
         self._timers.progressed()
         self._outbound.pause(True)
@@ -273,7 +275,7 @@ class Connection:
         self._report()
 
     def resume_writing(self, now: float) -> None:
-        """The transport takes more again."""
+        """The transport accepts output again."""
         self.advance(now)
         self._timers.progressed()
         self._outbound.pause(False)
@@ -283,14 +285,14 @@ class Connection:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
-        """Set the present instant to ``now``. To be called before a handler acts, which may be long after the peer has
-        sent something, because the times for a peer that reads nothing, and for a connection without calls, begin at
-        the present instant."""
+        """Set the present instant to ``now``. To be called before a handler acts, which may be long after the last
+        input. The time limits for a peer that reads nothing, and for a connection without calls, begin at the present
+        instant."""
         self._fast_path.settle()
         self._timers.advance(now)
 
     def send_initial_metadata(self, stream: Stream, metadata: Metadata = (), encoding: str | None = None) -> None:
-        """Response headers. No effect on a closed stream, or when they have been sent.
+        """Queue the response headers. No effect on a closed stream, or if they have been sent.
 
         Raises:
             ValueError: for metadata that may not be sent; then nothing was sent.
@@ -310,8 +312,8 @@ class Connection:
         self._report()
 
     def send_status(self, stream: Stream, status: int, message: str, metadata: Metadata = ()) -> None:
-        """Send the end of a call: trailers, or trailers alone where nothing was sent before. No effect on a closed
-        stream.
+        """Queue the end of a call: trailers, or a Trailers-Only response if nothing was sent before. No effect on a
+        closed stream.
 
         Raises:
             ValueError: for metadata that may not be sent; then nothing was sent.
@@ -321,18 +323,18 @@ class Connection:
             self._report()
 
     def cancel(self, stream: Stream, code: int = ErrorCode.CANCEL) -> None:
-        """Send RST_STREAM. No effect on a stream that has ended."""
+        """Queue RST_STREAM. No effect on a stream that has ended."""
         self._closing.cancel(stream, code)
         self._report()
 
     def expect_one_message(self, stream: Stream) -> None:
-        """The method of ``stream`` takes one message, which therefore must come within `Limits.body_timeout`, and must
-        be the only one. To be called when the call has begun; not needed for static methods."""
+        """The method of ``stream`` takes one message, so this message must arrive within `Limits.body_timeout`, and
+        must be the only one. To be called when the call has begun; not needed for static methods."""
         self._calls.expect_one_message(stream)
 
     def cut_answers(self, before: float) -> None:
         """Give up answers that are complete and have waited to be read since the instant ``before``, or longer, so that
-        their memory is released. Causes events."""
+        their memory is released. This call causes events."""
         self._closing.cut_answers(before)
         self._report()
 
@@ -349,12 +351,12 @@ class Connection:
     # -- life and death -----------------------------------------------------------------------------------------------
 
     def close(self, code: int, reason: str) -> None:
-        """GOAWAY with ``code`` and ``reason``, and the end of every stream."""
+        """Queue GOAWAY with ``code`` and ``reason``, and end every stream."""
         self._calls.close(code, reason)
         self._report()
 
     def drain(self, now: float) -> None:
-        """Leave in order: calls that the client has begun, or begins before it knows of the drain, are served.
+        """Drain the connection: calls that the client has begun, or begins before it knows of the drain, are served.
 
         Double GOAWAY (RFC 9113 section 6.8): the first announces the end; the second is sent when the client has
         answered the PING that followed the first.
@@ -373,7 +375,7 @@ class Connection:
         return [event for event in self.take_events() if not isinstance(event, ConnectionClosing)]
 
     def next_deadline(self) -> float | None:
-        """The time at which `tick` must be called; by then there may be nothing to do."""
+        """The instant at which `tick` must be called; at that instant there may be no work."""
         if self._lifecycle.closed:
             return None
         self._fast_path.settle()
@@ -384,7 +386,7 @@ class Connection:
         return None if deadline == inf else deadline
 
     def tick(self, now: float) -> list[Event]:
-        """Act on everything that has become due."""
+        """Act on all deadlines that have passed."""
         self.advance(now)
         for due in self._timers.due(introduced=self._introduced, idle=self._calls.idle, unsent=self._unread_by_peer):
             if self._lifecycle.closed:
@@ -397,7 +399,8 @@ class Connection:
 
     @property
     def _introduced(self) -> bool:
-        # Octets that we have not processed yet may hold the peer's preface, and the peer is not to blame for our delay.
+        # The peer's preface may be among octets that are not processed yet, and the peer is not to blame for this
+        # delay.
         return self._lifecycle.state in INTRODUCED or self._buffer.backlog
 
     @property
@@ -456,7 +459,7 @@ class Connection:
                 share.hold(held)
 
     def count_in(self, budget: Budget) -> None:
-        """Count the memory of this connection in ``budget`` from now on, and in no other."""
+        """Count the memory of this connection in ``budget`` from now on, and in no other budget."""
         if self._share is not None:
             self._share.leave()
             self._share = budget.join(self._evict)
@@ -471,7 +474,7 @@ class Connection:
     # -- what must hold -----------------------------------------------------------------------------------------------
 
     def check_invariants(self) -> None:
-        """Assert everything that holds between two calls. Costs a walk over all streams: for tests."""
+        """Assert all invariants that hold between two calls. This is for tests, because it walks over all streams."""
         streams = self._streams.open.values()
         assert self._share is None or self._share.octets == self.held, "not all that is held was reported"
         if self._lifecycle.closed:
@@ -492,7 +495,8 @@ class Connection:
 
 
 def _introduction(limits: Limits) -> list[bytes]:
-    """The frames that the server sends first: its SETTINGS, and the rest of the connection's window."""
+    """The frames that the server sends first: its SETTINGS, and a WINDOW_UPDATE that enlarges the connection's
+    window."""
     introduction = [
         frames.settings(
             (

@@ -1,20 +1,21 @@
-"""Deadlines for the progress of calls: a request must become whole, and an answer must be read, in time.
+"""Deadlines for the progress of calls: a request must be complete in time, and an answer must be read in time.
 
-**Requests.** A request of one message has `Limits.body_timeout` to become whole, and its ``grpc-timeout`` if that is
-shorter. While the connection drains it has `Limits.drain_body_timeout`, so that a stream without its body does not
-lengthen a shutdown. Streams that wait on the fast path have no object and no time of their own. For them a *mark* is
-made from time to time: the instant, and the last stream id that was used by then. Once the time for a request has
-passed since a mark, every stream up to its id is overdue. So their deadlines are exact to one part in `_MARKS`, and
-cost a call nothing.
+**Requests.** A request of one message must be whole within `Limits.body_timeout`, or within its ``grpc-timeout`` if
+that is shorter. While the connection drains, the limit is `Limits.drain_body_timeout`, so that a stream without its
+body does not lengthen a shutdown. Streams that wait on the fast path have no object and no time of their own. For these
+streams a *mark* is made from time to time: the instant, and the last stream id that was used until then. Once the time
+for a request has passed since a mark, every stream up to the mark's id is overdue. So these deadlines are exact to one
+part in `_MARKS`, and a call needs no work for them.
 
-**Rests.** A call may be answered before its request is whole: a wrong key is known at HEADERS. By RFC 9113 section 8.1,
-the server may ask the client not to send the rest, by RST_STREAM with NO_ERROR. But clients and proxies lose an answer
-whose RST_STREAM they read before they have sent their body (curl: error 92) or passed the answer on (Envoy issue
-30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out where the rest of the request arrives meanwhile,
-as it does from every client that sends its request at once. Only the ids of such streams are kept, `_RESTS` at most.
+**Rests.** A call may be answered before its request is whole: HEADERS alone show a wrong key, for example. By RFC 9113
+section 8.1, the server may ask the client not to send the rest, by RST_STREAM with NO_ERROR. But clients and proxies
+lose an answer if they read its RST_STREAM before they have sent their body (curl: error 92) or passed the answer on
+(Envoy issue 30149). So RST_STREAM waits for `Limits.rest_timeout`, and is left out if the rest of the request arrives
+meanwhile, as from every client that sends its request at once. Only the ids of such streams are kept, `_RESTS` at most.
 
 **Answers.** A client must read its waiting answers at `Limits.min_read_rate`, after `Limits.read_grace`. Octets that a
-handler adds later prolong this time at the same rate; a complete answer has `Limits.max_read_time` in all.
+handler adds later prolong this time at the same rate; a complete answer must be read within `Limits.max_read_time` in
+all.
 
 This module reads no clock: the present instant is that of `Timers`.
 """
@@ -34,11 +35,11 @@ from grpc_h2.connection.streams import Streams
 from grpc_h2.connection.timers import Timers
 
 _MARKS: Final = 8
-"""Marks made while `Limits.body_timeout` goes by."""
+"""The number of marks that are made in the time `Limits.body_timeout`."""
 ENDED_AT_ONCE: Final = 8
-"""Calls that are ended at a time because their deadline has passed: some 100 µs."""
+"""The most calls that are ended at a time because their deadline has passed, in some 100 µs."""
 _RESTS: Final = 256
-"""The number of streams of a connection whose rest is awaited; when one more comes, the first is reset."""
+"""The number of streams of a connection whose rest is awaited; if one more is added, the first is reset."""
 _REST_OCTETS: Final = 64 * 1024
 """The server stops waiting for a rest that has more octets than this."""
 
@@ -60,8 +61,8 @@ class RequestDeadlines:
         self._marks: list[tuple[float, int]] = []
         """Pairs of an instant and a stream id: at that instant, streams of the fast path up to that id are overdue."""
         self._rests: dict[int, tuple[float, int]] = {}
-        """Answered streams whose request may still have a rest → until when the rest is awaited, and how many octets of
-        it have arrived. The stream that has waited longest comes first."""
+        """Answered streams whose request may still have a rest → the instant until which the server waits for the rest,
+        and the number of its octets that have arrived. The stream that has waited longest is first."""
 
     @property
     def _allowance(self) -> float:
@@ -85,14 +86,14 @@ class RequestDeadlines:
             self._marks.append((latest, self._streams.last_id))
 
     def await_rest(self, stream_id: int) -> int | None:
-        """A call was answered before its request was whole. Where too many streams wait for their rest, the one that
+        """A call was answered before its request was whole. If too many streams wait for their rest, the stream that
         has waited longest is removed and returned."""
         self._rests[stream_id] = self._timers.now + self._limits.rest_timeout, 0
         return self.give_up_rest() if len(self._rests) > _RESTS else None
 
     def rest_received(self, stream_id: int, octets: int, *, end_stream: bool) -> bool:
-        """A frame arrived on a stream that is answered. Returns whether to give up the rest, although it has not
-        ended."""
+        """A frame arrived on a stream that is answered. Returns whether to stop waiting for the rest, although it has
+        not ended."""
         rest = self._rests.get(stream_id)
         if rest is None:
             return False
@@ -112,7 +113,7 @@ class RequestDeadlines:
         return first
 
     def overdue_rests(self) -> list[int]:
-        """Remove and return a few of the streams whose rest has not arrived in time."""
+        """Remove and return a few of the streams whose request's rest has not arrived in time."""
         now = self._timers.now
         oldest = islice(self._rests.items(), ENDED_AT_ONCE)
         late = [stream_id for stream_id, (until, _) in oldest if until <= now]
@@ -121,7 +122,7 @@ class RequestDeadlines:
         return late
 
     def drop_all(self) -> None:
-        """No request is awaited any more."""
+        """Stop waiting for all requests."""
         self._expected.clear()
         self._rests.clear()
         self._marks.clear()
@@ -137,7 +138,7 @@ class RequestDeadlines:
         return due
 
     def overdue(self) -> list[Stream | int]:
-        """A few of the requests whose time is over: streams, and ids of streams that wait on the fast path."""
+        """A few of the overdue requests: streams, and ids of streams that wait on the fast path."""
         self._mark()
         now = self._timers.now
         late: list[Stream | int] = [stream for stream, instant in self._expected.items() if instant <= now]
@@ -150,7 +151,7 @@ class RequestDeadlines:
         return late[:ENDED_AT_ONCE]
 
     def _mark(self) -> None:
-        """Make a mark, unless the last one is recent, or already covers every stream."""
+        """Make a mark, unless the last mark is recent or already covers every stream."""
         if not self._fast_path.pending:
             self._marks.clear()
             return
@@ -181,16 +182,17 @@ class AnswerDeadlines:
         self._limits = limits
         self._timers = timers
         self._waiting: dict[Stream, tuple[float, float]] = {}
-        """Stream → since when its answer waits, and until when it must have been read."""
+        """Stream → the instant since which its answer waits, and the instant by which the answer must have been
+        read."""
 
     def queued(self, stream: Stream, octets: int) -> None:
-        """``octets`` more wait to be read on ``stream``."""
+        """``octets`` additional octets wait to be read on ``stream``."""
         now, limits = self._timers.now, self._limits
         since, until = self._waiting.get(stream) or (now, now + limits.read_grace)
         self._waiting[stream] = since, until + octets / limits.min_read_rate
 
     def completed(self, stream: Stream) -> None:
-        """The answer is complete: its end is queued behind the octets."""
+        """The answer on ``stream`` is complete: its end is queued behind the octets."""
         since, until = self._waiting[stream]
         self._waiting[stream] = since, min(until, self._timers.now + self._limits.max_read_time)
 
@@ -199,11 +201,11 @@ class AnswerDeadlines:
         self._waiting.pop(stream, None)
 
     def drop_all(self) -> None:
-        """No answer waits to be read any more."""
+        """Remove all deadlines of answers."""
         self._waiting.clear()
 
     def next_deadline(self) -> float:
-        """The first instant at which an answer is overdue; ``inf`` if none waits."""
+        """The first instant at which an answer is overdue; ``inf`` if no answer waits."""
         return min((until for _, until in self._waiting.values()), default=inf)
 
     def overdue(self) -> list[Stream]:

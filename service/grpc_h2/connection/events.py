@@ -18,7 +18,7 @@ class CallStarted:
 
 @dataclass(frozen=True, slots=True)
 class MessageReceived:
-    """One whole message, decompressed. Once a handler has taken it: ``Connection.consumed``."""
+    """One whole message, decompressed. Call ``Connection.consumed`` once a handler has taken it."""
 
     stream: Stream
     message: bytes
@@ -33,11 +33,11 @@ class HalfClosed:
 
 @dataclass(frozen=True, slots=True)
 class CallCancelled:
-    """Nothing can be sent on the stream any more: the client reset it, broke its rules, or is gone."""
+    """Nothing can be sent on the stream any more: the client reset the stream, broke the stream's rules, or is gone."""
 
     stream: Stream
     code: int
-    """Error code of RST_STREAM, received or sent (RFC 9113 section 7)."""
+    """The error code of the RST_STREAM that was received or sent (RFC 9113 section 7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Writable:
 @dataclass(frozen=True, slots=True)
 class AnswerCutOff:
     """An answer was not read in time and is given up: RST_STREAM is queued. If the call has a handler, `CallCancelled`
-    is reported, too."""
+    is also reported."""
 
     stream: Stream
     reason: str
@@ -58,7 +58,8 @@ class AnswerCutOff:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionClosing:
-    """The last GOAWAY is queued and no stream is left: flush, continue to read for a second at most, close."""
+    """The last GOAWAY is queued and no stream is left. The server must flush, continue to read for a second at most,
+    and close."""
 
     code: int
     reason: str

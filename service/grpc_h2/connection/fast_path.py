@@ -4,20 +4,20 @@
 The fast path parses each such pair with one precompiled `struct` format, finds the route by the block's octets and the
 answer by the message's octets, and builds no object. If the DATA does not follow its HEADERS frame directly, only the
 route waits in ``pending``: clients with many streams send all their HEADERS first, and C-core sends a WINDOW_UPDATE
-between the two, which is handled here, too.
+between the two, which is also handled here.
 
 Everything that is not exactly such a pair is left to ``inbound.py``, which processes single frames. A pair may be left
-to it at any point, because nothing changes before the answer is certain. The exception is a block that was decoded,
-because decoding cannot be undone: then the outcome says what the caller has to do with its stream.
+to that module at any point, because nothing changes before the answer is certain. The exception is a block that was
+decoded, because decoding cannot be undone: then the outcome tells the caller how to continue with the stream.
 
 **Cost.** Every request runs every line of the two methods, so both are flat and longer than functions should be. They
-read the other parts' numbers into local variables, do not change those parts meanwhile, and pass the sum of their work
-to each part in one call per batch. Calls that come alone are summed up here, and their sums are passed to the timers
-and to `Abuse` before either is read (`FastPath.settle`).
+read the other parts' numbers into local variables, do not change those parts while a batch is processed, and pass the
+sum of their work to each part in one call per batch. Single calls are summed up here, and the sums are passed to the
+timers and to `Abuse` before either is read (`FastPath.settle`).
 
-**Why it is sound.** `FastPath.answer_one` does what ``receive_data`` would do for the same octets, number by number; a
-test compares two connections, one on each path, after each read. The reserved bit of a stream id is not masked, so the
-last ids are left to ``inbound.py``.
+**Why it is sound.** `FastPath.answer_one` changes every number as ``receive_data`` would for the same octets; a test
+compares two connections, one on each path, after each read. The reserved bit of a stream id is not masked, so the last
+ids are left to ``inbound.py``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Opened(NamedTuple):
     stream_id: int
     route: Route
     window: int = 0
-    """Octets that WINDOW_UPDATEs have added to its send window."""
+    """The octets that WINDOW_UPDATEs have added to the stream's send window."""
     until: float = inf
     """The deadline of the call: an instant."""
 
@@ -102,7 +102,7 @@ class FastPath:
         headers: Headers,
         answered: list[int],
     ) -> None:
-        """``answered``: where the ids of the answers go."""
+        """``answered``: the list to which the ids of the answers are appended."""
         self._limits = limits
         self._router = router
         self._lifecycle = lifecycle
@@ -115,25 +115,24 @@ class FastPath:
         self._headers = headers
         self._answered = answered
         self.alone = 0
-        """Calls that `answer_one` has answered since `settle`, the last of them at ``_alone_at``."""
+        """The number of calls that `answer_one` has answered since the last `settle`. The last of these calls was
+        answered at ``_alone_at``."""
         self._alone_at = 0.0
         self.pending: dict[int, Route] = {}
         """Streams of static methods whose DATA has not arrived; only their routes need to be kept."""
         self._pending_windows: dict[int, int] = {}
-        """Octets that WINDOW_UPDATE has added to the windows of these streams (C-core sends it between HEADERS and
-        DATA)."""
+        """The octets that WINDOW_UPDATE has added to the windows of the ``pending`` streams (C-core sends it between
+        HEADERS and DATA)."""
         self._pending_timeouts: dict[int, float] = {}
-        """Deadlines of the calls among them that have one, and of some that have been answered."""
+        """The deadlines of the ``pending`` calls that have one, and of some calls that have been answered."""
 
     # -- answers --------------------------------------------------------------------------------------------------
 
     def answer_one(self, data: bytes, now: float) -> bytes | None:
-        """The answer to ``data`` where ``data`` is one call of a static method and there is nothing else to do; else
-        None.
+        """The answer to ``data`` if ``data`` is one call of a static method and no other work waits; otherwise None.
 
-        From a client that waits for each answer, every read brings one call, so `receive_data` would do for each call
-        the work that it does once for a batch. If the result is None, nothing has changed: call `receive_data` with the
-        same octets then.
+        If a client waits for each answer, every read brings one call, and `receive_data` would do the work of a whole
+        batch for each call. If the result is None, nothing has changed: call `receive_data` with the same octets then.
         """
         shape = SHAPES.get(data[:5])
         if shape is None or self._buffer.held or self._lifecycle.state is not _OPEN:
@@ -174,7 +173,7 @@ class FastPath:
         return data[body - 4 : body].join(answer.pieces)
 
     def settle(self) -> None:
-        """Pass the counts of calls that came alone to the timers and to `Abuse`. To be called before either is read."""
+        """Pass the counts of single calls to the timers and to `Abuse`. To be called before either of them is read."""
         if self.alone:
             self._abuse.answered(self.alone, self.alone, 0)
             self._timers.answered(self._alone_at)
@@ -191,7 +190,7 @@ class FastPath:
             backlog; and the stream that could not be answered and ended the batch, if there is one.
 
         Raises:
-            ConnectionFault: for a wrong header block, or DATA beyond the connection's window.
+            ConnectionFault: if a header block is wrong, or DATA exceeds the connection's window.
         """
         limits, flow, streams, headers, abuse = self._limits, self._flow, self._streams, self._headers, self._abuse
         memo, pending = headers.memo, self.pending
@@ -242,7 +241,7 @@ class FastPath:
                             increment = frames.LONG.unpack_from(data, body)[0] & frames.LARGEST_WINDOW
                             if self.grow_window(stream_id, increment):
                                 updates += 1
-                                most -= 1  # so that this adds nothing to the length of a turn
+                                most -= 1  # so that this stream does not lengthen the turn
                                 position = body + 4
                         continue
                 else:
@@ -266,7 +265,8 @@ class FastPath:
                     if answer is None or answer.framed is None or answer.size > window or answer.size > largest:
                         added = pending_windows.pop(stream_id, 0)
                         return body - frames.HEADER_LENGTH, False, Opened(stream_id, route, added)
-                    # Its pieces, uncopied: were they joined here, each peer that reads slowly would keep a copy.
+                    # The pieces are queued without a copy: if they were joined here, each peer that reads slowly would
+                    # keep a copy.
                     large = [data[body - 4 : body]] * (2 * len(answer.framed) - 1)
                     large[::2] = answer.framed
                     replies += large
@@ -327,11 +327,11 @@ class FastPath:
         ]
 
     def refused(self) -> list[int]:
-        """The calls that still wait for their DATA although their answer, a refusal, is known."""
+        """The calls that still wait for their DATA although their answer is known to be a refusal."""
         return [stream_id for stream_id, route in self.pending.items() if route.refusal is not None]
 
     def judge_anew(self) -> None:
-        """The server's authorizations have changed. This applies also to calls that wait, because the right to an
+        """The server's authorizations have changed. The change applies also to calls that wait, because the right to an
         answer is judged when the answer is given."""
         judged: dict[Route, Route] = {}
         for stream_id, route in self.pending.items():
@@ -340,8 +340,8 @@ class FastPath:
             self.pending[stream_id] = judged[route]
 
     def grow_window(self, stream_id: int, increment: int) -> bool:
-        """Apply WINDOW_UPDATE. Returns False if the stream does not wait here, or if the frame is a fault (section
-        6.9)."""
+        """Apply WINDOW_UPDATE. Returns False if the stream does not wait on the fast path, or if the frame is a fault
+        (section 6.9)."""
         if stream_id not in self.pending or not increment:
             return False
         added = self._pending_windows.get(stream_id, 0) + increment
@@ -355,13 +355,13 @@ class FastPath:
         return all(grown(initial, added) is not None for added in self._pending_windows.values())
 
     def drop_all(self) -> None:
-        """No stream waits any more."""
+        """Remove all streams that wait."""
         self.pending.clear()
         self._pending_windows.clear()
         self._pending_timeouts.clear()
 
     def check_invariants(self) -> None:
-        """Assert that waiting streams are not open and that each added window belongs to one of them."""
+        """Assert that waiting streams are not open, and that each added window belongs to a waiting stream."""
         assert self._pending_windows.keys() <= self.pending.keys()
         assert self.pending.keys().isdisjoint(self._streams.open.keys())
         in_use = len(self.pending) + len(self._streams.open)

@@ -1,4 +1,4 @@
-"""Flow control of a connection (RFC 9113 sections 5.2 and 6.9): how much either side may still send.
+"""Flow control of a connection (RFC 9113 sections 5.2 and 6.9): the octets that either side may still send.
 
 A stream's own windows are in ``stream.py``. Credit for received octets is given back once it reaches half the window,
 so one WINDOW_UPDATE is enough for many requests.
@@ -20,14 +20,14 @@ class FlowControl:
     __slots__ = ("_credit", "_size", "_window", "initial_send_window", "send_window")
 
     def __init__(self, size: int) -> None:
-        """``size``: octets that the peer may send before we give any back."""
+        """``size``: the octets that the peer may send before the server gives any back."""
         self._size = size
         self._window = size
         self._credit = 0
         self.send_window = DEFAULT_WINDOW
         """Octets of DATA that we may still send."""
         self.initial_send_window = DEFAULT_WINDOW
-        """The octets that a new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
+        """The octets that we may send on a new stream: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ class FlowControl:
         """The peer has sent ``octets`` of DATA, padding included.
 
         Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR where its window is too small for them.
+            ConnectionFault: FLOW_CONTROL_ERROR if the peer's window is too small for these octets.
         """
         self._window -= octets
         if self._window < 0:
@@ -53,10 +53,10 @@ class FlowControl:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def grow(self, increment: int) -> None:
-        """WINDOW_UPDATE of the connection.
+        """Apply WINDOW_UPDATE of the connection.
 
         Raises:
-            ConnectionFault: FLOW_CONTROL_ERROR where the window passes 2^31 - 1.
+            ConnectionFault: FLOW_CONTROL_ERROR if the window exceeds 2^31 - 1.
         """
         window = grown(self.send_window, increment)
         if window is None:
@@ -64,8 +64,8 @@ class FlowControl:
         self.send_window = window
 
     def change_initial(self, size: int) -> int:
-        """Apply SETTINGS_INITIAL_WINDOW_SIZE. Returns by how much the window of every stream changes (section
-        6.9.2)."""
+        """Apply SETTINGS_INITIAL_WINDOW_SIZE. Returns the number of octets by which the window of every stream changes
+        (section 6.9.2)."""
         shift = size - self.initial_send_window
         self.initial_send_window = size
         return shift
@@ -78,8 +78,8 @@ class FlowControl:
     # -- receiving and sending at once: the fast path -------------------------------------------------------------
 
     def exchange(self, received: int, sent: int) -> bool:
-        """Receive ``received`` octets, give them back and send ``sent``. Returns False, and does nothing, where that
-        would be a fault, exceed a window, or make an increment due."""
+        """Count ``received`` octets as received and given back, and ``sent`` octets as sent. Returns False, and changes
+        nothing, if this would be a fault, exceed a window, or make an increment due."""
         if (
             sent > self.send_window
             or sent > self.initial_send_window
@@ -93,10 +93,11 @@ class FlowControl:
         return True
 
     def commit(self, received: int, sent: int) -> int:
-        """``received`` octets have arrived and need not be held; ``sent`` were sent. Returns as `give_back`.
+        """``received`` octets have arrived and need not be held; ``sent`` octets were sent. Returns the same as
+        `give_back`.
 
         Raises:
-            ConnectionFault: as `receive`.
+            ConnectionFault: for the same reasons as `receive`.
         """
         self.send_window -= sent
         assert self.send_window >= 0, "sent beyond the connection's window"
@@ -117,6 +118,6 @@ class FlowControl:
 
 
 def grown(window: int, increment: int) -> int | None:
-    """A send window after WINDOW_UPDATE, or None where it would pass 2^31 - 1 (section 6.9.1)."""
+    """A send window after WINDOW_UPDATE, or None if the window would exceed 2^31 - 1 (section 6.9.1)."""
     window += increment
     return None if window > LARGEST_WINDOW else window

@@ -1,13 +1,14 @@
 """Received header blocks: assembles them from frames, decodes them, finds their routes, and remembers both.
 
 **The memo of blocks.** Decoding is a function of the block and the HPACK table. A remembered block does not change the
-table, and was decoded in its present state, because the memo is dropped at each change. The decoder counts
-changes (``epoch``), and `Headers.decode` is the only place that decodes and compares. A block is remembered only where
-it leads to a static method. The memo is also dropped when the server's authorizations change (`Headers.refresh`).
+table, and was decoded in the table's present state, because the memo is dropped at each change of the table. The
+decoder counts changes (``epoch``), and `Headers.decode` is the only place that decodes blocks and compares epochs. A
+block is remembered only if it leads to a static method. The memo is also dropped when the server's authorizations
+change (`Headers.refresh`).
 
 **Long blocks.** A block of more than `LONGEST_SHORT_BLOCK` octets is decoded a few fields at a time
-(`Headers.end_assembly`), so that other connections are served in between. Until it is decoded, no other frame of the
-connection is processed.
+(`Headers.end_assembly`), so that other connections are served in between. Until the block is decoded, no other frame of
+the connection is processed.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ from grpc_h2.wire.hpack import Decoder, Field
 
 _MEMO_ENTRIES: Final = 64
 FIELDS_AT_ONCE: Final = 32
-"""Fields of a long block that are decoded at a time: some 20 µs."""
+"""The number of fields of a long block that are decoded at a time, in some 20 µs."""
 _ORDINARY_BLOCKS: Final = 8
-"""Remembered blocks of an honest client: one for each method it calls, and some time-outs."""
+"""The number of remembered blocks of an honest client: one for each method that it calls, and some with different
+time-outs."""
 _BLOCK_WEIGHT: Final = 1024
-"""Octets that one remembered block takes, its route included."""
+"""The octets that one remembered block takes, including its route."""
 _BLOCK_FACTOR: Final = 4
-"""Octets of memory that an unfinished block may take for each of its octets: the block, a copy, and the decoded
+"""The octets of memory that an unfinished block may take for each of its octets: for the block, a copy, and the decoded
 fields."""
 _OVERFLOW_GLITCH: Final = 5.0
-"""Glitches counted for a list over the limit, which costs us milliseconds and the peer nothing: after two hundred such
-lists, the peer is disconnected."""
+"""Glitches counted for a header list over the limit, which takes the server milliseconds and the peer little time:
+after two hundred such lists, the peer is disconnected."""
 
 
 class BlockAssembly:
-    """An unfinished header block, into which no other frame may be interleaved (RFC 9113 section 6.10)."""
+    """An unfinished header block. No other frame may arrive between its frames (RFC 9113 section 6.10)."""
 
     __slots__ = ("_continuations", "_limits", "_parts", "end_stream", "self_dependent", "stream_id", "whole")
 
@@ -62,8 +64,8 @@ class BlockAssembly:
         """Add the next frame.
 
         Raises:
-            ConnectionFault: PROTOCOL_ERROR where it is no CONTINUATION of this block; ENHANCE_YOUR_CALM where the
-                block comes in too many frames or is too long (VU#421644).
+            ConnectionFault: PROTOCOL_ERROR if it is not a CONTINUATION of this block; ENHANCE_YOUR_CALM if the block
+                has too many frames or is too long (VU#421644).
         """
         if kind != frames.CONTINUATION or stream_id != self.stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside a header block")
@@ -76,7 +78,7 @@ class BlockAssembly:
 
     @property
     def octets(self) -> int:
-        """Octets of the block that have arrived."""
+        """The number of octets of the block that have arrived."""
         return len(self._parts)
 
     def end(self) -> None:
@@ -122,12 +124,12 @@ class Headers:
         """Block → route. To be read only."""
         self.timeouts: dict[bytes, float] = {}
         """Block → seconds of its ``grpc-timeout``, for static methods: only a stream that waits needs it. To be read
-        only; valid as long as the memo is."""
+        only; valid as long as the memo is valid."""
         self.refuses = False
         """Whether a block led to a refusal, so that streams that wait may have to be refused."""
         self._memo_epoch = self._decoder.epoch
         self.router_epoch = router.epoch
-        """The router's epoch at the time of the memo's authorizations."""
+        """The router's epoch when the blocks in the memo were authorized."""
         self.assembly: BlockAssembly | None = None
         """The block that is being received or decoded."""
         self._in_pieces = False
@@ -138,7 +140,7 @@ class Headers:
     # -- assembly -------------------------------------------------------------------------------------------------
 
     def begin(self, stream_id: int, fragment: bytes, *, end_stream: bool, self_dependent: bool, whole: bool) -> None:
-        """Begin a block that cannot be decoded at once; ``whole``: this fragment is also its last."""
+        """Begin a block that cannot be decoded at once; ``whole``: this fragment is also its last one."""
         assert self.assembly is None
         self.assembly = BlockAssembly(
             self._limits, stream_id, fragment, end_stream=end_stream, self_dependent=self_dependent
@@ -150,8 +152,8 @@ class Headers:
         """Decode more fields of the complete block. Returns the block once all its fields are decoded; `decode` then
         returns them.
 
-        The request of a block that needed several pieces is processed in the next turn, because together with the last
-        piece that would be the longest work of one turn.
+        The request of a block that needed several pieces is processed in the next turn, because that work and the last
+        piece together would exceed all other work of one turn.
         """
         assembly = self.assembly
         assert assembly is not None
@@ -172,16 +174,16 @@ class Headers:
     # -- decoding and routing -------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """The router's epoch has changed: drop all remembered blocks, whose authorization may have changed."""
+        """The router's epoch has changed: drop all remembered blocks, because their authorizations may have changed."""
         self._forget()
         self.router_epoch = self._router.epoch
 
     def note_refusals(self) -> None:
-        """Streams that wait may have to be refused."""
+        """Note that streams that wait may have to be refused."""
         self.refuses = True
 
     def route(self, block: bytes) -> Route:
-        """The route of a request, from the memo or from `learn`."""
+        """The route of a request's header block, from the memo or from `learn`."""
         # The memo is not used for a block that has been decoded ahead, because its fields would be taken for those of
         # the next block. It is not used for a long block either, because no long block is remembered, and a look-up of
         # 16 kB takes 3 µs.
@@ -189,12 +191,12 @@ class Headers:
         return known or self.learn(block)
 
     def learn(self, block: bytes) -> Route:
-        """Decode a request's header block and find its route; remember the block where that is safe.
+        """Decode a request's header block and find its route. Remember the block if this is safe.
 
         Raises:
-            ConnectionFault: where the tables of both sides may differ from now on, or the list is far beyond every
+            ConnectionFault: if the tables of both sides may differ from now on, or the list is far beyond every
                 limit.
-            StreamFault: where the fields are no well-formed request.
+            StreamFault: if the fields do not form a well-formed request.
         """
         fields = self.decode(block)
         decoder = self._decoder
@@ -232,7 +234,7 @@ class Headers:
         and the memo must be dropped.
 
         Raises:
-            ConnectionFault: as `learn`.
+            ConnectionFault: for the same reasons as `learn`.
         """
         decoder = self._decoder
         fields, self._ahead = self._ahead, None
@@ -254,7 +256,8 @@ class Headers:
 
     @property
     def held(self) -> int:
-        """Octets that are held of the peer's header blocks, beyond the small amount that every connection needs."""
+        """The octets that are held for the peer's header blocks, beyond the small amount that every connection
+        needs."""
         assembly, surplus = self.assembly, len(self.memo) - _ORDINARY_BLOCKS
         octets = 0 if assembly is None else _BLOCK_FACTOR * assembly.octets
         return octets + _BLOCK_WEIGHT * surplus if surplus > 0 else octets

@@ -2,7 +2,7 @@
 its stream.
 
 A turn (one call of `Inbound.work`) is bounded by `Limits.answers_per_turn` and its neighbours, so that other
-connections are served in between; where it ends early, `InputBuffer.backlog` is true.
+connections are served in between; if a turn ends early, `InputBuffer.backlog` is true.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from grpc_h2.wire.hpack import Field
 
 KEEPALIVE_PING: Final = b"keepaliv"
 _STREAMS_PER_GLITCH: Final = 64
-"""A change of the initial window touches every open stream."""
+"""The number of open streams for which a change of the initial window counts as one glitch. Such a change concerns
+every open stream."""
 _AWAITS_PREFACE: Final = ConnectionState.AWAITS_PREFACE
 _AWAITS_SETTINGS: Final = ConnectionState.AWAITS_SETTINGS
 _LEAVING: Final = ConnectionState.LEAVING
@@ -108,17 +109,17 @@ class Inbound:
         """The stream whose last DATA frame holds more messages, and whether that frame ends the stream."""
 
     def work(self, data: bytes) -> None:
-        """Work through the octets that are held and ``data``, until they end, a frame is incomplete, or the turn's
+        """Process the octets that are held, and then ``data``, until they end, a frame is incomplete, or the turn's
         budget is used up.
 
         Raises:
-            ConnectionFault: where the peer broke the connection's rules.
+            ConnectionFault: if the peer broke the connection's rules.
         """
         buffer, lifecycle, headers, abuse = self._buffer, self._lifecycle, self._headers, self._abuse
         fast_path, outbound, limits, answered = self._fast_path, self._outbound, self._limits, self._answered
         if headers.router_epoch != self._router.epoch:
             self._judge_anew()
-        if abuse.work_left != limits.work_per_turn:  # a call with a handler counts as work, too
+        if abuse.work_left != limits.work_per_turn:  # a call with a handler also counts as work
             abuse.begin_turn()
         position = 0
         if buffer.held or lifecycle.state is _AWAITS_PREFACE:
@@ -151,7 +152,7 @@ class Inbound:
                 continue
             high, low, kind, flags, stream_id = frames.HEADER.unpack_from(data, position)
             length = high << 16 | low
-            if length > frames.DEFAULT_FRAME_SIZE:  # the frame is judged before any of it is held (section 4.2)
+            if length > frames.DEFAULT_FRAME_SIZE:  # a frame is judged before any of its octets are held (section 4.2)
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} octets")
             abuse.spend(FRAME_WORK)
             begin = position + frames.HEADER_LENGTH
@@ -204,7 +205,7 @@ class Inbound:
                 self._abuse.glitch("PRIORITY frames")
                 if depends_on_itself(stream_id, payload):
                     raise StreamFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
-            else:  # GOAWAY (the peer will open no more streams, so there is nothing to do), and unknown types
+            else:  # GOAWAY (no work, because the peer will open no more streams) and unknown types
                 self._abuse.glitch("frames without effect")
         except StreamFault as fault:
             self._closing.refuse(stream_id, fault)
@@ -231,7 +232,7 @@ class Inbound:
             self._timers.block_ended()
 
     def _judge_anew(self) -> None:
-        """The server's authorizations have changed: calls whose bodies have not arrived are judged by the new
+        """The server's authorizations have changed: judge calls whose bodies have not arrived by the new
         authorizations."""
         self._headers.refresh()
         if self._fast_path.pending:
@@ -240,7 +241,7 @@ class Inbound:
         self._calls.judge_anew(self._router)
 
     def _go_on(self) -> None:
-        """Process some more of a long header block, or of a DATA frame of many messages."""
+        """Process another piece of a long header block, or of a DATA frame with many messages."""
         if self._unread is not None:
             stream, end_stream = self._unread
             self._unread = None
@@ -276,7 +277,7 @@ class Inbound:
         self._abuse.stream_opened()
         if self._lifecycle.state is _LEAVING:
             headers.decode(block)
-            streams.note_reset(stream_id)  # GOAWAY has announced this to the client; later frames are dropped
+            streams.note_reset(stream_id)  # GOAWAY has announced the refusal to the client; later frames are dropped
             return
         if self._calls.open_streams + streams.zombies >= self._limits.max_concurrent_streams:
             headers.decode(block)
@@ -322,8 +323,9 @@ class Inbound:
         self._read(stream, content, size, end_stream=end_stream)
 
     def _read(self, stream: Stream, content: bytes, size: int, *, end_stream: bool) -> None:
-        """Read messages from ``content`` of a DATA frame of ``size`` octets, and from the rest of the frame."""
-        if stream.id not in self._streams.open:  # the stream has ended since its frame arrived
+        """Read messages from ``content`` of a DATA frame of ``size`` octets, and from the octets that the reader still
+        holds."""
+        if stream.id not in self._streams.open:  # the stream has ended since the frame arrived
             return
         try:
             self._calls.act_on(stream, self._bodies.feed(stream, content, size))
@@ -340,7 +342,7 @@ class Inbound:
         stream = self._calls.find(stream_id)
         if stream is None and self._streams.status(stream_id) in _NEVER_OPEN:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM on stream {stream_id}, which is idle")
-        if stream is None:  # its answer has crossed with this frame, so the reset wastes no work of ours
+        if stream is None:  # the answer has crossed with this frame, so the reset wastes no work
             self._abuse.late_frame(self._streams.opened)
             self._closing.rest_received(stream_id, end_stream=True)
             return
@@ -360,7 +362,7 @@ class Inbound:
         if stream is None:
             if self._streams.status(stream_id) in _NEVER_OPEN:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
-            return  # on a closed stream the frame is legal for a while (section 5.1)
+            return  # on a closed stream such a frame is legal for a while (section 5.1)
         if increment == 0:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         if not stream.grow_send_window(increment):
@@ -387,7 +389,8 @@ class Inbound:
             elif key == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_WINDOW:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE of {value}")
-                # Only the last value counts: if each were applied, one frame could cause many walks over all streams.
+                # Only the last value of a setting is applied: if each value were applied, one frame could cause many
+                # walks over all streams.
                 window = value
             elif key == frames.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:

@@ -15,7 +15,7 @@ class InputBuffer:
         self.held = b""
         self.position = 0
         self.backlog = False
-        """Whether the octets that are left can be processed without further input."""
+        """Whether the held octets can be processed without further input."""
 
     def add(self, data: bytes) -> None:
         """``data`` has arrived."""
@@ -24,8 +24,8 @@ class InputBuffer:
         self.backlog = True
 
     def keep(self, data: bytes, position: int, *, backlog: bool) -> None:
-        """Hold only the octets of ``data`` from ``position`` on. ``backlog``: whether they can be processed without
-        further input; otherwise they are an incomplete frame."""
+        """Hold only the octets of ``data`` from ``position`` on. ``backlog``: whether these octets can be processed
+        without further input; otherwise they are an incomplete frame."""
         self.backlog = backlog
         if position == len(data):
             self.held, self.position = b"", 0
@@ -35,14 +35,14 @@ class InputBuffer:
             self.held, self.position = data[position:], 0
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop all octets."""
         self.held, self.position, self.backlog = b"", 0, False
 
     def take_preface(self) -> bool:
-        """Take the connection preface (RFC 9113 section 3.4). Returns False where the preface is not whole yet.
+        """Take the connection preface (RFC 9113 section 3.4). Returns False if the preface is not whole yet.
 
         Raises:
-            ConnectionFault: PROTOCOL_ERROR where the octets are no preface.
+            ConnectionFault: PROTOCOL_ERROR if the octets are not a preface.
         """
         wanted = frames.PREFACE
         if not wanted.startswith(self.held[: len(wanted)]):

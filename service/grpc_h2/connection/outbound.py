@@ -2,8 +2,8 @@
 
 Two places hold output. `Outbound.out` is a list of pieces in their final order; the next `take` returns all of them.
 Stream data waits in the streams' own queues and is taken from them in turn (round robin, one quantum each), so that a
-catalogue of 200 MB and a one-line answer share a connection fairly. Trailers wait behind their stream's data; nothing
-else does. Only this module appends to ``out``.
+catalogue of 200 MB and a one-line answer share a connection fairly. Only trailers wait behind their stream's data. Only
+this module appends to ``out``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from grpc_h2.wire.hpack import DEFAULT_TABLE_SIZE, encode_size_update
 
 _QUANTUM: Final = 64 * 1024
 _LARGEST_FRAME: Final = 64 * 1024
-"""Peers may allow 16 MiB. In a frame of this size the header is negligible already, and longer ones delay a PING behind
-them."""
+"""The most octets in a frame; peers may allow 16 MiB. In a frame of this size the header is negligible already, and
+longer frames delay a PING behind them."""
 _COPIED: Final = 4096
 """Pieces up to this size are joined with their neighbours; larger ones are passed on without a copy."""
 
@@ -54,24 +54,25 @@ class Outbound:
         """The peer allows a smaller HPACK table than the 4096 octets a connection starts with, and we have not yet
         announced that we use none (RFC 7541 section 4.2)."""
         self.unsent = 0
-        """Octets of stream data queued. ``held``: the octets among them that exist only for this connection."""
+        """The octets of stream data that are queued. ``held``: the part of these octets that exists only for this
+        connection."""
         self.held = 0
         self._max_frame = frames.DEFAULT_FRAME_SIZE
         self.waiting: dict[Stream, None] = {}
-        """Streams whose own windows allow them to send data, the next first."""
+        """Streams whose own windows allow data to be sent; the next stream is first."""
         self._data_frames = 0
         self._uncopied = False
-        """Whether ``out`` has pieces that are handed over as they are."""
+        """Whether ``out`` has pieces that are passed on without a copy."""
 
     # -- settings of the peer, and the transport ------------------------------------------------------------------
 
     def allow_table(self, size: int) -> None:
-        """SETTINGS_HEADER_TABLE_SIZE."""
+        """Apply the peer's SETTINGS_HEADER_TABLE_SIZE."""
         if size < DEFAULT_TABLE_SIZE:
             self.size_update_due = True
 
     def allow_frames(self, size: int) -> None:
-        """SETTINGS_MAX_FRAME_SIZE."""
+        """Apply the peer's SETTINGS_MAX_FRAME_SIZE."""
         assert frames.DEFAULT_FRAME_SIZE <= size <= frames.LARGEST_FRAME_SIZE
         self._max_frame = size
 
@@ -87,7 +88,7 @@ class Outbound:
 
     def commit(self, replies: list[bytes], *, uncopied: bool) -> None:
         """The fast path: queue whole answers that flow control has admitted. The list belongs to this object from now
-        on. ``uncopied``: it has large pieces, which connections share."""
+        on. ``uncopied``: whether the list has large pieces, which connections share."""
         if uncopied:
             self._uncopied = True
         if self.out:
@@ -128,7 +129,7 @@ class Outbound:
         self.waiting.pop(stream, None)
 
     def drop_all(self) -> None:
-        """Drop the data that streams have queued. The streams are not in use any more."""
+        """Drop the data that streams have queued. The streams are no longer in use."""
         self.waiting.clear()
         self.unsent = self.held = 0
 
@@ -139,7 +140,7 @@ class Outbound:
             self.control(frames.window_update(0, increment))
 
     def credit(self, stream: Stream) -> None:
-        """WINDOW_UPDATE for ``stream``, where one is due."""
+        """Queue WINDOW_UPDATE for ``stream`` if one is due."""
         increment = stream.window_due()
         if increment:
             self.control(frames.window_update(stream.id, increment))
@@ -147,7 +148,7 @@ class Outbound:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def take_out(self) -> list[Piece]:
-        """``out``, joined unless it has large pieces. While no stream is `waiting`, that is all output."""
+        """The pieces of ``out``, joined unless some are large. While no stream is `waiting`, they are all output."""
         out = self.out
         if not out:
             return []
@@ -178,7 +179,7 @@ class Outbound:
         while waiting and budget > 0 and self._flow.send_window > 0:
             stream = next(iter(waiting))
             del waiting[stream]
-            quantum = min(_QUANTUM, budget) if waiting else budget  # there is nobody to be fair to
+            quantum = min(_QUANTUM, budget) if waiting else budget  # no other stream waits
             budget -= self._send_quantum(stream, quantum, small, gathered)
             sent[stream] = None
             if stream.unsent:
@@ -225,8 +226,8 @@ class Outbound:
     def _send_whole_frames(
         self, stream: Stream, octets: int, quantum: int, small: list[bytes], gathered: list[Piece]
     ) -> int:
-        """Move frames of ``octets`` out of one large piece at once, as many as fit into ``quantum``. Returns their
-        octets in all. A catalogue is hundreds of frames that differ in nothing but their content."""
+        """Move as many frames of ``octets`` out of one large piece at once as fit into ``quantum``. Returns the octets
+        of all these frames. A catalogue takes hundreds of frames that differ only in their content."""
         own = stream.own_unsent
         parts = stream.whole_frames(octets, min(-(-quantum // octets), self._flow.send_window // octets))
         if not parts:

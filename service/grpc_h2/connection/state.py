@@ -20,7 +20,7 @@ HEADERS frame of the client opens the stream; ``ES``: END_STREAM; ``R``: RST_STR
               v             v            v
               +----------- CLOSED -------+
 
-The response to a request runs beside that (PROTOCOL-HTTP2.md, Responses)::
+The response has a state of its own (PROTOCOL-HTTP2.md, Responses)::
 
     NOTHING_SENT ──▶ HEADERS_SENT ──▶ END_QUEUED ──▶ END_SENT
          └───────────────────────────────────▶ TRAILERS_ONLY
@@ -30,7 +30,7 @@ END_QUEUED: the call has its status, and the trailers wait behind the stream's d
 A connection::
 
     AWAITS_PREFACE ──▶ AWAITS_SETTINGS ──▶ OPEN ──▶ DRAINING ──▶ LEAVING ──▶ CLOSED
-                                             (each state may go to CLOSED at once)
+                                             (CLOSED may follow each state)
 
 DRAINING: the first GOAWAY is sent, calls are still accepted. LEAVING: the last GOAWAY is sent, calls that it names are
 served (section 6.8). CLOSED: nothing is read or begun any more; queued output is flushed.
@@ -45,9 +45,9 @@ class StreamState(Enum):
     """RFC 9113 section 5.1."""
 
     following: tuple[StreamState, ...]
-    """Legal next states. All enums have them as a tuple and not as a set, because hashing a member takes 0.2 µs.
+    """The legal next states. They are a tuple and not a set in all enums, because hashing a member takes 0.2 µs.
 
-    Looking up ``StreamState.OPEN`` takes as long in Python 3.11, so code that runs for every call compares with a
+    Looking up ``StreamState.OPEN`` takes the same time in Python 3.11, so code that runs for every call compares with a
     constant of its own module, or reads an attribute that changes with the state (`Lifecycle.closed`,
     ``Stream.closed``)."""
 
@@ -59,7 +59,7 @@ class StreamState(Enum):
 
 
 class ResponseState(Enum):
-    """How much of a response has been sent."""
+    """The part of a response that has been sent."""
 
     following: tuple[ResponseState, ...]
 
@@ -71,7 +71,7 @@ class ResponseState(Enum):
 
 
 class ConnectionState(Enum):
-    """See the diagram above."""
+    """The state of a connection: see the diagram in the module's docstring."""
 
     following: tuple[ConnectionState, ...]
 
@@ -87,11 +87,12 @@ class StreamStatus(Enum):
     """The status of a stream id that a frame names and that belongs to no open stream."""
 
     IDLE = auto()
-    """Higher than any id that the client has used."""
+    """The id is higher than every id that the client has used."""
     SKIPPED = auto()
     """The client used a higher id first, so the stream is closed without ever having been open (section 5.1.1)."""
     RESET = auto()
-    """We have reset or left the stream a short while ago: frames that were in flight still arrive, and are dropped."""
+    """The server has reset or ended the stream a short while ago: frames that were in flight still arrive, and are
+    dropped."""
     CLOSED = auto()
 
 
@@ -129,12 +130,12 @@ class Lifecycle:
     def __init__(self) -> None:
         self.state = ConnectionState.AWAITS_PREFACE
         self.accepting = False
-        """Whether the client may begin calls: OPEN or DRAINING."""
+        """Whether the client may begin calls: the state is OPEN or DRAINING."""
         self.closed = False
-        """Whether nothing is read or begun any more: CLOSED."""
+        """Whether nothing is read or begun any more: the state is CLOSED."""
 
     def enter(self, state: ConnectionState) -> None:
-        """Go to ``state``, which must be a legal next one."""
+        """Change to ``state``, which must be a legal next state."""
         assert state in self.state.following, f"{self.state} → {state}"
         self.state = state
         self.accepting = state in _ACCEPTING

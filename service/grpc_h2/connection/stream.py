@@ -1,9 +1,9 @@
 """One stream that could not be answered at once: the data that has arrived, and the data that waits to be sent.
 
 A `Stream` owns its numbers: other parts read them, and change them only by its methods. It exists from its HEADERS
-until both ends are done with it.
+until both sides have ended it.
 
-`Stream.receive_window` (what the client may still send), `Stream.credit` (octets to be given back by the next
+`Stream.receive_window` (octets that the client may still send), `Stream.credit` (octets to be given back by the next
 WINDOW_UPDATE) and `Stream.owed` (octets of messages that no handler has taken yet) always add up to the initial window.
 """
 
@@ -23,7 +23,7 @@ from grpc_h2.wire.frames import LARGEST_WINDOW
 
 Piece = bytes | memoryview
 
-# See `StreamState.following` on constants.
+# These constants save time: see `StreamState.following`.
 _OPEN: Final = StreamState.OPEN
 _HALF_CLOSED_REMOTE: Final = StreamState.HALF_CLOSED_REMOTE
 _HALF_CLOSED_LOCAL: Final = StreamState.HALF_CLOSED_LOCAL
@@ -36,16 +36,17 @@ _TRAILERS_ONLY: Final = ResponseState.TRAILERS_ONLY
 
 
 STREAM_WEIGHT: Final = 4096
-"""Octets of a stream with its handler: the stream 1.5 kB, the handler's context, task and frames 2 to 3 kB."""
+"""The octets of a stream with its handler: 1.5 kB for the stream, 2 to 3 kB for the handler's context, task and
+frames."""
 
 
 def _own(piece: Piece) -> int:
-    """Octets that are freed together with ``piece``."""
+    """The octets that are freed together with ``piece``."""
     return len(piece) if isinstance(piece, bytes) or isinstance(piece.obj, bytes) else 0
 
 
 class Stream:
-    """A stream that is, or was, open (RFC 9113 section 5.1; see ``state.py``)."""
+    """A stream that is or was open (RFC 9113 section 5.1; see ``state.py``)."""
 
     __slots__ = (
         "_initial_window",
@@ -99,17 +100,18 @@ class Stream:
         self.message: bytes | None = None
         """The request of a call of a static method, once it is whole."""
         self.body_left = route.content_length
-        """Octets of DATA that are still to come by content-length; `UNKNOWN_LENGTH` where the request has none."""
+        """The octets of DATA that content-length announces and that have not arrived; `UNKNOWN_LENGTH` if the request
+        has no content-length."""
         self.octets = 0
-        """Octets of DATA received. ``message_octets``: octets of the whole messages in that DATA, after
+        """The octets of DATA received. ``message_octets``: the octets of the whole messages in that DATA, after
         decompression."""
         self.message_octets = 0
         self.partial = 0
         """Octets of an unfinished message that the reader holds."""
         self.unread = 0
-        """Cost of whole messages that no handler has taken yet, inflated."""
+        """The cost of whole messages that no handler has taken yet, by their inflated size."""
         self.owed = 0
-        """Octets of those messages on the wire: `consume` turns them into credit."""
+        """The octets on the wire of whole messages that no handler has taken yet: `consume` turns them into credit."""
         self.credit = 0
         """Octets that were processed and not yet given back by WINDOW_UPDATE."""
         self._initial_window = receive_window
@@ -117,22 +119,22 @@ class Stream:
         self.send_window = send_window
         self._queue: deque[Piece] = deque()
         self.unsent = 0
-        """Octets that wait to be sent. ``own_unsent``: the octets among them that exist only for this stream; a view of
-        memory that the application holds anyway takes no more."""
+        """The octets that wait to be sent. ``own_unsent``: the part of them that exists only for this stream. A view of
+        memory that the application holds in any case is not included."""
         self.own_unsent = 0
         self.weight = STREAM_WEIGHT + route.weight
-        """Octets that the stream itself holds, its request's fields included: an estimate."""
+        """The octets that the stream itself holds, including its request's fields. This is an estimate."""
         self.trailers = b""
-        """The terminal header block that follows those octets; empty: END_STREAM is set on the last DATA frame."""
+        """The terminal header block that follows the unsent octets; empty: END_STREAM is set on the last DATA frame."""
         self.writable = True
         """Whether a handler may continue to send."""
         self.call: Any = None
-        """For the server's own use."""
+        """An object of the server, which this package's sans-IO part does not use."""
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """The handler's work has really ended."""
+        """Note that the handler's work has really ended."""
         self.finished = True
 
     def _enter(self, state: StreamState) -> None:
@@ -198,7 +200,7 @@ class Stream:
             self.route = router.judge_anew(self.route)
 
     def body_read(self) -> None:
-        """No message follows."""
+        """Note that no further message will arrive."""
         self.reader = None
 
     def hold_partial(self, octets: int) -> int:
@@ -213,7 +215,7 @@ class Stream:
         return self.message_octets
 
     def hold_message(self, cost: int) -> None:
-        """A whole message waits for the handler."""
+        """Note that a whole message waits for the handler."""
         self.unread += cost
 
     def keep_message(self, message: bytes) -> None:
@@ -222,16 +224,16 @@ class Stream:
         self.message = message
 
     def take_in(self, owed: int, free: int) -> None:
-        """Account for a DATA frame: ``owed`` of its octets belong to messages that wait; ``free`` octets need not be
-        held."""
+        """Account for a DATA frame: ``owed`` of its octets belong to messages that wait, and ``free`` octets need not
+        be held."""
         self.owed += owed
         self.credit += free
 
     def consume(self, cost: int, octets: int) -> tuple[int, int]:
-        """The handler took a message; ``cost`` and its ``octets`` on the wire are upper limits.
+        """The handler took a message; ``cost``, and its ``octets`` on the wire, are upper limits.
 
         Returns:
-            Its actual cost, and the octets that may be given back.
+            The message's actual cost, and the octets that may be given back.
         """
         cost, free = min(cost, self.unread), min(octets, self.owed)
         self.unread -= cost
@@ -279,7 +281,7 @@ class Stream:
         return octets
 
     def note_queued(self, high_water: int) -> None:
-        """A handler has queued a message: above ``high_water`` octets it has to wait."""
+        """A handler has queued a message: it has to wait if more than ``high_water`` octets are queued."""
         self.writable = self.unsent <= high_water
 
     def note_sent(self, low_water: int) -> bool:
@@ -297,9 +299,9 @@ class Stream:
         return dropped
 
     def next_frame(self, room: int) -> list[Piece]:
-        """Take the content of a DATA frame of at most ``room`` octets from the queue; empty where nothing may be sent.
+        """Take the content of a DATA frame of at most ``room`` octets from the queue; empty if nothing may be sent.
 
-        Successive pieces share a frame where all of them fit: a message and its five-octet prefix, for example."""
+        Successive pieces share a frame if all of them fit into it, such as a message and its five-octet prefix."""
         queue = self._queue
         room = min(room, self.send_window)
         parts: list[Piece] = []
@@ -320,8 +322,8 @@ class Stream:
         return parts
 
     def whole_frames(self, octets: int, most: int) -> list[memoryview]:
-        """Take the contents of at most ``most`` DATA frames of exactly ``octets`` from one large piece, but not its
-        end, which `next_frame` takes. Empty where a frame would hold anything else."""
+        """Take the contents of at most ``most`` DATA frames of exactly ``octets`` octets from one large piece. The end
+        of the piece is left for `next_frame`. The result is empty if a frame would hold octets of another piece."""
         queue = self._queue
         if not queue or len(queue[0]) <= octets:
             return []
@@ -339,7 +341,7 @@ class Stream:
     # -- what must hold -------------------------------------------------------------------------------------------
 
     def check_invariants(self) -> None:
-        """Assert what holds between two calls of the connection's methods."""
+        """Assert the invariants that hold between two calls of the connection's methods."""
         assert self.state is not StreamState.CLOSED
         assert self.state is not StreamState.HALF_CLOSED_LOCAL, "left at once"
         assert self.unsent == sum(map(len, self._queue))

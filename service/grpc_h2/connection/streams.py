@@ -1,4 +1,5 @@
-"""The streams of a connection by their ids: which are open, which were, and which never were (RFC 9113 section 5.1)."""
+"""The streams of a connection by their ids: streams that are open, that were open, and that never were (RFC 9113
+section 5.1)."""
 
 from __future__ import annotations
 
@@ -14,8 +15,7 @@ _REMEMBERED_GAPS: Final = 64
 
 
 class Streams:
-    """Open streams, counts, and the facts about other ids that must be remembered. Memory is bounded: see the
-    constants.
+    """Open streams, counts, and the facts about other ids that must be remembered. The constants bound the memory.
 
     A handler whose stream has closed before it has ended (a *zombie*) counts as a stream, so that a reset frees nothing
     before the work has really ended (CVE-2023-44487).
@@ -26,10 +26,11 @@ class Streams:
     def __init__(self) -> None:
         self.open: dict[int, Stream] = {}
         self.open_calls = 0
-        """Handlers at work, zombies among them."""
+        """The number of handlers at work, including zombies."""
         self.zombies = 0
         self.last_id = -1
-        """The highest id that the client has used; -1: none, so that the next id is always higher by two."""
+        """The highest id that the client has used; -1 before the first stream, so that the next id is always higher by
+        two."""
         self.weight = 0
         """Octets that the requests of open streams are estimated to hold (`Stream.weight`)."""
         self._skipped = 0
@@ -40,7 +41,7 @@ class Streams:
     # -- open streams ---------------------------------------------------------------------------------------------
 
     def add(self, stream: Stream) -> None:
-        """Add an open stream; if it has a handler, the handler counts from now on."""
+        """Add an open stream; if it has a handler, the handler is counted from now on."""
         self.open[stream.id] = stream
         self.weight += stream.weight
         if stream.handled:
@@ -56,7 +57,7 @@ class Streams:
         return True
 
     def finish(self, stream: Stream) -> None:
-        """The stream's handler has really ended."""
+        """Note that the stream's handler has really ended."""
         if stream.finished:
             return
         stream.finish()
@@ -65,7 +66,7 @@ class Streams:
             self.zombies -= 1
 
     def release(self) -> dict[int, Stream]:
-        """Remove all open streams and return them. The caller frees them a few at a time, because to free hundreds at
+        """Remove all open streams and return them. The caller frees them a few at a time, because freeing hundreds at
         once takes as long as hundreds of answers."""
         released, self.open = self.open, {}
         self.weight = 0
@@ -85,20 +86,20 @@ class Streams:
 
     @property
     def opened(self) -> int:
-        """Streams that the client has opened so far."""
+        """The number of streams that the client has opened so far."""
         return (self.last_id + 1) // 2 - self._skipped
 
     def use(self, stream_id: int) -> None:
         """The client opens a stream.
 
         Raises:
-            ConnectionFault: PROTOCOL_ERROR where the id is even (section 5.1.1).
+            ConnectionFault: PROTOCOL_ERROR if the id is even (section 5.1.1).
         """
         if not stream_id & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"the client opens stream {stream_id}")
         if stream_id > self.last_id + 2:
             if len(self._gaps) >= _REMEMBERED_GAPS:
-                del self._gaps[0]  # then ids in that range count as closed, and frames on them end the connection, too
+                del self._gaps[0]  # ids in that range then count as closed, and frames on them end the connection too
             gap = range(self.last_id + 2, stream_id, 2)
             self._gaps.append(gap)
             self._skipped += len(gap)
@@ -109,7 +110,7 @@ class Streams:
         self.last_id = stream_id
 
     def note_reset(self, stream_id: int) -> None:
-        """We have ended a stream that the client may still be sending on."""
+        """Note that we have ended a stream on which the client may still be sending."""
         if len(self._resets) >= _REMEMBERED_RESETS:
             del self._resets[next(iter(self._resets))]
         self._resets[stream_id] = None

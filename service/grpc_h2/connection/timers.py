@@ -19,9 +19,9 @@ class Due(Enum):
     HEADER_BLOCK = auto()
     """A header block was begun and not finished in time."""
     KEEPALIVE = auto()
-    """The peer was silent: a PING is sent to find out whether it is alive."""
+    """The peer was silent: a PING is sent to check whether it is alive."""
     DEAD = auto()
-    """That PING was not answered."""
+    """The PING of KEEPALIVE was not answered."""
     AGE = auto()
     IDLE = auto()
     FINAL_GOAWAY = auto()
@@ -29,7 +29,7 @@ class Due(Enum):
     GRACE = auto()
     """The time that calls of an aged connection had to finish is over."""
     STALLED = auto()
-    """The peer reads nothing of the queued output."""
+    """The peer does not read the queued output."""
 
 
 class Timers:
@@ -50,7 +50,7 @@ class Timers:
     )
 
     def __init__(self, limits: Limits, now: float, jitter: float) -> None:
-        """``jitter``: from -1 to 1; by that share of ``Limits.age_jitter`` the connection's age varies."""
+        """``jitter``: from -1 to 1. The connection's age varies by this share of ``Limits.age_jitter``."""
         assert -1 <= jitter <= 1
         self._limits = limits
         self.now = now
@@ -58,25 +58,25 @@ class Timers:
         self._block_at = inf
         """Time at which an unfinished header block began."""
         self.asked_at = inf
-        """Time at which the keepalive PING was sent; infinity if none is unanswered."""
+        """Time at which the keepalive PING was sent; infinity if no PING is unanswered."""
         self._age_at = now + limits.max_connection_age * (1 + limits.age_jitter * jitter)
         self._grace_at = inf
         self._draining_at = inf
-        """Time at which the first GOAWAY of a drain was sent; infinity before it and after the second."""
+        """Time at which the first GOAWAY of a drain was sent; infinity before the first GOAWAY and after the second."""
 
-    # -- what happens ---------------------------------------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
         """Set the present instant to ``now``."""
         self.now = now
 
     def read(self, now: float) -> None:
-        """The present instant is ``now``, and the peer has sent something."""
+        """Set the present instant to ``now``, at which the peer has sent something."""
         self.now = self._read_at = now
         self.asked_at = inf
 
     def answered(self, instant: float) -> None:
-        """The fast path: at ``instant``, the last one so far, the peer has sent a call and was answered."""
+        """The fast path has answered calls, the last of them at ``instant``."""
         self.now = self._read_at = self._idle_at = instant
         self.asked_at = inf
 
@@ -97,7 +97,7 @@ class Timers:
         self._block_at = inf
 
     def keepalive_sent(self) -> None:
-        """A PING was sent to find out whether the peer is alive."""
+        """A PING was sent to check whether the peer is alive."""
         self.asked_at = self.now
 
     def drain_begun(self) -> None:
@@ -117,7 +117,7 @@ class Timers:
         """The connection was reported as idle, which happens only once."""
         self._idle_at = inf
 
-    # -- what is due ----------------------------------------------------------------------------------------------
+    # -- deadlines ------------------------------------------------------------------------------------------------
 
     def _deadlines(self, *, introduced: bool, idle: bool, unsent: bool) -> tuple[tuple[float, Due], ...]:
         limits = self._limits
@@ -135,8 +135,7 @@ class Timers:
         )
 
     def next_deadline(self, *, introduced: bool, idle: bool, unsent: bool) -> float:
-        """The first instant at which something becomes due if nothing else happens; ``inf`` if nothing will become
-        due."""
+        """The first instant at which a deadline passes if no other event occurs; ``inf`` if there is no deadline."""
         return min(instant for instant, _ in self._deadlines(introduced=introduced, idle=idle, unsent=unsent))
 
     def due(self, *, introduced: bool, idle: bool, unsent: bool) -> list[Due]:

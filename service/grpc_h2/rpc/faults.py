@@ -1,4 +1,4 @@
-"""Requests that cannot be served as a call, each with the answer that it gets. Malformed requests are in
+"""The faults of requests that cannot be served as a call, each with its answer. The faults of malformed requests are in
 `wire.errors`."""
 
 from __future__ import annotations
@@ -7,9 +7,11 @@ from grpc_h2.wire.errors import Http2Error
 
 
 class CallFault(Http2Error):
-    """A call that fails before its handler starts, or because of its messages: ``grpc-status`` and ``grpc-message``.
+    """A call that fails before its handler starts, or because of its messages. The answer is ``grpc-status`` and
+    ``grpc-message``.
 
-    ``content_length`` is the value that the request announced, if any; the length of its body must still be judged.
+    ``content_length`` is the value that the request announced, if any, because the length of its body must still be
+    judged.
     """
 
     def __init__(self, status: int, message: str, content_length: int | None = None) -> None:
@@ -24,7 +26,7 @@ class UnreadableMessage(CallFault):
 
 
 class HttpFault(Http2Error):
-    """A request that is HTTP but not gRPC: ``status``, and a short ``text`` as the body."""
+    """A request that is HTTP but not gRPC. The answer has ``status``, and a short ``text`` as the body."""
 
     def __init__(self, status: int, text: str, content_length: int | None = None) -> None:
         super().__init__(text)

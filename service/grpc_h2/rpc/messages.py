@@ -1,8 +1,8 @@
 """gRPC's length-prefixed messages: one octet of flags, four of length, the message (PROTOCOL-HTTP2.md).
 
-Messages and DATA frames are not aligned: a frame may hold a part of one or many. `MessageReader` joins them in one
-buffer, never copies an octet more than twice however small the pieces are, and judges a message by its prefix, before
-any of it is kept.
+Messages and DATA frames are not aligned: a frame may hold a part of one or many. `MessageReader` joins the pieces in
+one buffer, copies no octet more than twice even if the pieces are small, and judges a message by its prefix, before any
+octet of the message is kept.
 
 One frame of 16 KiB may hold 3,276 empty messages, or 650 compressed ones that inflate a thousandfold. So a reader
 extracts a bounded number of messages at a time and keeps the rest: see `MessageReader.more`.
@@ -18,27 +18,28 @@ from grpc_h2.rpc.faults import CallFault
 from grpc_h2.rpc.status import StatusCode
 
 DEFAULT_LIMIT: Final = 4 * 1024 * 1024
-"""Octets of a received message, as everywhere in gRPC."""
+"""The most octets of a received message: gRPC's usual default."""
 
 ENCODINGS: Final = ("identity", "deflate", "gzip")
-"""The encodings that can be read, as the value of ``grpc-accept-encoding``; the same as grpcio's."""
+"""The encodings that can be read, as the value of ``grpc-accept-encoding``; the same encodings as grpcio reads."""
 
 MESSAGES_AT_ONCE: Final = 64
-"""Messages that one call of `MessageReader.feed` returns at most: some 50 µs."""
+"""The most messages that one call of `MessageReader.feed` returns, in some 50 µs."""
 INFLATIONS_AT_ONCE: Final = 8
-"""Compressed messages among them: a new inflater takes 5 µs."""
+"""The most compressed messages that one call of `MessageReader.feed` returns: a new inflater takes 5 µs."""
 INFLATED_AT_ONCE: Final = 16 * 1024
-"""Inflated octets after which the next compressed message waits for another call: some 40 µs."""
+"""The number of inflated octets after which the next compressed message waits for another call. Inflating them takes
+some 40 µs."""
 
 PREFIX_SIZE: Final = 5
 """Octets before each message on the wire."""
 _PREFIX: Final = Struct(">BI")
 assert _PREFIX.size == PREFIX_SIZE
 
-# zlib's window bits: adding 16 selects the gzip wrapper (RFC 1952); without that, the wrapper is that of RFC 1950,
+# zlib's window bits: adding 16 selects the gzip wrapper (RFC 1952). Without it, zlib uses the wrapper of RFC 1950,
 # which both HTTP and gRPC call "deflate".
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
-# A response is compressed to save a slow line, not to be archived: level 6 takes twice the time for 5 % less.
+# A response is compressed for a slow line, not for an archive: level 6 takes twice the time and saves only 5 % more.
 _LEVEL: Final = 3
 
 
@@ -55,44 +56,45 @@ class MessageReader:
     def __init__(self, limit: int = DEFAULT_LIMIT, encoding: str = "identity", *, unary: bool = False) -> None:
         """
         Args:
-            limit: Octets of a message, as it is sent and when it is inflated.
+            limit: The most octets of a message, both as it is sent and when it is inflated.
             encoding: The request's ``grpc-encoding``.
-            unary: The request is one message: a second one is refused by its first octet.
+            unary: The request is one message: a second message is refused at its first octet.
         """
         self._limit = limit
         self._encoding = encoding
-        self._most: int | None = 1 if unary else None  # messages that may still come; None: any number
+        self._most: int | None = 1 if unary else None  # messages that may still arrive; None: any number
         self._buffer = bytearray()
-        self._size = 0  # octets of prefix and message; known once the buffer holds a prefix
+        self._size = 0  # octets of prefix and message, once the buffer holds a prefix
         self._inflated = 0  # octets inflated in this call of `feed`
         self._fault: tuple[int, str] | None = None
         self.more = False
-        """Whether the octets that are held may contain whole messages: `feed` again before anything else."""
+        """Whether the octets that are held may contain whole messages: call `feed` again before any other method."""
 
     def expect_one(self) -> None:
-        """The request turns out to be unary: only one more message is allowed. No effect where messages have arrived
-        already; then the recipient of the messages has to judge."""
+        """The request turns out to be unary: only one more message is allowed. No effect if messages have arrived
+        already; in that case the recipient of the messages must refuse surplus ones."""
         if self._most is None:
             self._most = 1
 
     @property
     def buffered(self) -> int:
-        """Octets held of an unfinished message, its prefix included."""
+        """The octets of an unfinished message that are held, including its prefix."""
         return len(self._buffer)
 
     def feed(self, data: bytes | bytearray | memoryview = b"") -> list[bytes]:
-        """Take in a piece of DATA, without padding. Returns messages that are now whole, all of them unless `more`.
+        """Take in a piece of DATA, without padding. Returns the messages that are now whole: all of them, unless `more`
+        is true.
 
-        Raises `CallFault`: 8 for a message over the limit, 12 for an encoding that we do not know or a second message
-        of a unary request, 13 for invalid flags or compressed octets.
+        Raises `CallFault`: 8 for a message over the limit, 12 for an unknown encoding or a second message of a unary
+        request, 13 for invalid flags or invalid compressed octets.
         """
         if self._fault is not None:
             raise CallFault(*self._fault)
         try:
             return self._cut(data)
         except CallFault as fault:
-            # The exception itself is not kept, because its traceback holds frames, and with them up to a whole inflated
-            # message.
+            # The exception itself is not kept, because its traceback holds frames, whose variables may hold a whole
+            # inflated message.
             self._fault = fault.status, fault.message
             self._buffer = bytearray()
             self.more = False
@@ -184,20 +186,19 @@ class MessageReader:
 
 
 def decompress(payload: bytes, encoding: str, limit: int) -> bytes:
-    """Inflate a message to ``limit`` octets at the most; ``encoding`` is "gzip" or "deflate".
+    """Inflate a message to at most ``limit`` octets; ``encoding`` is "gzip" or "deflate".
 
-    Raises `CallFault`: 8 when the message is larger (8 KiB can inflate to 8 MiB), 13 for corrupt, missing or surplus
-    octets.
+    Raises `CallFault`: 8 for a larger message (8 KiB can inflate to 8 MiB), 13 for corrupt, missing or surplus octets.
     """
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        # One octet more than allowed distinguishes "too large" from "exactly the limit".
+        # One octet more than allowed is inflated, to distinguish "too large" from "exactly the limit".
         message = inflater.decompress(payload, limit + 1)
     except zlib.error:
         raise CallFault(StatusCode.INTERNAL, "compressed message is corrupt") from None
     if len(message) > limit:
         length = len(message)
-        del message  # otherwise the traceback would keep it
+        del message  # otherwise the traceback would keep the message in memory
         raise _too_large(length, limit)
     if not inflater.eof or inflater.unused_data:
         raise CallFault(StatusCode.INTERNAL, "compressed message is cut, or something follows it")
@@ -222,7 +223,7 @@ def frame_message(message: bytes, compress: bool = False) -> bytes:
 
 
 def plain_message(payload: bytes) -> bytes | None:
-    """The message in ``payload`` if ``payload`` is one whole, uncompressed message with its prefix; else None."""
+    """The message in ``payload`` if ``payload`` is one whole, uncompressed message with its prefix; otherwise None."""
     if len(payload) < PREFIX_SIZE:
         return None
     flag, length = _PREFIX.unpack_from(payload)

@@ -1,16 +1,16 @@
 """Judges a request's header list: whether it is well formed, whether it is gRPC, and which metadata the handler gets.
 
-Theory of operation. A list is judged by three criteria. If it violates several, the first of them decides the answer,
-whatever the order of the fields:
+Theory of operation. A list is judged by three criteria. If the list violates several criteria, the first of them
+decides the answer, whatever the order of the fields:
 
 1. its shape (RFC 9113 sections 8.1 to 8.3): `StreamFault`, because a malformed request must not be answered at all;
-2. whether it is gRPC: `HttpFault` 405 or 415, because other clients understand nothing else;
+2. whether it is gRPC: `HttpFault` 405 or 415, because other clients understand only an HTTP status;
 3. whether the call makes sense (PROTOCOL-HTTP2.md): `CallFault` with a ``grpc-status``.
 
 The meaning of a field depends only on its own octets, so `_read` judges each field alone, once, and a bounded memo
-keeps the verdict; `interpret` makes one pass and only counts, orders and collects. That pass also finds faults between
-fields (one twice, one too late, one missing). `split_timeout` removes the one field that differs from call to call, so
-that the caller can remember the verdict on all the others.
+keeps the verdict; `interpret` makes one pass and only counts, orders and collects. That pass also finds faults that
+concern several fields (a field that is repeated, too late or missing). `split_timeout` removes the one field that
+differs from call to call, so that the caller can remember the verdict on all other fields.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 _UNREADABLE: Final = StatusCode.INTERNAL  # the answer of C-core to metadata that it cannot read
 
-# RFC 9113 section 8.2.1: no upper case, no control, no space, nothing beyond ASCII; a colon only at the beginning, in
-# pseudo-headers. This is narrower: a token, as RFC 9110 section 5.1 demands.
+# RFC 9113 section 8.2.1 forbids upper case, controls, spaces and characters beyond ASCII, and allows a colon only at
+# the beginning, in pseudo-headers. This expression is narrower: it accepts only a token, as RFC 9110 section 5.1
+# demands.
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 # "A field value MUST NOT contain the zero value (0x00), line feed (0x0a), or carriage return (0x0d) at any position",
 # nor "start or end with an ASCII whitespace character (0x20 or 0x09)".
@@ -47,12 +48,12 @@ _MULTIPLES: Final = {ord("H"): 3600, ord("M"): 60, ord("S"): 1}
 _FRACTIONS: Final = {ord("m"): 1_000, ord("u"): 1_000_000, ord("n"): 1_000_000_000}
 
 _MOST_LENGTH_DIGITS: Final = 18  # of content-length; 10^18 octets are an exabyte, and int() of 16 KiB digits is slow
-_MOST_BINARY_VALUES: Final = 100  # in one -bin field; as many as fields, so that commas do not multiply memory
+_MOST_BINARY_VALUES: Final = 100  # values in one -bin field: as many as fields, so that commas do not multiply memory
 
-# The kinds of fields. The pseudo-headers come first, so that one comparison distinguishes them from the rest.
+# The kinds of fields. The pseudo-headers are first, so that one comparison distinguishes them from the other kinds.
 _METHOD, _SCHEME, _PATH, _AUTHORITY = range(4)
 (
-    _HIDDEN,  # well formed, and of no interest to a handler
+    _HIDDEN,  # well formed, but a handler does not need it
     _METADATA,  # the meaning is a tuple of metadata entries
     _TIMEOUT_FIELD,
     _ENCODING,
@@ -97,12 +98,12 @@ _CONNECTION_SPECIFIC: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call as its headers announce it."""
+    """A call as its headers describe it."""
 
     path: str
     """``/package.Service/Method``, exactly as it was sent: case-sensitive, neither normalised nor unescaped."""
     authority: str
-    """``:authority``, else ``host``, else empty."""
+    """The value of ``:authority``, otherwise of ``host``; empty without both."""
     metadata: Metadata
     """The metadata for a servicer, in the order received; the values of names that end in ``-bin`` are decoded."""
     timeout: float | None
@@ -110,9 +111,9 @@ class Request:
     encoding: str
     """How messages with the compressed flag are compressed; "identity" if the request names no encoding."""
     accepts: tuple[str, ...]
-    """Encodings the client takes in answers."""
+    """The encodings that the client accepts in answers."""
     content_length: int | None
-    """Octets of all DATA, if announced."""
+    """The octets of all DATA, if the request announced them."""
     content_type: str
 
     def with_timeout(self, timeout: float | None) -> Request:
@@ -129,24 +130,24 @@ class Request:
         )
 
 
-# The verdicts of `_read`, only on well-formed fields. When the memo is full it is emptied. That needs no bookkeeping on
-# a hit; if an attacker causes it, other clients lose a few microseconds. Worst case 1024 x (512 octets, twice) = 1 MiB.
+# The verdicts of `_read` on well-formed fields. When the memo is full, it is emptied. So a hit needs no bookkeeping; if
+# an attacker fills the memo, other clients lose a few microseconds. Worst case 1024 x (512 octets, twice) = 1 MiB.
 _verdicts: dict[Field, tuple[int, Any]] = {}
 _MOST_VERDICTS: Final = 1024
 _LONGEST_REMEMBERED: Final = 512
 _LONGEST_LOGGED: Final = 64
-"""Octets of a field's name."""
+"""The most octets of a field's name in the log."""
 
 
 def interpret(fields: tuple[Field, ...]) -> Request:
     """Judge the header list of a request.
 
-    Raises `StreamFault` when it is malformed (RFC 9113 sections 8.1.1, 8.2 and 8.3); else `HttpFault` when it is not
-    gRPC; else `CallFault` when the call cannot be understood. The latter two carry ``content_length``, because the
-    length of the body is judged before the answer is sent.
+    Raises `StreamFault` if the list is malformed (RFC 9113 sections 8.1.1, 8.2 and 8.3); otherwise `HttpFault` if it is
+    not gRPC; otherwise `CallFault` if the call cannot be understood. The latter two carry ``content_length``, because
+    the length of the body is judged before the answer is sent.
     """
-    # One pass with local variables, because this runs for every call whose list is not remembered (see the module's
-    # docstring).
+    # One pass with local variables, because this function runs for every call whose list is not remembered (see the
+    # module's docstring).
     pseudo: list[Any] = [None, None, None, None]
     metadata: list[tuple[str, str | bytes]] = []
     regular = False
@@ -156,8 +157,8 @@ def interpret(fields: tuple[Field, ...]) -> Request:
     for field in fields:
         kind, meaning = _verdicts.get(field) or _read(field)
         if kind <= _AUTHORITY:
-            # Section 8.3: before all regular fields, and "the same pseudo-header field name MUST NOT appear more than
-            # once".
+            # Section 8.3: pseudo-headers precede all regular fields, and "the same pseudo-header field name MUST NOT
+            # appear more than once".
             if regular or pseudo[kind] is not None:
                 _malformed("a pseudo-header twice, or behind a regular field")
             pseudo[kind] = meaning
@@ -166,7 +167,7 @@ def interpret(fields: tuple[Field, ...]) -> Request:
         if kind == _METADATA:
             metadata += meaning
         elif kind == _TIMEOUT_FIELD:
-            timeout = meaning  # the last one counts, as in C-core
+            timeout = meaning  # the last value is used, as in C-core
         elif kind == _CONTENT_TYPE:
             content_type, acceptable = meaning
             is_grpc = is_grpc and acceptable
@@ -193,7 +194,8 @@ def interpret(fields: tuple[Field, ...]) -> Request:
         raise HttpFault(405, f"gRPC is spoken with POST, not with {method[:32]!a}\n", length)
     if content_type is None or not is_grpc:
         raise HttpFault(415, "the content-type of gRPC is application/grpc\n", length)
-    # Checked before the path is used (CVE-2026-33186: "svc/Method" passed rules written for "/svc/Method").
+    # The path is checked before it is used (CVE-2026-33186: "svc/Method" passed rules that were written for
+    # "/svc/Method").
     if path[:1] != "/":
         fault = (StatusCode.UNIMPLEMENTED, "a path is UTF-8 and begins with '/'")
     if fault is not None:
@@ -211,13 +213,13 @@ def interpret(fields: tuple[Field, ...]) -> Request:
 
 
 def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes | None]:
-    """Separate the list from its ``grpc-timeout``, so that the verdict on the rest can be remembered.
+    """Separate the list from its ``grpc-timeout``, so that the verdict on the other fields can be remembered.
 
     Returns ``rest, value``. If ``value`` is not None, it is well formed, and ``interpret(fields)`` equals
     ``interpret(rest)`` with the timeout ``parse_timeout(value)``, or fails as ``interpret(rest)`` does. A timeout that
     could change the verdict on the other fields stays in the list, and ``value`` is None. Raises nothing.
     """
-    for index in range(len(fields) - 1, -1, -1):  # from the end, because clients write it late, and the last one counts
+    for index in range(len(fields) - 1, -1, -1):  # from the end: clients write it late, and the last one is used
         name, value = fields[index]
         if name == b"grpc-timeout":
             # If a pseudo-header follows directly, only the timeout makes the list malformed, so the timeout must stay
@@ -232,7 +234,7 @@ def split_timeout(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], bytes |
 def parse_timeout(value: bytes) -> float:
     """The seconds of a ``grpc-timeout``: up to eight digits and a unit; 0.0 means that it has expired already.
 
-    Raises `CallFault` for anything else.
+    Raises `CallFault` for any other text.
     """
     if _TIMEOUT.fullmatch(value) is None:
         raise CallFault(_UNREADABLE, f"not a grpc-timeout: {value[:32]!a}")
@@ -240,7 +242,7 @@ def parse_timeout(value: bytes) -> float:
 
 
 def timeout_seconds(value: bytes) -> float:
-    """As `parse_timeout`, for a ``value`` that is known to be well formed, as those of `split_timeout` are."""
+    """Like `parse_timeout`, for a ``value`` that is known to be well formed, such as a value from `split_timeout`."""
     amount, unit = int(value[:-1]), value[-1]
     # Division gives the nearest float; multiplication by 1e-3 does not.
     return float(amount * _MULTIPLES[unit]) if unit in _MULTIPLES else amount / _FRACTIONS[unit]
@@ -249,8 +251,8 @@ def timeout_seconds(value: bytes) -> float:
 def check_trailers(fields: tuple[Field, ...]) -> None:
     """Judge the trailers of a request. Their content is not used.
 
-    Raises `StreamFault` when a name or a value is malformed, or a field is one that trailers may not have
-    (RFC 9113 section 8.1: "Trailers MUST NOT include pseudo-header fields").
+    Raises `StreamFault` if a name or a value is malformed, or if trailers may not have a field (RFC 9113 section 8.1:
+    "Trailers MUST NOT include pseudo-header fields").
     """
     for field in fields:
         if (_verdicts.get(field) or _read(field))[0] <= _AUTHORITY:
@@ -258,7 +260,7 @@ def check_trailers(fields: tuple[Field, ...]) -> None:
 
 
 def _read(field: Field) -> tuple[int, Any]:
-    """The kind and the meaning of one field. Raises `StreamFault` if it is malformed in itself."""
+    """The kind and the meaning of one field. Raises `StreamFault` if the field itself is malformed."""
     name, value = field
     kind = _KINDS.get(name)
     if len(value.strip(_NOT_AT_AN_END).translate(None, _NEVER_IN_A_VALUE)) != len(value):
@@ -285,7 +287,7 @@ def _read_known(kind: int, name: bytes, value: bytes) -> tuple[int, Any]:
     if kind == _PATH:
         return _read_path(value)
     if kind <= _AUTHORITY:
-        # An empty authority is as good as none: "host" may still name one.
+        # An empty authority is treated like a missing one: "host" may still name an authority.
         meaning = _text(value) if value or kind == _AUTHORITY else _malformed("an empty pseudo-header")
     elif kind == _TIMEOUT_FIELD:
         try:
@@ -314,7 +316,7 @@ def _read_path(value: bytes) -> tuple[int, Any]:
     try:
         return _PATH, value.decode()
     except UnicodeDecodeError:
-        # No method has such a name, and lenient decoding would map two different paths to the same name.
+        # No method has a name that is not ASCII, and lenient decoding would map two different paths to the same name.
         return _PATH, ""
 
 
@@ -330,8 +332,8 @@ def _read_binary(name: bytes, value: bytes) -> tuple[int, Any]:
             decoded = a2b_base64(digits + b"=" * (-len(digits) % 4))
         except Base64Error:
             decoded = b""
-        # The decoder skips characters that are not base64. Encoding the result again detects them, and bits beyond the
-        # last octet.
+        # The decoder skips characters that are not base64. Encoding the result again detects such characters, and also
+        # bits beyond the last octet.
         if b2a_base64(decoded, newline=False).rstrip(b"=") != digits:
             return _CALL_FAULT, (_UNREADABLE, f"not base64: {key}")
         entries.append((key, decoded))
@@ -351,7 +353,7 @@ def _text(value: bytes) -> str:
 
 
 def _of_field(name: bytes) -> str:
-    """The name of the field that is at fault, for the log; without its value, which may be a secret."""
+    """The name of the field that is at fault, for the log. The value is left out, because it may be a secret."""
     return f": {name.decode()}" if len(name) <= _LONGEST_LOGGED and _NAME.fullmatch(name) is not None else ""
 
 

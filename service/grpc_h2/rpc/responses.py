@@ -19,15 +19,16 @@ from grpc_h2.wire.hpack import ENTRY_OVERHEAD, encode_block, encode_field, encod
 Entries: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 MAX_TRAILERS: Final = 8192
-"""Trailers stay below this number of octets, counted as in RFC 9113 section 10.5.1, because grpc-java and C-core accept
-no more."""
+"""The size of trailers is below this number of octets, counted as in RFC 9113 section 10.5.1, because grpc-java and
+C-core accept no more."""
 
 _SURELY_FITS: Final = 500
-"""Characters of a message that surely fit. Each may take twelve octets ("%F0%9F%A6%8A"), which together is far below
-`MAX_TRAILERS`."""
+"""A message with this number of characters surely fits. Each character may take twelve octets ("%F0%9F%A6%8A"), and the
+sum is far below `MAX_TRAILERS`."""
 _NAME: Final = re.compile(r"[0-9a-z_.-]+")  # PROTOCOL-HTTP2.md, Header-Name
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")  # ibid., ASCII-Value
-# Names that describe the exchange itself. A handler that set one would contradict us, or make the response malformed.
+# Names that describe the exchange itself. A handler that set such a name would contradict the server, or make the
+# response malformed.
 _OURS: Final = frozenset(
     {"content-length", "content-type", "grpc-accept-encoding", "grpc-encoding", "grpc-message", "grpc-status", "te"}
     | {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
@@ -54,7 +55,7 @@ def initial_block(metadata: Entries, encoding: str | None) -> bytes:
 
 
 def trailers_block(status: int, message: str, metadata: Entries = ()) -> bytes:
-    """The end of an answer whose headers are out. The message is cut so that all fields together stay below
+    """The end of an answer whose headers are already queued. The message is cut so that all fields together stay below
     `MAX_TRAILERS`.
 
     Raises ValueError for metadata that may not be sent.
@@ -65,15 +66,16 @@ def trailers_block(status: int, message: str, metadata: Entries = ()) -> bytes:
 
 
 def trailers_only_block(status: int, message: str, metadata: Entries = ()) -> bytes:
-    """A whole answer in one block, for a call that failed before anything else was sent. Raises as `trailers_block`."""
+    """A whole answer in one block, for a call that failed before any other frame was sent. Raises ValueError like
+    `trailers_block`."""
     if len(message) <= _SURELY_FITS and not metadata and status != StatusCode.UNIMPLEMENTED:
         text = percent_encode(message)
         begin = _FAILED[status] if 0 <= status < len(_FAILED) else _failed(status)
         return begin + _MESSAGE_NAME + encode_integer(len(text), 0x7F, 0x00) + text if text else begin
     if status != StatusCode.UNIMPLEMENTED:
         return _HEAD + encode_block(_trailers(status, message, metadata, _HEAD_SIZE))
-    # compression.md: the answer to an unknown encoding names the known ones. In other UNIMPLEMENTED answers it does no
-    # harm.
+    # compression.md: the answer to an unknown encoding names the known ones. In other UNIMPLEMENTED answers the field
+    # does no harm.
     fields = _trailers(status, message, metadata, _HEAD_SIZE + _size(*_ACCEPT))
     return _HEAD + encode_block((*fields, _ACCEPT))
 
@@ -91,10 +93,10 @@ def http_block(status: int, length: int) -> bytes:
 
 
 def percent_encode(message: str) -> bytes:
-    """``message`` as the value of ``grpc-message``: UTF-8, with %XX for all but printable ASCII.
+    """``message`` as the value of ``grpc-message``: UTF-8, with %XX for all octets but printable ASCII.
 
     Spaces at the ends are escaped too: a field value with them is malformed (RFC 9113 section 8.2.1), and every reader
-    of the message unescapes them. A lone surrogate, which has no UTF-8, becomes "?".
+    of the message unescapes them. A lone surrogate, which has no form in UTF-8, becomes "?".
     """
     octets = message.encode("utf-8", "replace")
     if _PLAIN.fullmatch(message) is None:
@@ -107,8 +109,9 @@ def percent_encode(message: str) -> bytes:
 def metadata_fields(metadata: Entries) -> tuple[tuple[bytes, bytes], ...]:
     """Metadata as fields: the values of ``-bin`` names in base64 without padding, others stripped of outer spaces.
 
-    Raises ValueError for a name that is not lower-case or is ours to send, and for text beyond printable ASCII: the
-    handler's mistake, which must not become a malformed response (or, with CR and LF, one that a proxy splits).
+    Raises ValueError for a name that is not in lower case or that only the server may send, and for text beyond
+    printable ASCII. Such a mistake of a handler must not become a malformed response (or, with CR and LF, a response
+    that a proxy splits).
     """
     return tuple([_field(name, value) for name, value in metadata])
 
@@ -126,7 +129,7 @@ def _field(name: str, value: str | bytes) -> tuple[bytes, bytes]:
 
 
 def _trailers(status: int, message: str, metadata: Entries, taken: int) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields of trailers. Their size and ``taken``, the size of other fields, add up to less than
+    """The fields of trailers. The sum of their size and ``taken``, the size of other fields, is less than
     `MAX_TRAILERS`."""
     first = (b"grpc-status", b"%d" % status)
     rest = metadata_fields(metadata)
@@ -141,7 +144,7 @@ def _fit(message: str, room: int) -> bytes:
     """Apply `percent_encode` to as many whole characters of ``message`` as fit in ``room`` octets."""
     if room <= 0:
         return b""
-    encoded = percent_encode(message[: room + 1])  # no character takes less than one octet
+    encoded = percent_encode(message[: room + 1])  # each character takes at least one octet
     if len(encoded) <= room:
         return encoded
     cut = _PART_OF_ESCAPE.sub(b"", encoded[:room])
@@ -158,7 +161,7 @@ _ACCEPT: Final = (b"grpc-accept-encoding", ", ".join(ENCODINGS).encode())
 _HEAD_FIELDS: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _HEAD: Final = encode_block(_HEAD_FIELDS)
 _MESSAGE_NAME: Final = encode_field(b"grpc-message", b"")[:-1]
-"""The encoded field up to the length of its value."""
+"""The beginning of the encoded field ``grpc-message``, up to the length of its value."""
 _FAILED: Final = tuple([_failed(int(status)) for status in StatusCode])
 """The beginning of a Trailers-Only answer for each status. A tuple, because an `IntEnum` takes long to hash as a
 key."""

@@ -1,4 +1,4 @@
-"""The status codes of gRPC (grpc/doc/statuscodes.md). They are stated here and nowhere else."""
+"""The status codes of gRPC (grpc/doc/statuscodes.md). Only this module states them."""
 
 from __future__ import annotations
 

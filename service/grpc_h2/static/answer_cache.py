@@ -1,12 +1,12 @@
 """The answers that a static method remembers, by request, and how they are replaced when the data changes.
 
-**Theory of operation.** A remembered answer is valid until the application says that its data changed. Then the next
-calls would have to look up every answer again, all at once. So the application can *prepare* before it changes its
+**Theory of operation.** A remembered answer is valid until the application reports that its data changed. The next
+calls would then have to look up every answer again, all at once. So the application can *prepare* before it changes its
 data: `PreparedAnswers` looks up every remembered request in the new data, one request in each step, and
-`PreparedAnswers.install` replaces the remembered answers in a tenth of a millisecond. To free thousands of answers
-takes milliseconds too, so the replaced answers wait in `AnswerCache.replaced` and are released a few at a time.
+`PreparedAnswers.install` replaces the remembered answers in a tenth of a millisecond. Freeing thousands of answers also
+takes milliseconds, so the replaced answers wait in `AnswerCache.replaced` and are released a few at a time.
 
-The number and the size of remembered answers are bounded, because the keys come from the peer.
+The number and the size of remembered answers are bounded, because the peer chooses the keys.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from grpc_h2.static.answers import LARGEST_FRAMED, StaticAnswer
 from grpc_h2.wire.generations import TwoGenerations
 
 Lookup: TypeAlias = Callable[[bytes], StaticAnswer]
-"""Message → answer. Must not raise."""
+"""Message → answer. The function must not raise."""
 
 REMEMBERED_ANSWERS: Final = 4096
-"""Answers of one generation of one static method; there are two generations."""
+"""The most answers in one generation of one static method; there are two generations."""
 REMEMBERED_FAILURES: Final = 256
 RELEASED_AT_ONCE: Final = 8
 _LARGEST_REMEMBERED_REQUEST: Final = 256
 
 
 class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
-    """Length-prefixed message → answer; an answer that is missing is looked up once.
+    """Length-prefixed message → answer; a missing answer is looked up once.
 
     A payload that is not one plain message has the answer None: a `MessageReader` must take it apart. Replaced answers
-    are released whenever a new request is looked up. That is fast enough, because every remembered answer was looked up
-    once. Only the answers that `take_over` replaces have no look-ups to match them, so its caller has to call
-    `release_some`.
+    are released whenever a new request is looked up. This is fast enough, because every remembered answer was looked up
+    once. Only the answers that `take_over` replaces are not matched by look-ups, so the caller of `take_over` has to
+    call `release_some`.
     """
 
     __slots__ = ("_failures", "_large", "_lookup", "replaced")
@@ -44,8 +44,8 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         super().__init__(REMEMBERED_ANSWERS)
         self._lookup = lookup
         self._failures: dict[bytes, StaticAnswer] = {}
-        """Answers for undefined names. They are few and kept apart, so that a flood of undefined names displaces no
-        answer that is in use."""
+        """Answers for undefined names. Their number is small, and they are kept separately, so that a flood of
+        undefined names displaces no answer that is in use."""
         self._large: tuple[bytes, StaticAnswer] | None = None
         """Payload and answer of the last large message that was looked up, in frames. Only one is kept, because it may
         have `LARGEST_FRAMED` octets."""
@@ -67,7 +67,8 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
             if len(payload) > _LARGEST_REMEMBERED_REQUEST or not answer.lasting:
                 return answer
             if answer.pieces is None:
-                # Larger ones are not copied, so they cost nothing to make, but keep the application's memory in use.
+                # Larger messages are not copied. So their answers take no time to make, but keep the application's
+                # memory in use.
                 if answer.size <= LARGEST_FRAMED:
                     answer.frame()
                     self._large = payload, answer
@@ -90,8 +91,8 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         """Replace the answers of this object by those of ``other``, in place, because routes hold this object's
         ``__getitem__``.
 
-        ``other`` loses its answers. If it kept them, those that this object replaces later would not be released a few
-        at a time, but all at once with ``other``.
+        ``other`` loses its answers. If ``other`` kept them, answers that this object replaces later would not be
+        released a few at a time, but all at once with ``other``.
         """
         self.age()
         self.update(other)
@@ -101,7 +102,7 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
         self._large, other._large = other._large, None
 
     def forget(self) -> None:
-        """Forget every answer."""
+        """Drop every remembered answer."""
         self._failures.clear()
         self._large = None
         self.age()
@@ -113,7 +114,7 @@ class AnswerCache(TwoGenerations[bytes, StaticAnswer | None]):
             self.replaced.append(generation)
 
     def release_some(self) -> None:
-        """Release a few of the answers in ``replaced``, which must hold some."""
+        """Release a few of the answers in ``replaced``, which must not be empty."""
         oldest = self.replaced[-1]
         for _ in range(min(RELEASED_AT_ONCE, len(oldest))):
             oldest.popitem()
@@ -150,10 +151,11 @@ class PreparedAnswers:
         self.state = Preparation.PREPARING
 
     def steps(self) -> Iterator[None]:
-        """Prepare one answer in each step, of about 10 µs; ends early where the preparation was installed or discarded.
+        """Prepare one answer in each step, which takes about 10 µs; ends early if the preparation was installed or
+        discarded.
 
-        At most 2 × `REMEMBERED_ANSWERS` + `REMEMBERED_FAILURES` steps. Recent requests come first, so the caller
-        may stop at any step.
+        At most 2 × `REMEMBERED_ANSWERS` + `REMEMBERED_FAILURES` steps. Recent requests are first, so the caller may
+        stop at any step.
         """
         for payload in self._served.requests():
             if self.state is not Preparation.PREPARING:
@@ -164,10 +166,10 @@ class PreparedAnswers:
     def install(self) -> None:
         """The data from which these answers were made is served now: they replace the remembered answers.
 
-        Takes a tenth of a millisecond; `StaticUnary.release` frees the replaced answers.
+        This takes a tenth of a millisecond; `StaticUnary.release` frees the replaced answers.
 
         Raises:
-            RuntimeError: where the preparation was installed or discarded before.
+            RuntimeError: if the preparation was installed or discarded before.
         """
         if self.state is not Preparation.PREPARING:
             raise RuntimeError(f"prepared answers cannot be installed: they are {self.state.name.lower()}")

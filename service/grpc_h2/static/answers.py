@@ -1,8 +1,9 @@
 """An answer whose octets exist before a client asks for it.
 
 A unary answer is three frames: HEADERS, DATA, HEADERS with the trailers. Only the stream id depends on the request; it
-stands in three places. So a `StaticAnswer` keeps the pieces between those places, and ``stream_id.join(pieces)`` is the
-whole encoding. A larger message takes several DATA frames, and has a piece more for each: see `StaticAnswer.frame`.
+occurs in three places. So a `StaticAnswer` keeps the pieces between those places, and ``stream_id.join(pieces)`` is the
+whole encoding. A larger message takes several DATA frames, and one more piece for each of them: see
+`StaticAnswer.frame`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from grpc_h2.wire.hpack import encode_block
 _OK_HEADERS: Final = initial_block((), None)
 _OK_TRAILERS: Final = trailers_block(StatusCode.OK, "", ())
 _SHORT_MESSAGE: Final = 400
-"""Characters of a status message. With at most 12 octets each, they leave 3 KiB of `MAX_TRAILERS` for metadata."""
+"""The most characters of a status message. With at most 12 octets each, they leave 3 KiB of `MAX_TRAILERS` for
+metadata."""
 _MOST_METADATA: Final = 2048
 LARGEST_FRAMED: Final = 20 * frames.DEFAULT_FRAME_SIZE
-"""Octets of the largest message that is kept in frames, prefix included: a catalogue of some hundred commands. It goes
-out whole and ahead of other streams' data, so this is little more than `Limits.octets_per_turn`."""
+"""Octets of the largest message that is kept in frames, prefix included: a catalogue of some hundred commands. It is
+sent whole and ahead of other streams' data, so this limit is little more than `Limits.octets_per_turn`."""
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
@@ -33,7 +35,7 @@ def _block(metadata: Metadata) -> bytes:
     """A header block of these fields alone, cached because thousands of answers have the same fields.
 
     Raises:
-        ValueError: for metadata that may not be sent, or above `_MOST_METADATA` octets.
+        ValueError: for metadata that may not be sent, or that exceed `_MOST_METADATA` octets.
     """
     block = encode_block(metadata_fields(metadata))
     if len(block) > _MOST_METADATA:
@@ -44,12 +46,12 @@ def _block(metadata: Metadata) -> bytes:
 class StaticAnswer:
     """The ready answer to a unary call: see `unary` and `failure`.
 
-    ``metadata`` is sent with it, as initial metadata, or with a failure's status (PROTOCOL-HTTP2.md, Trailers-Only).
-    It is encoded once, as part of the answer.
+    ``metadata`` is sent as initial metadata, or with a failure's status (PROTOCOL-HTTP2.md, Trailers-Only). It is
+    encoded once, as part of the answer.
 
-    ``pieces`` are the frames without their stream ids, or None where the message does not fit one DATA frame that every
-    peer accepts; ``size`` is the number of octets of the flow-control windows that they use. ``answer_id`` is the
-    application's own number: the connection reports it each time the answer is sent.
+    ``pieces`` are the frames without their stream ids, or None if the message does not fit one DATA frame that every
+    peer accepts; ``size`` is the number of octets that the DATA frames use of the flow-control windows. ``answer_id``
+    is the application's own number: the connection reports it each time the answer is sent.
     """
 
     __slots__ = ("answer_id", "block", "framed", "headers", "lasting", "message", "pieces", "size")
@@ -67,10 +69,10 @@ class StaticAnswer:
     ) -> None:
         self.pieces = pieces
         self.framed: tuple[bytes, ...] | None = None
-        """The same of a message of several DATA frames, once `frame` has made a copy of it."""
+        """The pieces of an answer with several DATA frames, once `frame` has made them."""
         self.size = size
         self.message = message
-        """The message without its prefix; None where there is only a status."""
+        """The message without its prefix; None if there is only a status."""
         self.block = block
         """The terminal header block."""
         self.headers = headers
@@ -96,7 +98,7 @@ class StaticAnswer:
     def failure(
         cls, status: int, message: str, answer_id: int = 0, metadata: Metadata = (), *, lasting: bool = True
     ) -> StaticAnswer:
-        """A gRPC status without a message: one HEADERS frame. Not ``lasting``: it is looked up anew each time.
+        """A gRPC status without a message: one HEADERS frame. If not ``lasting``, it is looked up anew each time.
 
         Raises ValueError for metadata that may not be sent.
         """
@@ -108,14 +110,14 @@ class StaticAnswer:
         return cls((head, block), 0, None, block, answer_id, lasting=lasting)
 
     def frame(self) -> None:
-        """Keep a large message in frames, too. It is copied, so `LARGEST_FRAMED` is the limit."""
+        """Keep a large message also in frames. The message is copied, so `LARGEST_FRAMED` is the limit."""
         assert self.message is not None
         assert self.size <= LARGEST_FRAMED
         self.framed = _pieces(self.headers, self.message)
 
     @property
     def data_frames(self) -> int:
-        """DATA frames that the answer has in ``framed``."""
+        """The number of DATA frames that the answer has in ``framed``."""
         return -(-self.size // frames.DEFAULT_FRAME_SIZE)
 
 

@@ -4,9 +4,9 @@
 to answer, each valid for a reason of its own:
 
 - *block → route*, per connection (``connection/headers.py``): valid while the connection's HPACK table does not change.
-- *fields → route* (`Router`): interpreting fields is a pure function; only authorizations may change, so key rotation
+- *fields → route* (`Router`): interpreting fields is a pure function; only authorizations may change, so a key rotation
   drops this memo.
-- *message → answer* (``answer_cache.py``): valid until the application says that its data changed.
+- *message → answer* (``answer_cache.py``): valid until the application reports that its data changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grpc_h2.static.answers import StaticAnswer
 from grpc_h2.wire.hpack import Field
 
 Authorize: TypeAlias = Callable[[Metadata], StaticAnswer | None]
-"""Metadata → the refusal to answer with, or None to admit the call. Must not raise."""
+"""Metadata → the refusal that is the answer, or None to admit the call. The function must not raise."""
 
 _REMEMBERED_ROUTES: Final = 256
 _LARGEST_REMEMBERED_FIELDS: Final = 1024
@@ -40,7 +40,7 @@ class StaticUnary:
         self._answers = AnswerCache(lookup)
         self._preparation: PreparedAnswers | None = None
         self.answer_payload: Callable[[bytes], StaticAnswer | None] = self._answers.__getitem__
-        """Length-prefixed message → answer, or None where it is not one plain message."""
+        """Length-prefixed message → answer, or None if the octets are not one plain message."""
 
     def forget(self) -> None:
         """The application's data changed: drop the remembered answers, and a preparation that is in progress."""
@@ -48,14 +48,14 @@ class StaticUnary:
         self._discard_preparation()
 
     def prepare(self, lookup: Lookup) -> PreparedAnswers:
-        """Begin to prepare answers by ``lookup``, which answers from data that is not served yet. Discards an earlier
+        """Begin to prepare answers by ``lookup``, which uses data that is not served yet. Discards an earlier
         preparation."""
         self._discard_preparation()
         self._preparation = PreparedAnswers(self._answers, lookup)
         return self._preparation
 
     def release(self) -> Iterator[None]:
-        """Release answers that were replaced, a few in each step. Calls that look up an answer release some, too."""
+        """Release answers that were replaced, a few in each step. Calls that look up an answer also release some."""
         while self._answers.replaced:
             self._answers.release_some()
             yield
@@ -95,16 +95,16 @@ class Route:
         self.method = method
         """The static method; None if the call has a handler or is a fault."""
         self.refusal = refusal
-        """The answer where the call is not authorized, which the headers alone decide."""
+        """The answer if the call is not authorized; the headers alone decide this."""
         self.max_request = max_request
-        """Octets of a message of the request; None: `Limits.max_message`."""
+        """The most octets of a message of the request; None: `Limits.max_message`."""
         self.weight = weight
-        """Octets of the header list where it belongs to this call alone; 0 where the router remembers the route."""
+        """Octets of the header list if it belongs to this call alone; 0 if the router remembers the route."""
         self.authorized = None if method is None else refusal is None
-        """Whether the static method has authorized the call; None where the call is not for a static method."""
+        """Whether the static method has authorized the call; None if the call is not for a static method."""
         self.lasting = refusal is None or refusal.lasting
         """Whether the route may be remembered."""
-        # The traceback is removed, because it would hold the frames and their variables for as long as the route is
+        # The traceback is removed, because it would hold frames and their variables for as long as the route is
         # remembered.
         self.fault = None if fault is None else fault.with_traceback(None)
         """The answer to the call, once the request has ended."""
@@ -148,13 +148,13 @@ class Router:
         return method
 
     def limit_requests(self, path: str, octets: int) -> None:
-        """A message of a request of ``path`` has at most ``octets``, as it is sent and inflated, instead of
-        `Limits.max_message`. Applies to static methods and handlers, and to later calls only."""
+        """Limit a message of a request of ``path`` to ``octets``, both as it is sent and inflated, in place of
+        `Limits.max_message`. This applies to static methods and handlers, and only to later calls."""
         self._request_limits[path] = octets
         self.forget_authorizations()
 
     def forget_authorizations(self) -> None:
-        """Keys were rotated: call ``authorize`` anew from now on, for open connections too."""
+        """Keys were rotated: call ``authorize`` anew from now on, also for open connections."""
         self._routes.clear()
         self.epoch += 1
 
@@ -162,7 +162,7 @@ class Router:
         """The route of a request with these ``fields`` (without ``grpc-timeout``); ``size``: octets of their list.
 
         Raises:
-            StreamFault: where the fields are no well-formed request.
+            StreamFault: if the fields do not form a well-formed request.
         """
         route = self._routes.get(fields)
         if route is None:

@@ -1,8 +1,8 @@
-"""The peer's faults, each with the error code that is sent for it.
+"""The peer's faults, each with the error code that is sent in answer.
 
 `Http2Error` is the root of every exception of this package. A fault is the *peer's* and carries the code that GOAWAY or
-RST_STREAM will name (``rpc/faults.py`` has those that are answered by a status). Any other exception that leaves this
-package is a bug of ours.
+RST_STREAM will name (``rpc/faults.py`` has the faults that are answered by a status). Any other exception that leaves
+this package is a bug in this package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import IntEnum
 
 
 class ErrorCode(IntEnum):
-    """RFC 9113 section 7."""
+    """The error codes of RFC 9113 section 7."""
 
     NO_ERROR = 0x0
     PROTOCOL_ERROR = 0x1

@@ -10,13 +10,14 @@ from grpc_h2.wire import frames
 from grpc_h2.wire.errors import ConnectionFault, ErrorCode, StreamFault
 
 LONGEST_SHORT_BLOCK = 384
-"""Header blocks up to this length may use the fast path and be remembered. It is enough for a call whose fields are all
-literals. Longer blocks are decoded a piece at a time; a short block of 128 fields of three octets takes 80 µs."""
+"""Header blocks up to this length may use the fast path and be remembered. This length is enough for a call whose
+fields are all literals. Longer blocks are decoded a piece at a time; a short block of 128 fields of three octets takes
+80 µs."""
 _LONGEST_SHORT_DATA = 512
 
 
 def _shape(block: int) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int]:
-    # Stream id, block, then the first five octets and the stream id of the frame behind it.
+    # Stream id and block, then the first five octets and the stream id of the next frame.
     unpack = struct.Struct(f">5xI{block}s5sI").unpack_from
     return unpack, 2 * frames.HEADER_LENGTH + block
 
@@ -75,7 +76,7 @@ def unpadded(flags: int, payload: bytes) -> bytes:
     """The content of a DATA or HEADERS payload.
 
     Raises:
-        ConnectionFault: PROTOCOL_ERROR where the padding fills the payload or more (section 6.1).
+        ConnectionFault: PROTOCOL_ERROR if the padding is as long as the payload or longer (section 6.1).
     """
     if not flags & frames.PADDED:
         return payload
@@ -90,10 +91,10 @@ def unpadded(flags: int, payload: bytes) -> bytes:
 def without_priority(flags: int, stream_id: int, fragment: bytes) -> tuple[bytes, bool]:
     """A HEADERS fragment without the priority fields, and whether the stream was made to depend on itself.
 
-    That is a stream error (RFC 7540 section 5.3.1), which is raised only after the block has been decoded.
+    Such a dependency is a stream error (RFC 7540 section 5.3.1), which is raised only after the block has been decoded.
 
     Raises:
-        ConnectionFault: FRAME_SIZE_ERROR where the fields are cut.
+        ConnectionFault: FRAME_SIZE_ERROR if the priority fields are incomplete.
     """
     if not flags & frames.PRIORITY_FIELDS:
         return fragment, False

@@ -39,12 +39,12 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
 
 
 def head(kind: int, flags: int, length: int) -> bytes:
-    """The first five octets of a frame: everything of its header but the stream id."""
+    """The first five octets of a frame: its header without the stream id."""
     return length.to_bytes(3, "big") + bytes((kind, flags))
 
 
 def headers(stream_id: int, block: bytes, *, end_stream: bool, max_frame: int) -> bytes:
-    """HEADERS, and CONTINUATIONs where ``block`` is longer than the peer accepts in one frame."""
+    """HEADERS, and CONTINUATIONs if ``block`` is longer than the peer accepts in one frame."""
     flags = END_STREAM if end_stream else 0
     length = len(block)
     if length <= max_frame:
@@ -71,7 +71,7 @@ SETTINGS_ACK = frame(SETTINGS, ACK, 0)
 
 
 def ping(opaque: bytes, *, ack: bool) -> bytes:
-    """PING or its acknowledgement; ``opaque`` has eight octets."""
+    """PING or the acknowledgement of a PING; ``opaque`` has eight octets."""
     return frame(PING, ACK if ack else 0, 0, opaque)
 
 

@@ -1,9 +1,9 @@
 """A bounded mapping that keeps the entries that are used often, in two generations.
 
-New entries go into the young generation. When that is full it becomes the old one, and the previous old one is
-dropped. An entry of the old generation that is asked for again moves into the young one. So an entry survives as long
-as it is used at least once in each generation, and a hit costs no bookkeeping: the young generation is the dict itself,
-and ``__missing__`` runs only where it has no entry.
+New entries go into the young generation. When the young generation is full, it becomes the old one, and the previous
+old generation is dropped. An entry of the old generation that is looked up again moves into the young one. So an entry
+survives as long as it is used at least once in each generation, and a hit costs no bookkeeping: the young generation is
+the dict itself, and ``__missing__`` runs only if it has no entry.
 
 A subclass defines ``__missing__`` by means of `recall` and `remember`.
 """
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 class TwoGenerations(dict[Key, Value]):
-    """The dict is the young generation; the old one is an attribute. ``generation``: the most entries of one
+    """The dict is the young generation; the old generation is an attribute. ``generation``: the most entries of one
     generation."""
 
     __slots__ = ("_generation", "_old")
@@ -29,7 +29,7 @@ class TwoGenerations(dict[Key, Value]):
 
     @property
     def old(self) -> dict[Key, Value]:
-        """The old generation. To be read only."""
+        """The old generation, which the caller must not change."""
         return self._old
 
     @property
@@ -38,7 +38,7 @@ class TwoGenerations(dict[Key, Value]):
         return len(self) + len(self._old)
 
     def recall(self, key: Key) -> Value | None:
-        """The entry of the old generation, if there is one. `remember` moves it into the young one."""
+        """The entry of the old generation, if there is one. `remember` moves it into the young generation."""
         return self._old.get(key)
 
     def remember(self, key: Key, value: Value) -> None:

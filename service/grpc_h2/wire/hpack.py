@@ -1,28 +1,27 @@
 """HPACK (RFC 7541): a complete decoder, and an encoder that keeps no state.
 
 **Decoder.** The static and the dynamic table are one list, indexed as on the wire: 0 is no field, 1 to 61 are the
-static fields, 62 is the newest dynamic field. A connection whose peer has inserted nothing shares the static list with
-all others: ten thousand idle connections hold no table at all. An entry carries its size (name + value + 32, section
-4.1), so neither eviction nor the limit on the list has to add up lengths again. Fields are immutable tuples, shared by
-the table, by all lists that contain them and by the memo of decoded blocks.
+static fields, 62 is the newest dynamic field. A connection whose peer has inserted no entry shares the static list with
+all other connections: ten thousand idle connections hold no table of their own. An entry carries its size (name + value
++ 32, section 4.1), so neither eviction nor the limit on the list has to add up lengths again. Fields are immutable
+tuples, shared by the table, by all lists that contain them and by the memo of decoded blocks.
 
-*Both tables must stay equal.* Every block is decoded to its end; of a list that is too long only the
-beginning is kept. The only exceptions are `HpackError` and a list beyond a hard limit, after which the connection must
-end (RFC 9113 section 4.3). Every change of the table, even one that leaves the same entries, increments
-`Decoder.epoch`: a remembered block is valid for the epoch in which it was decoded, and only if decoding it did not
-change the epoch.
+*Both tables must stay equal.* Every block is decoded to its end; if a list is too long, only its beginning is kept. The
+only exceptions are `HpackError` and a list beyond a hard limit, after which the connection must end (RFC 9113 section
+4.3). Every change of the table, even if the entries remain the same, increments `Decoder.epoch`: a remembered block is
+valid for the epoch in which it was decoded, and only if decoding it did not change the epoch.
 
 **Pieces.** `Decoder.decode_some` returns after a bounded amount of work: a number of fields, of octets, or a piece of
 a long Huffman-coded string. Such a string is decoded before its field; until then the field waits and has no effect.
 
 **Huffman memo.** The meaning of a Huffman-coded string depends only on its octets, so the last one or two thousand
 strings are remembered for all connections: names, and time-outs that recur within milliseconds. Two generations bound
-it to about half a megabyte. A field marked "never indexed" (section 7.1.3: its sender protects its secrecy) is left
-out.
+the memo to about half a megabyte. A field marked "never indexed" (section 7.1.3: its sender protects its secrecy) is
+not remembered.
 
-**Encoder.** Static indices and literals without indexing, so the bytes of a field do not depend on earlier fields, and
-answers can be encoded beforehand. Fields are not Huffman-coded, because coding would cost more time than the saved
-octets are worth.
+**Encoder.** It uses static indices and literals without indexing, so the octets of a field do not depend on earlier
+fields, and answers can be encoded beforehand. Fields are not Huffman-coded, because coding would cost more time than
+the saved octets are worth.
 """
 
 from __future__ import annotations
@@ -40,13 +39,14 @@ Field = tuple[bytes, bytes]
 _Entry = tuple[Field, int]
 
 ENTRY_OVERHEAD = 32
-"""Octets that an entry counts beyond name and value (section 4.1)."""
+"""The octets that an entry counts in addition to name and value (section 4.1)."""
 
 DEFAULT_TABLE_SIZE = 4096
 """SETTINGS_HEADER_TABLE_SIZE before any SETTINGS (RFC 9113 section 6.5.2)."""
 
 MAX_CONTINUATION_OCTETS = 5
-"""Octets of an integer after its prefix: five hold 35 bits. CVE-2023-33953 was an integer of unlimited length."""
+"""The most octets of an integer after its prefix: five octets hold 35 bits. CVE-2023-33953 was an integer of unlimited
+length."""
 
 MAX_INTEGER = 2**32
 
@@ -55,7 +55,7 @@ _FIRST_DYNAMIC = len(STATIC_TABLE) + 1
 _STATIC: list[_Entry] = [
     (field, len(field[0]) + len(field[1]) + ENTRY_OVERHEAD) for field in ((b"", b""), *STATIC_TABLE)
 ]
-"""The table of a connection without dynamic entries. Shared: never changed."""
+"""The table of a connection without dynamic entries. All connections share it, so it is never changed."""
 
 
 def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
         The value, and the position after it.
 
     Raises:
-        HpackError: where the block ends before the integer does, or the integer has more than five octets or is above
+        HpackError: if the block ends before the integer does, or the integer has more than five octets or is above
             2^32.
     """
     if position < len(block) and block[position] < 0x80:  # two octets in all, as in most cases
@@ -85,8 +85,8 @@ def decode_integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
 
 _REMEMBERED_STRINGS = 1024
 _LONGEST_REMEMBERED_STRING = 64
-"""Octets of a coded string that is remembered. Longer ones rarely occur twice, except in blocks that are remembered
-whole."""
+"""The most octets of a coded string that is remembered. Longer strings rarely occur twice, except in blocks that are
+remembered whole."""
 
 
 class _HuffmanMemo(TwoGenerations[bytes, bytes]):
@@ -108,14 +108,15 @@ _remembered = _HuffmanMemo(_REMEMBERED_STRINGS).__getitem__
 
 
 _OCTETS_AT_ONCE = huffman.OCTETS_AT_ONCE
-"""Octets of a block after which a call of `Decoder.decode_some` with a limit of fields stops, at the end of a field."""
+"""The octets of a block after which a call of `Decoder.decode_some` with a limit of fields stops. It stops at the end
+of a field."""
 _LONGEST_WHOLE_STRING = 384
-"""The most coded octets of a string that is decoded in one piece. A block that is decoded in one piece may be as
-long."""
+"""The most coded octets of a string that is decoded in one piece. A block that is decoded in one piece may have the
+same length."""
 
 
 class _LongString(Exception):
-    """A Huffman-coded string, ``block[position:end]``, that is decoded a piece at a time (`_LongStrings`)."""
+    """A Huffman-coded string, ``block[position:end]``, that is decoded one piece at a time (`_LongStrings`)."""
 
     def __init__(self, position: int, end: int) -> None:
         self.position = position
@@ -125,7 +126,7 @@ class _LongString(Exception):
 def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     """The string literal (section 5.2) at ``position``, and the position after it.
 
-    ``secret``: not to be remembered.
+    ``secret``: whether the string must not be remembered.
 
     Raises:
         _LongString: for a coded string of more than `_LONGEST_WHOLE_STRING` octets.
@@ -135,7 +136,7 @@ def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     except IndexError:
         raise HpackError("block ends where a string should be") from None
     position += 1
-    if octet < 0x7F:  # short and plain, as most strings are
+    if octet < 0x7F:  # short and plain, like most strings
         end = position + octet
         if end > len(block):
             raise HpackError("string longer than its block")
@@ -144,7 +145,7 @@ def _string(block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
     if length == 0x7F:
         length, position = decode_integer(block, position, 0x7F)
     end = position + length
-    # Checked before anything is copied, because the length may be four gigabytes.
+    # The length is checked before any octet is copied, because it may be four gigabytes.
     if end > len(block):
         raise HpackError("string longer than its block")
     if octet < 0x80:
@@ -159,24 +160,24 @@ _StringReader = Callable[[bytes, int, bool], tuple[bytes, int]]
 
 
 class _LongStrings:
-    """The long strings of one field: name, value, or both."""
+    """The long strings of one field: its name, its value, or both."""
 
     __slots__ = ("_keep", "_run", "_texts", "left_out")
 
     def __init__(self, keep: int) -> None:
-        """``keep``: how many octets of a text are kept."""
+        """``keep``: the most octets of a text that are kept."""
         self._keep = keep
         self._run: tuple[int, huffman.Run] | None = None
         self._texts: dict[int, bytes] = {}
         self.left_out = 0
-        """Octets that were not kept."""
+        """The number of octets that were not kept."""
 
     def begin(self, block: bytes, string: _LongString) -> None:
         """Add another string of ``block`` that is to be decoded."""
         self._run = string.position, huffman.Run(block, string.position, string.end, self._keep)
 
     def advance(self) -> bool:
-        """Decode a piece. Returns whether that was the last one of the string."""
+        """Decode a piece. Returns whether it was the last piece of the string."""
         assert self._run is not None
         position, run = self._run
         text = run.step()
@@ -188,7 +189,7 @@ class _LongStrings:
         return True
 
     def string(self, block: bytes, position: int, secret: bool) -> tuple[bytes, int]:
-        """As `_string`, but returns long strings that have been decoded instead of raising `_LongString`."""
+        """Like `_string`, but if long strings have been decoded, returns them instead of raising `_LongString`."""
         try:
             return _string(block, position, secret)
         except _LongString as long:
@@ -235,7 +236,7 @@ class Decoder:
             max_table_size: our SETTINGS_HEADER_TABLE_SIZE as the peer knows it.
             hard_list_size: octets of a field list beyond which a block is not decoded any further. The table then
                 differs from the peer's, so the connection must end; ``beyond_hard_limit`` is then true.
-            hard_fields: the same for fields.
+            hard_fields: the number of fields beyond which a block is not decoded any further.
         """
         self._max_list_size = max_list_size
         self._max_fields = max_fields
@@ -249,12 +250,12 @@ class Decoder:
         self._used = 0
         self._table = _STATIC
         self.epoch = 0
-        """Grows with every change of the dynamic table: an insertion, even of an entry that is too large to stay, an
-        eviction, and a size update, even to the same size."""
+        """A number that grows with every change of the dynamic table: an insertion, even of an entry that is too large
+        to stay, an eviction, and a size update, even to the same size."""
         self.changed = False
         """Whether the last block moved ``epoch``; decoding it again would then give another result."""
         self.overflow = False
-        """Whether the last block's list was over a limit, and therefore cut."""
+        """Whether the last block's list exceeded a limit and was therefore cut."""
         self.list_size = 0
         """Octets of the whole list that the last block encodes, including the fields that were left out. Beyond a hard
         limit: octets of the fields that were decoded."""
@@ -272,8 +273,8 @@ class Decoder:
         return self._used
 
     def set_max_table_size(self, size: int) -> None:
-        """The peer has acknowledged our SETTINGS_HEADER_TABLE_SIZE. If it had chosen more, its next block must begin
-        with a size update (section 4.2)."""
+        """The peer has acknowledged our SETTINGS_HEADER_TABLE_SIZE. If the peer had chosen more, its next block must
+        begin with a size update (section 4.2)."""
         self._allowed = size
         self.epoch += 1
 
@@ -288,14 +289,14 @@ class Decoder:
 
     def decode_some(self, block: bytes, most: int) -> tuple[Field, ...] | None:
         """Decode up to ``most`` of the next fields of ``block``. Returns all fields, as `decode` does, once the whole
-        block is decoded; until then None, and no other block may be decoded. With a ``most`` below `maxsize` the work
-        of one call is bounded in octets, too.
+        block is decoded. Until then the result is None, and no other block may be decoded. With a ``most`` below
+        `maxsize`, the octets of one call are also bounded.
 
-        Flat, and longer than functions should be: it decodes each block that is not remembered, such as that of a call
-        with a fresh deadline, and a function call for each field would make every such call slower.
+        This function is flat, and longer than functions should be. It decodes each block that is not remembered, such
+        as that of a call with a fresh deadline, and a function call for each field would make every such call slower.
 
         Raises:
-            HpackError: where the block is not HPACK, or refers to entries that do not exist. The table may then differ
+            HpackError: if the block is not HPACK, or refers to entries that do not exist. The table may then differ
                 from the peer's, so this decoder must not be used again.
         """
         if self._suspended is None:
@@ -332,7 +333,7 @@ class Decoder:
                 except IndexError:
                     raise HpackError("index beyond the table") from None
             elif 0x20 <= octet < 0x40:  # 001xxxxx: size of the dynamic table (section 6.3)
-                # Every field counts at least 32 octets, so a sum of 0 means that this is the first one.
+                # Every field counts at least 32 octets, so a sum of 0 means that no field precedes the update.
                 if total:
                     raise HpackError("size update after a field")
                 position = self._resize(block, position, octet & 0x1F)
@@ -384,7 +385,7 @@ class Decoder:
                 name = self._table[index][0][0]
             except IndexError:
                 raise HpackError("index beyond the table") from None
-        elif octet == 0x80:  # reached by an indexed field with index 0, too
+        elif octet == 0x80:  # an indexed field with index 0 also leads here
             raise HpackError("index 0")
         else:
             name, position = string(block, position, secret)
@@ -392,10 +393,10 @@ class Decoder:
         return (name, value), len(name) + len(value) + ENTRY_OVERHEAD, position
 
     def _long_literal(self, block: bytes, position: int, octet: int, *, whole: bool) -> tuple[Field, int, int] | None:
-        """As `_literal`, for a field with long strings. Returns None while one of them is being decoded, but never with
-        ``whole``."""
+        """Like `_literal`, for a field with long strings. Returns None while one of the strings is being decoded, but
+        never with ``whole``."""
         if self._long_strings is None:
-            # The part of a text that is left out does not fit into any list or table.
+            # The part of a text that is not kept does not fit into any list or table.
             self._long_strings = _LongStrings(max(self._max_list_size, self._capacity, self._allowed))
         strings = self._long_strings
         while True:
@@ -466,12 +467,13 @@ def encode_integer(value: int, prefix: int, pattern: int) -> bytes:
 
 
 def encode_size_update(size: int) -> bytes:
-    """A dynamic table size update (section 6.3), to stand at the beginning of a block."""
+    """A dynamic table size update (section 6.3), which belongs at the beginning of a block."""
     return encode_integer(size, 0x1F, 0x20)
 
 
 def encode_field(name: bytes, value: bytes) -> bytes:
-    """One field: a static index, or a literal without indexing (section 6.2.2), its name by static index if it has one.
+    """One field: a static index, or a literal without indexing (section 6.2.2). The name of a literal has a static
+    index if there is one.
 
     ``name`` must be in lower case. Name and value are not checked.
     """

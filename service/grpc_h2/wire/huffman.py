@@ -2,13 +2,13 @@
 Huffman-coded.
 
 The code is a tree of 256 inner nodes. After each octet that it reads, a decoder is at some inner node. The next node,
-and the symbols that are passed on the way, depend only on the node and the octet. Each node therefore keeps a row octet
--> (next node, symbols passed), and each step is added at its first use: real traffic needs a few thousand of the 65,536
-steps. An attacker can cause all of them; they take 8 MiB, once per process.
+and the symbols that are passed on the way, depend only on the node and the octet. Each node therefore keeps a row:
+octet → (next node, symbols passed). Each step is added at its first use: real traffic needs a few thousand of the
+65,536 steps. An attacker can cause all steps; they take 8 MiB, once per process.
 
 A string may be as long as a header block, and a step takes 60 ns, or 2 µs at its first use. So a long string is decoded
-a piece at a time (`Run`), and a piece ends early where many of its steps are new. Of a text that is longer than any use
-allows, only the beginning is kept, because joining 100 kB takes longer than any piece.
+one piece at a time (`Run`), and a piece ends early if many of its steps are new. If a text is longer than any use
+allows, only its beginning is kept, because joining 100 kB takes longer than any piece.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from grpc_h2.wire.errors import HpackError
 EOS = 256
 
 OCTETS_AT_ONCE = 128
-"""Coded octets of one piece: some 10 µs."""
+"""The coded octets of one piece, which take some 10 µs."""
 _STEPS_AT_ONCE = 16
 _NEW_STEPS_AT_ONCE = 8
-"""New steps after which a piece ends: some 30 µs, and as much again for the last `_STEPS_AT_ONCE`."""
+"""The number of new steps after which a piece ends. They take some 30 µs, and the last `_STEPS_AT_ONCE` may take the
+same time."""
 
 # fmt: off
 CODE_LENGTHS = (
@@ -46,22 +47,23 @@ CODE_LENGTHS = (
     30,
 )
 # fmt: on
-"""Bits of the code of each octet, and of EOS. The code is canonical (shorter codes first, then by symbol), so the
-lengths determine it."""
+"""The number of bits in the code of each octet, and of EOS. The code is canonical (shorter codes first, then by
+symbol), so the lengths determine it."""
 
 
 _steps_known = 0
 
 
 class _Node(dict[int, tuple["_Node", bytes]]):
-    """An inner node of the tree; as a mapping, the steps from here that have been taken before, by octet."""
+    """An inner node of the tree. As a mapping, it holds the steps from this node that were taken before: octet →
+    step."""
 
     __slots__ = ("branches", "may_end")
 
     def __init__(self) -> None:
         super().__init__()
         self.branches: list[_Node | int] = []
-        """The targets of the bits 0 and 1: each an inner node, or a symbol."""
+        """The targets of the bits 0 and 1. Each is an inner node or a symbol."""
         self.may_end = False
         """Whether a string may end here: the bits since the last symbol are at most seven, all ones (section 5.2)."""
 
@@ -108,13 +110,13 @@ _ROOT = _tree()
 
 
 class Run:
-    """The decoding of one long string, a piece at a time."""
+    """The decoding of one long string, one piece at a time."""
 
     __slots__ = ("_data", "_end", "_keep", "_node", "_pieces", "_position", "length")
 
     def __init__(self, data: bytes, begin: int, end: int, keep: int) -> None:
-        """The string is ``data[begin:end]``. Of its text, ``keep`` octets are kept, and the rest of the piece in which
-        they end."""
+        """The string is ``data[begin:end]``. The first ``keep`` octets of its text are kept, and the rest of the piece
+        in which they end."""
         self._data = data
         self._end = end
         self._keep = keep
@@ -122,14 +124,14 @@ class Run:
         self._pieces: list[bytes] = []
         self._position = begin
         self.length = 0
-        """Octets of the text that are decoded so far."""
+        """The number of octets of the text that are decoded so far."""
 
     def step(self) -> bytes | None:
         """Decode the next piece. With the last piece, returns the text, or its beginning as far as it is kept; before
         that, None.
 
         Raises:
-            HpackError: as `decode`.
+            HpackError: for the same reasons as `decode`.
         """
         data, node, position, last = self._data, self._node, self._position, self._end
         passed: list[bytes] = []
@@ -155,7 +157,7 @@ def decode(data: bytes) -> bytes:
     """The octets that ``data`` encodes.
 
     Raises:
-        HpackError: where it contains EOS, or its padding is not at most seven bits of ones (RFC 7541 section 5.2).
+        HpackError: if it contains EOS, or its padding is not at most seven bits of ones (RFC 7541 section 5.2).
     """
     node = _ROOT
     passed = []

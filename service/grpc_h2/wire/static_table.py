@@ -68,7 +68,7 @@ STATIC_TABLE: tuple[tuple[bytes, bytes], ...] = (
 """Entry ``i`` of the RFC is ``STATIC_TABLE[i - 1]``."""
 
 STATIC_INDICES: dict[tuple[bytes, bytes], int] = {field: index for index, field in enumerate(STATIC_TABLE, 1)}
-"""Index of a whole field."""
+"""Field → its index."""
 
 STATIC_NAMES: dict[bytes, int] = {name: index for (name, _), index in reversed(STATIC_INDICES.items())}
-"""First index with that name."""
+"""Name → the first index with this name."""

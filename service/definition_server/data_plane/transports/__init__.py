@@ -27,7 +27,7 @@ class Transport(Protocol):
             The port that is served.
 
         Raises:
-            CannotListen: where it cannot be opened.
+            CannotListen: if the port cannot be opened.
         """
 
     def begin_swap(self, snapshot: Snapshot) -> Swap:
@@ -42,7 +42,7 @@ class Transport(Protocol):
     async def replace_certificate(self, tls: TlsFiles) -> None:
         """Use ``tls``, which the caller closes afterwards, for new connections.
 
-        If it is not usable, this is logged, and the old certificate stays.
+        If ``tls`` is not usable, this is logged, and the old certificate remains in use.
         """
 
     async def call_all_paths(self, client: socket.socket | None, key: str) -> None:
@@ -52,13 +52,13 @@ class Transport(Protocol):
         """
 
     async def stop(self, grace_seconds: float) -> None:
-        """Accept no more connections, finish calls in flight, and cut those that remain after ``grace_seconds``."""
+        """Accept no more connections, finish calls in flight, and end the calls that remain after ``grace_seconds``."""
 
 
 def create_transport(
     config: Configure, endpoint: Endpoint, listener: socket.socket | None = None, balancer: Balancer | None = None
 ) -> Transport:
-    """The transport that ``config.transport`` names. Only that one is imported.
+    """The transport that ``config.transport`` names. No other transport is imported.
 
     ``listener`` and ``balancer`` are for the native transport, which can use an inherited listening socket.
     """

@@ -25,7 +25,8 @@ _FIRST_CALLS = (
     (f"/{SERVICE}/SyncCatalog", b"", True),
     ("/grpc.health.v1.Health/Check", b"", True),
 )
-"""Path, request, and whether the call has the right key. In this order: found, missing, refused, catalogue, health."""
+"""The calls, each as path, request, and whether it has the right key. They are, in this order: found, missing, refused,
+catalogue, health."""
 _FIRST_CALLS_SECONDS = 10.0
 
 
@@ -35,7 +36,7 @@ def listener_and_client() -> tuple[socket.socket, socket.socket]:
     Must be called before the worker is confined, because afterwards it cannot make a socket.
 
     Raises:
-        OSError: where there is no descriptor.
+        OSError: if no descriptor is left.
     """
     try:
         listening = socket.create_server(("127.0.0.1", 0))
@@ -48,7 +49,7 @@ def listener_and_client() -> tuple[socket.socket, socket.socket]:
 
 
 def _connected(listening: socket.socket) -> socket.socket:
-    """A connection to ``listening``. If there can be none, ``listening`` is closed."""
+    """A connection to ``listening``. If the connection fails, ``listening`` is closed."""
     client = socket.socket(listening.family, socket.SOCK_STREAM)
     try:
         client.connect(listening.getsockname())
@@ -60,7 +61,8 @@ def _connected(listening: socket.socket) -> socket.socket:
 
 
 async def make_first_calls(client: socket.socket, key: str) -> None:
-    """Make one call of each kind, all in one write. Returns when every call has ended, or logs why one has not.
+    """Make one call of each kind, all in one write. Returns when every call has ended, or logs why a call has not
+    ended.
 
     Args:
         client: Connected to the transport.

@@ -4,10 +4,10 @@ C-core cannot use an inherited listening socket, so every worker binds the port 
 kernel distributes connections by hash; the master has reserved the port beforehand (`control_plane/listener.py`).
 Messages pass as octets: there is no serializer, so no message object is built for a request.
 
-C-core manages its connections itself. So it lacks the measures of the native transport against untrusted clients: the
-limit for each address, eviction and the reserve for probes, the time limit until the first authorized call, the share
-of accepting in each iteration of the loop, and log lines about TLS handshakes and other protocols. Connections above
-``MAX_CONNECTIONS`` are closed. Wrong keys are the only client errors that are logged.
+C-core manages its connections itself. So this transport lacks the measures of the native transport against untrusted
+clients: the limit for each address, eviction and the reserve for probes, the time limit until the first authorized
+call, the share of accepting in each iteration of the loop, and log lines about TLS handshakes and other protocols.
+Connections above ``MAX_CONNECTIONS`` are closed. Wrong keys are the only client errors that are logged.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class GrpcioTransport:
             for name, handler in endpoint.handlers.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-        health: Any = self._health.handlers()  # they have the same attributes as gRPC's own classes
+        health: Any = self._health.handlers()  # these classes have the same attributes as gRPC's own
         self._server.add_registered_method_handlers(HEALTH_SERVICE, health)
         self._reflection: Reflection | None = None
         if config.reflection:
@@ -151,9 +151,9 @@ class GrpcioTransport:
                     path = f"/{SERVICE}/{name}"
                     self._client_log.log(now, logging.INFO, "A call was not authorized", context.peer, error=path)
                 await context.abort(_ABORT_CODES[failure.status], failure.message, version)
-            # The answer was made in the same iteration of the event loop, so both are of one snapshot.
+            # The answer was made in the same iteration of the event loop, so answer and metadata are of one snapshot.
             version = self._engine.version
-            if version:  # C-core sends it as a separate batch, which costs a quarter more CPU time per call
+            if version:  # C-core sends metadata as a separate batch, which costs a quarter more CPU time per call
                 await context.send_initial_metadata(version)
             return answer
 

@@ -1,13 +1,14 @@
-"""The native transport: our own engine (`grpc_h2`), which encodes nothing while a request waits.
+"""The native transport: our own engine (`grpc_h2`), which does not encode answers while a request waits.
 
 The two methods of `DefinitionEngine` are *static methods*: the engine remembers, for the octets of a request, the
 frames of its answer. This module adds three things. First, a `Swap` replaces the remembered answers when another
 snapshot is served; the new answers are made beforehand, so that no call waits for them. Second, when the keys change,
-the engine authorizes every open connection anew. Third, answers are counted: each carries an *answer id* that stands
-for its method and status; the engine returns the ids of a whole batch, and they are added to the stats page at once.
+the engine authorizes every open connection anew. Third, answers are counted: each has an *answer id* for its method and
+status; the engine returns the ids of a whole batch, and they are added to the stats page at once.
 
-Connections come from the listening socket that the master bound and all workers share; `balance` decides which worker
-accepts one. Health and reflection are the same as for grpcio, registered as on a ``grpc.aio.Server``.
+Connections are accepted from the listening socket that the master bound and all workers share; `balance` decides which
+worker accepts one. Health and reflection are the same as in the grpcio transport, and are registered as on a
+``grpc.aio.Server``.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _MOST_UNFINISHED = 512 * 1024
-"""Octets of unfinished requests of one connection: a quarter of what its 256 streams could hold."""
+"""The most octets of unfinished requests of one connection: a quarter of the octets that its 256 streams could hold."""
 _MOST_UNREAD = 1024 * 1024
-"""Octets of complete requests of one connection that no handler has taken yet: enough for one on each of its 256
-streams.
+"""The most octets of complete requests of one connection that no handler has taken yet: enough for one request on each
+of its 256 streams.
 """
 _FIRST_CALL_SECONDS = 30.0
-"""A connection is drained if no authorized call and no health check has begun on it within so many seconds. An honest
+"""Seconds after which a connection is drained on which no authorized call and no health check has begun. An honest
 client that connects in advance (as Envoy, HAProxy and nginx may, and every ``wait_for_ready``) connects again for its
 next call. nginx allows a client 60 s until its first request, HAProxy and Envoy 10 s and more."""
 _HEALTH_PREFIX = f"/{HEALTH_SERVICE}/"
@@ -177,7 +178,7 @@ class NativeSwap(Swap):
         self._prepared: list[PreparedAnswers] = []
 
     async def prepare(self) -> None:
-        """See `Swap.prepare`. Ends after `PREPARATION_SECONDS`; missing answers are then made on request."""
+        """See `Swap.prepare`. This ends after `PREPARATION_SECONDS`; missing answers are made on request."""
         await super().prepare()
         coming = DefinitionEngine(names_version=self._engine.names_version)
         coming.snapshot = self.snapshot
@@ -210,7 +211,7 @@ class NativeSwap(Swap):
 
 
 def _trust(path: str) -> Trust:
-    """The trust that a handler's call proves: a health check shows a probe; reflection needs no key, so it proves
+    """The trust that a handler's call proves: a health check proves a probe; reflection needs no key, so it proves
     nothing."""
     return Trust.PROBE if path.startswith(_HEALTH_PREFIX) else Trust.STRANGER
 
@@ -229,7 +230,7 @@ def _lookup(method: Method, engine: DefinitionEngine) -> Lookup:
 
 
 def _authorize(method: Method) -> Authorize:
-    """Metadata → the refusal to answer with, or None for a call that may pass."""
+    """Metadata → the refusal that is the answer, or None for a call that is admitted."""
 
     def authorize(metadata: Metadata) -> StaticAnswer | None:
         try:
@@ -242,26 +243,26 @@ def _authorize(method: Method) -> Authorize:
 
 
 def _refusal(method: Method, failure: CallFailed, version: Version = ()) -> StaticAnswer:
-    # INTERNAL means a bug of ours, which may not occur at the next call, so that answer is not remembered.
+    # INTERNAL means a bug in this server, which may not occur at the next call, so the answer is not remembered.
     lasting = failure.status is not Status.INTERNAL
     answer_id = _answer_id(method, failure.status)
     return StaticAnswer.failure(failure.status, failure.message, answer_id, version, lasting=lasting)
 
 
 def _answer_id(method: Method, status: Status) -> int:
-    """One number for a method and a status, which `_observer` takes apart again."""
+    """One number for a method and a status; `_observer` separates the two again."""
     return method.index * len(STATUSES) + STATUS_INDEX[status]
 
 
 def _observer(slot: CallCounter) -> Callable[[list[int], float], None]:
-    """Adds a batch to the counters. Each call counts with the time of its batch, because they were read and answered
-    together.
+    """Returns the function that adds a batch to the counters. Each call counts with the time of its batch, because the
+    calls of a batch were read and answered together.
     """
     kinds = len(STATUSES)
 
     def observe(answer_ids: list[int], seconds: float) -> None:
         elapsed = int(seconds * 1e9)
-        if len(answer_ids) == 1:  # a single call, as from a script that waits for each answer
+        if len(answer_ids) == 1:  # a single call, for example of a script that waits for each answer
             slot.count_many(answer_ids[0] // kinds, answer_ids[0] % kinds, 1, elapsed)
             return
         for answer_id in set(answer_ids):
@@ -274,7 +275,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """A listening socket of this process alone.
 
     Raises:
-        CannotListen: where the address cannot be bound.
+        CannotListen: if the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -288,7 +289,7 @@ def _credentials(tls: TlsFiles) -> TlsCredentials:
     """The certificate to serve TLS with.
 
     Raises:
-        CannotListen: where it is not usable.
+        CannotListen: if the certificate is not usable.
     """
     try:
         return TlsCredentials(tls.certificate, tls.key, tls.client_authorities)
