@@ -189,5 +189,5 @@ STATED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("module", modules_of("definition_server.control_plane"))
-def test_the_limits_times_and_defaults_of_a_module_are_the_stated_ones(module: str) -> None:
+def test_the_numbers_of_a_module_equal_the_stated_ones(module: str) -> None:
     assert stated_by(f"definition_server.control_plane.{module}") == STATED.get(module, {})

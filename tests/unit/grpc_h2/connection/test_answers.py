@@ -82,7 +82,7 @@ def test_metadata_larger_than_a_frame_continues_in_continuation_frames(feed: Fee
 
 @pytest.mark.requirement("A43")
 @three_ways
-def test_nothing_is_sent_on_a_call_that_has_ended(feed: Feed):
+def test_writing_on_an_ended_call_raises_an_error(feed: Feed):
     peer = Peer(feed).send(handled(1))
     stream = peer.calls[1]
     peer.answer(1, b"x")
