@@ -26,7 +26,7 @@ FAULTS = (
     ("definition_server/control_plane/delayed_release.py", f"{CANCEL}\n            self._timer = None",
      "            self._timer = None",
      f"{SERVER}/control_plane/test_delayed_release.py::"
-     "test_a_snapshot_is_held_for_its_whole_time_although_an_earlier_one_is_due"),
+     "test_a_snapshot_is_held_for_its_full_time_even_if_an_earlier_one_was_due"),
     ("definition_server/control_plane/delayed_release.py", f"{CANCEL}\n        self._held = []",
      "            pass\n        self._held = []",
      f"{SERVER}/control_plane/test_delayed_release.py::test_close_cancels_the_release_that_was_due"),

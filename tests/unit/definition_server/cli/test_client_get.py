@@ -53,7 +53,7 @@ def test_get_code_only_on_a_terminal_escapes_control_characters(server: Server) 
 
 
 @pytest.mark.parametrize("force", [None, "1"])
-def test_get_through_a_pipe_has_no_colours_even_where_they_are_forced(server: Server, force: str | None) -> None:
+def test_get_through_a_pipe_has_no_colours_even_if_they_are_forced(server: Server, force: str | None) -> None:
     server.engine.add("plus")
     assert "\x1b" not in server.run(client.get, "plus", FORCE_COLOR=force).stdout
 

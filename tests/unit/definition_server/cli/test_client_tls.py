@@ -217,7 +217,7 @@ def test_a_call_in_cleartext_to_a_server_with_tls_exits_69_and_names_the_option(
 # Settings that are refused
 
 
-def test_a_file_that_cannot_be_used_exits_78_and_says_which_and_why(
+def test_an_unusable_tls_file_exits_78_and_is_named_with_the_reason(
     authority: Authority, own: Certificate, tmp_path: Path
 ) -> None:
     (tmp_path / "text").write_text("no certificate")

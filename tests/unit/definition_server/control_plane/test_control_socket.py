@@ -1,5 +1,5 @@
-"""The control socket is made for this account alone. It replaces that of a dead master, but never that of a living
-one."""
+"""The control socket is open only to this account. It replaces the socket of a dead master, but never that of a running
+master."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dead_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_the_file_has_mode_0600_whatever_the_umask(path: Path, umask: int) -> None:
+def test_the_file_has_mode_0600_with_any_umask(path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         made = open_socket(path)

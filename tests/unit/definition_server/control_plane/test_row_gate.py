@@ -53,7 +53,7 @@ class Bench:
 
     @property
     def codes(self) -> dict[str, str]:
-        """Name → code, as a strict client takes it."""
+        """Name → code of the catalogue, as a strict client reads it."""
         assert self.publisher.current is not None
         return refresh(self.publisher.current.snapshot)
 

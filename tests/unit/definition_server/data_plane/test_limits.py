@@ -1,6 +1,5 @@
-"""The values of a worker's limits and times. Other tests import these limits, and would follow any value.
-
-Each was chosen for a reason, which its module gives. A change of a limit must be made here, too.
+"""States the limits and times of a worker. Other tests import them, so they would accept any value. The module of each
+value gives the reason for it. A changed value must be changed here, too.
 """
 
 from __future__ import annotations
