@@ -196,7 +196,7 @@ async def test_a_catalogue_that_waits_for_the_disk_is_dropped_at_the_end(bench: 
     assert len(bench.disk.entries) == 1
 
 
-async def test_a_history_of_zero_catalogues_keeps_nothing_and_lacks_nothing(tmp_path: Path) -> None:
+async def test_a_history_of_zero_catalogues_keeps_nothing_and_is_complete(tmp_path: Path) -> None:
     bench = Bench(tmp_path, keep=0)
     bench.works = pytest.fail
     bench.disk.add(bench.made("if"), None, frozenset())

@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
-def test_a_loop_that_has_stood_still_for_thirty_seconds_is_a_problem(clock: list[float]) -> None:
+def test_a_loop_that_has_not_run_for_thirty_seconds_is_a_problem(clock: list[float]) -> None:
     watch = LoopWatch()
     clock[0] += 29.9
     assert watch.problem() is None
