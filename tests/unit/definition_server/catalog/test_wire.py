@@ -44,7 +44,7 @@ def test_varints_are_remembered_when_they_are_first_used_and_up_to_a_limit() -> 
 
 
 @given(st.lists(st.one_of(st.sampled_from([edge for edge in EDGES if edge]), st.integers(1, 2**31))))
-def test_field_octets_is_the_size_of_a_field_with_its_tag_and_length(lengths: list[int]) -> None:
+def test_content_lengths_are_found_from_the_sizes_of_fields(lengths: list[int]) -> None:
     sizes = [1 + len(wire.varint(length)) + length for length in lengths]
     assert wire.content_lengths(sizes) == lengths
 

@@ -233,7 +233,7 @@ def hanging(*_: object) -> asyncio.Future[Any]:
 
 
 @pytest.mark.parametrize("fault", ["no thread", "a disk that hangs"])
-async def test_the_socket_is_reported_as_open_or_not_after_a_fault_as_before_it(
+async def test_a_fault_of_a_check_does_not_change_whether_the_socket_is_open(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """The cases: a socket that was not checked for a while, and no socket yet."""

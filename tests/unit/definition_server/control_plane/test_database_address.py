@@ -364,7 +364,7 @@ def test_lines_of_libpq_become_sentences_of_one_line(text: str, line: str) -> No
     ],
     ids=str,
 )
-def test_a_part_of_the_password_in_another_part_of_the_url_is_masked(
+def test_a_part_of_the_password_in_another_part_of_the_url_is_reported(
     parameters: dict[str, str], fault: str | None
 ) -> None:
     found = misplaced_fault(parameters)

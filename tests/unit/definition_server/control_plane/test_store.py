@@ -463,7 +463,7 @@ def test_a_file_that_cannot_be_moved_aside_leaves_no_directory_behind(
 
 
 @pytest.mark.parametrize("room", [0, 1, 39], ids=lambda room: f"room_for_{room}_octets_of_the_mac")
-def test_a_file_that_was_cut_within_its_mac_replaces_nothing(store: SnapshotStore, room: int) -> None:
+def test_a_write_that_is_cut_within_the_mac_replaces_nothing(store: SnapshotStore, room: int) -> None:
     """The kernel writes the octets that fit and returns their number, as on a disk that becomes full at this point."""
     keep(store, SIGNER)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -181,7 +181,7 @@ async def test_a_publication_is_measured_at_the_workers_that_serve(fleet: Fleet)
     assert fleet.gone == [12]
 
 
-async def test_a_publication_is_complete_with_the_last_worker_or_at_the_next_publication(
+async def test_the_span_of_a_hand_over_ends_with_the_last_worker_or_the_next_publication(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[Any] = []

@@ -255,7 +255,7 @@ async def test_a_hanging_disk_does_not_block_cycles(
     assert hanging.saves == 1, "one writer at a time"
 
 
-async def test_a_disk_that_answers_after_the_end_of_the_server_leaves_no_descriptor(hanging: HangingStore) -> None:
+async def test_a_disk_that_answers_after_its_load_was_cancelled_leaves_no_descriptor(hanging: HangingStore) -> None:
     hanging.disk_works.set()
     keep(hanging, "old")
     hanging.disk_works.clear()

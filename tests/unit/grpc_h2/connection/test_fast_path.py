@@ -1,4 +1,5 @@
-"""The fast path for one call a read: `Connection.answer_one` has the same effects as `receive_data`, in fewer steps."""
+"""The fast path for one call per read: `Connection.answer_one` has the same effects as `receive_data`, in fewer
+steps."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ class Pair:
 
 
 def state(thing: Any, depth: int = 4) -> Any:
-    """The state of ``thing`` as far as it can be compared, without the budgets of a turn."""
+    """The comparable state of ``thing``, without the budgets of a turn."""
     if isinstance(thing, dict):
         return {getattr(key, "id", key): state(value, depth - 1) for key, value in thing.items()}
     names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
@@ -141,7 +142,7 @@ def test_the_fast_path_stays_within_the_connections_window() -> None:
 
 @pytest.mark.requirement("D7", "A21", "C-grpcio-window-updates")
 @pytest.mark.parametrize("increment", [0, 1, 5 | 1 << 31, 2**31 - 1 - 65_535, 2**31 - 65_535, 2**31 - 1])
-def test_a_window_update_behind_headers_has_the_same_effect_in_a_read_of_its_own(increment: int) -> None:
+def test_a_window_update_after_headers_has_the_same_effect_in_a_separate_read(increment: int) -> None:
     headers = wire.headers(3, wire.request_block(STATIC))
     update = frame(8, 0, 3, increment.to_bytes(4, "big"))
     both = [Connection(some_router(Keys()), LIMITS, 1000.0) for _ in range(2)]

@@ -1,5 +1,5 @@
-"""`Limits` checks itself: each limit has a range, and some rely on each other. And the limits of a connection, stated:
-other tests import them, and would follow any value.
+"""`Limits` checks its values: each limit has a range, and some limits depend on others. This module also states the
+limits of a connection; other tests import them, so they would accept any value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The header blocks of answers: their fields, and that no metadata and no message makes a block that clients reject."""
+"""The header blocks of answers: their fields; and clients reject no block, with any metadata and any message."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def test_a_long_message_is_cut_between_characters(part: str, repeats: int, lead:
         text = dict(fields)[b"grpc-message"]
         assert text == text.strip(b" ")
         assert message.startswith(unquote(text.decode(), errors="strict"))
-        # No more is cut off than necessary: one character, and spaces at the end of the message.
+        # No more is cut than necessary: at most one more character would fit, apart from spaces at the end of the
+        # message.
         assert MAX_TRAILERS - list_size(fields) <= 13 + len(part) or part.strip(" ") == ""
 
 
@@ -152,7 +153,7 @@ def test_as_much_of_a_message_as_fits_is_sent_in_whole_characters(message: str, 
     text = unquote(found.decode("ascii"))
     assert message.startswith(text)
     rest = message[len(text) :]
-    if rest:  # spaces alone are not added, since they would have to be escaped at the end
+    if rest:  # only spaces are not added, because a space at the end must be escaped
         spaces = len(rest) - len(rest.lstrip(" "))
         assert len(percent_encode(message[: len(text) + spaces + 1])) > room
 

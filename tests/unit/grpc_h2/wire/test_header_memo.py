@@ -67,7 +67,7 @@ class OfEverything(NeverFlushed):
 
 
 class FlushedButOfEverything(Memo):
-    """Is emptied when the epoch advances, but keeps the block that advanced it."""
+    """A memo that is emptied when the epoch advances, but keeps the block that advanced it."""
 
     def worth(self) -> bool:
         self.epoch = self.decoder.epoch
@@ -75,7 +75,7 @@ class FlushedButOfEverything(Memo):
 
 
 class SilentInsertion(Decoder):
-    """A decoder that does not count one kind of change, like the others below."""
+    """A decoder that does not count one kind of change; so are the decoders below."""
 
     def _insert(self, field: Field, size: int) -> None:
         before = self.epoch
