@@ -38,7 +38,7 @@ class StalledServer(ServerProcess):
 
     @property
     def metrics_port(self) -> int:
-        """Known without the log."""
+        """The ports are known without the log."""
         return self.ports[1]
 
     def _read(self, process: subprocess.Popen[str]) -> None:
