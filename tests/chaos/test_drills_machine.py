@@ -41,7 +41,7 @@ def settings_for(tmp_path: Path) -> Iterator[SettingsFor]:
 
 
 @pytest.mark.parametrize("fault", [pytest.param(each, marks=QUIET if each == "cpu-halved" else ()) for each in BY_ID])
-def test_a_fault_of_the_machine_costs_nothing(
+def test_no_promise_is_broken_by_a_fault_of_the_machine(
     fault: str, make_stage: MakeStage, transport: str, settings_for: SettingsFor
 ) -> None:
     have(NEEDS.get(fault))

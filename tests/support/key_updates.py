@@ -41,8 +41,8 @@ def _tls(client: ssl.SSLSocket | ssl.SSLObject) -> ctypes.c_void_p:
 
 
 def _library() -> ctypes.CDLL:
-    """The extension module `_ssl`. Functions that are looked up in it are those of its own OpenSSL, whichever others
-    this process has loaded."""
+    """The extension module `_ssl`. A function that is looked up in the module comes from its own OpenSSL, even if the
+    process has loaded another one."""
     if sys.implementation.name != "cpython" or not hasattr(_ssl, "__file__"):
         pytest.skip("the OpenSSL of this Python is not found")
     return ctypes.CDLL(_ssl.__file__)

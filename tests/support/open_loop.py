@@ -16,7 +16,7 @@ _CALLS_BETWEEN_YIELDS = 50
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A call that is due now."""
+    """The number and the due time of a call that is due now."""
 
     number: int
     """Counts from 0."""
@@ -27,7 +27,7 @@ class Due:
 
 
 async def open_loop(rate: float, stopped: Callable[[], bool]) -> AsyncIterator[Due]:
-    """Each call of a schedule with ``rate`` calls a second when it is due, until ``stopped``."""
+    """Yields each call of a schedule of ``rate`` calls a second when the call is due, until ``stopped``."""
     started, number = time.monotonic(), 0
     while not stopped():
         instant = started + number / rate

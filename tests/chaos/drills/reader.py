@@ -1,4 +1,4 @@
-"""The role of a drill's server: SELECT on the table and nothing else, by password."""
+"""The role of a drill's server: it has a password, and only the privilege SELECT on the table."""
 
 from __future__ import annotations
 
