@@ -62,8 +62,8 @@ class FleetLoad:
     manager.
 
     ``names`` maps a name to the octets that its code must begin with. One call in ``SYNC_EVERY`` is a SyncCatalog
-    instead, which must have ``count`` definitions: it is in flight for longer, and gRPC never retries a call whose
-    answer has begun.
+    instead, which must have ``count`` definitions: such a call is in flight for longer, and gRPC never retries a call
+    after its answer has begun.
     """
 
     def __init__(

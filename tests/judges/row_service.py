@@ -18,18 +18,18 @@ SERVICE = "judges.Rows"
 
 
 async def unary(request: bytes, context: Any) -> bytes:
-    """The request."""
+    """Answers with the request."""
     return request
 
 
 async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-    """The request, twice."""
+    """Answers with the request, twice."""
     yield request
     yield request
 
 
 async def collect(requests: AsyncIterable[bytes], context: Any) -> bytes:
-    """All requests in one."""
+    """Answers with all requests joined in one message."""
     return b"".join([request async for request in requests])
 
 

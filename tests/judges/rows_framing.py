@@ -28,7 +28,7 @@ class Row:
 
     @property
     def demanded(self) -> tuple[str, ...]:
-        """The answers that the requirement allows; more than one where it leaves a choice."""
+        """The answers that the requirement allows; there are several if it leaves a choice."""
         return (self.says,) if isinstance(self.says, str) else self.says
 
     def __str__(self) -> str:

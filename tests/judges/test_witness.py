@@ -1,5 +1,5 @@
-"""Our generator agrees with independent ones: with h2load on throughput, and with ghz on P95; or the comparison gives
-the reason with figures."""
+"""Our generator agrees with independent generators: with h2load on throughput, and with ghz on P95. Otherwise the
+comparison gives the reason with figures."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ HELD = 20.0
     [
         (30.0, 33.0, None, "agrees"),
         (30.0, 45.0, None, "disagrees"),
-        # A quiet machine: ghz adds half a ms to everything.
+        # On a quiet machine, ghz adds half a millisecond to every call.
         (0.09, 0.6, (20.4, 21.0), "explained"),
-        # Two busy CPUs, on which ghz had to wait for its CPU: it adds as much to the known time.
+        # On two busy CPUs, ghz has to wait for a CPU, and adds as much to the known time.
         (0.8, 6.4, (21.0, 27.5), "explained"),
         (0.8, 6.4, (21.0, 23.5), "disagrees"),
         # Our figure is wrong, and ghz had enough CPU time to show it.
@@ -107,7 +107,7 @@ HELD = 20.0
         (0.8, 25.0, (21.0, 27.5), "disagrees"),
         # A witness that is faster than our generator needs no explanation.
         (6.4, 0.8, (20.4, 27.5), "disagrees"),
-        # Our figure of the known time is too small, too. That does not increase the time that ghz adds.
+        # Our figure of the known time is too small as well, which does not increase the time that ghz adds.
         (0.05, 1.5, (16.1, 20.6), "disagrees"),
     ],
 )
@@ -149,7 +149,7 @@ def test_the_report_of_ghz_is_read() -> None:
         {"rps": "x"},
     ],
 )  # fmt: skip
-def test_a_report_of_ghz_with_anything_but_good_answers_is_refused(change: dict[str, Any]) -> None:
+def test_a_report_of_ghz_with_failed_answers_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(TargetFailed, match="ghz: "):
         parsed_ghz(json.dumps(REPORT | change))
 

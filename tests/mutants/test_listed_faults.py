@@ -1,7 +1,6 @@
-"""Faults that the tests must notice, whatever a seed draws: a few of each room, whose effects appear late.
-
-Each is a piece of a module, what it becomes, and the test that must fail then. A piece that is no longer in its module
-is to be replaced by one that means the same.
+"""Faults that the tests must notice in every run: a few of each room, with effects that appear late. Each fault
+consists of a piece of a module, its replacement, and the test that must then fail. If a piece is no longer in its
+module, replace it here by a piece with the same meaning.
 """
 
 from __future__ import annotations

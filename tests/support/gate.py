@@ -38,7 +38,7 @@ class CheckerHere:
         """Nothing has to be started."""
 
     def lower_priority(self) -> None:
-        """Note that the checker is prepared."""
+        """Note that the priority was lowered."""
         self.low_priority = True
 
     async def close(self) -> None:

@@ -179,7 +179,7 @@ class BlockCycle:
         return chain(self.first, cycle(self.repeated))
 
     def check(self, deadlines: Sequence[bytes]) -> None:
-        """Decode every block twice in turn with the hpack library.
+        """Decode more than twice as many blocks as this object holds, with the hpack library.
 
         Raises:
             ValueError: if a block decodes to wrong fields.

@@ -1,4 +1,4 @@
-"""`hatch_build.py`: wheels with compiled modules, and the pure wheel where they cannot be compiled."""
+"""`hatch_build.py`: wheels with compiled modules, and the pure wheel if the modules cannot be compiled."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ async def until_all_connected(connections: list[Connection], seconds: float) -> 
 
 
 async def tell_progress(load: Load) -> None:
-    """Read standard input to its end, then stop the load."""
+    """Print the progress at intervals. Never returns."""
     while True:
         say(progress=load.progress())
         await asyncio.sleep(PROGRESS_SECONDS)

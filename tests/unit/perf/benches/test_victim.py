@@ -14,7 +14,7 @@ Measured = Callable[..., dict[str, Any]]
 
 
 class Served:
-    """Stands for a worker: its process id is that of this process."""
+    """A stand-in for a worker; its process id is that of this process."""
 
     def __init__(self) -> None:
         self.alive = True
@@ -23,7 +23,7 @@ class Served:
 
 
 def measured(**p99s: list[float]) -> Measured:
-    """A measurement that returns these P99 one after another; ``calm`` without an attack."""
+    """A measurement that returns these P99 one after another; ``calm`` are those without an attack."""
     left: dict[str, Iterator[float]] = {name: iter(values) for name, values in p99s.items()}
     return lambda attack: {"latency": {"p99": next(left[attack or "calm"])}}
 
@@ -35,7 +35,7 @@ def taken(measure: Measured, *turns: tuple[str, ...]) -> VictimMeasurements:
     return victim
 
 
-def test_every_measurement_beside_an_attack_lies_between_two_of_the_victim_alone() -> None:
+def test_each_measurement_during_an_attack_lies_between_two_of_the_victim_alone() -> None:
     order = []
 
     def measure(attack: str) -> dict[str, Any]:
