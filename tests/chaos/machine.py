@@ -1,5 +1,6 @@
-"""Take memory, CPU, descriptors, disk or time away from processes. Each change is undone when its context ends. Some
-changes need root or writable control groups of the kernel; otherwise `Unavailable` is raised.
+"""Take memory, CPU, descriptors, disk or time away from processes. Each change is undone when its context ends.
+
+Some changes need root or writable control groups of the kernel; otherwise `Unavailable` is raised.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class ControlGroup:
     """
 
     def __init__(self, controller: str) -> None:
-        """Create the group. Raises: Unavailable: there is no such controller, or it cannot be written."""
+        """Create the group.
+
+        Raises: Unavailable: there is no such controller, or it cannot be written.
+        """
         self._parent = _CGROUPS / controller
         self.path = self._parent / f"{_NAME}-{os.getpid()}"
         if not (self._parent / "cgroup.clone_children").exists():

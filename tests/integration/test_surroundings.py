@@ -1,5 +1,6 @@
-"""The surroundings of a server: variables of Python, locale, limits of the process, missing or small file systems. In
-all of them the server serves, ends with its exit code, and prints only log lines.
+"""The surroundings of a server: variables of Python, locale, limits of the process, missing or small file systems.
+
+In all of them the server serves, ends with its exit code, and prints only log lines.
 """
 
 from __future__ import annotations

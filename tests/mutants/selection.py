@@ -85,10 +85,11 @@ class KnownTests:
         self.digests.pop(file, None)
 
     def of(self, mutant: Mutant, most_seconds: float = SECONDS_A_FAULT) -> list[list[str]]:
-        """The tests that run the statement with the fault, in two rounds: first quick tests, then the others. A
-        statement that runs at the import of its module (a constant, a default) is judged by all tests of the module, by
-        the tests in its own test file, and by the tests that state the limits of its folder, because a test that states
-        a constant may run no line of a module that is already imported.
+        """The tests that run the statement with the fault, in two rounds: first quick tests, then the others.
+
+        A statement that runs at the import of its module (a constant, a default) is judged by all tests of the module,
+        by the tests in its own test file, and by the tests that state the limits of its folder, because a test that
+        states a constant may run no line of a module that is already imported.
         """
         names = self.that_run(str(mutant.module), mutant.statement if mutant.in_function else None)
         if not mutant.in_function:

@@ -1,6 +1,7 @@
-"""Faults that the tests must notice in every run: a few of each room, with effects that appear late. Each fault
-consists of a piece of a module, its replacement, and the test that must then fail. If a piece is no longer in its
-module, replace it here by a piece with the same meaning.
+"""Faults that the tests must notice in every run: a few of each room, with effects that appear late.
+
+Each fault consists of a piece of a module, its replacement, and the test that must then fail. If a piece is no longer
+in its module, replace it here by a piece with the same meaning.
 """
 
 from __future__ import annotations

@@ -80,9 +80,11 @@ def _under_way(call: Failure, wounds: list[tuple[float, float]], failures: list[
 
 def _broken_by(call: Failure, since: float, until: float, failures: list[Failure]) -> bool:
     """Whether the call was in flight during the wound, or was sent before the client noticed that its connection was
-    lost. The server cannot prevent such calls. The client has noticed the loss at the latest when a call on the
-    connection has failed. If a call that was sent after the wound was answered, its connection is new or was not
-    broken, so calls on it may not fail.
+    lost.
+
+    The server cannot prevent such calls. The client has noticed the loss at the latest when a call on the connection
+    has failed. If a call that was sent after the wound was answered, its connection is new or was not broken, so calls
+    on it may not fail.
     """
     if call.ended < since:
         return False

@@ -136,6 +136,7 @@ class Client:
 
     def step(self, *, hurry: bool) -> bool:
         """Do one of the actions that are possible now; with ``hurry``, it may also be an action that ends the run.
+
         Returns whether there was an action.
         """
         if not self.introduced:

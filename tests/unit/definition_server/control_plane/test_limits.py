@@ -1,5 +1,6 @@
-"""States the limits and times of a master. Other tests import them, so they would accept any value. The module of each
-value gives the reason for it. A changed value must be changed here, too.
+"""States the limits and times of a master. Other tests import them, so they would accept any value.
+
+The module of each value gives the reason for it. A changed value must be changed here, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """Propagation: the measured delay of a change is at least the true delay, and exceeds it by less than an interval.
+
 Workers that start, end or drain during the measurement do not falsify it.
 """
 
