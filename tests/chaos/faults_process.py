@@ -227,7 +227,7 @@ def workers_rolled(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def keys_rotated(stage: Stage) -> Iterator[None]:
-    """SIGHUP: a second API key is accepted beside that of the load, and removed again; three times."""
+    """SIGHUP: a second API key is accepted in addition to that of the load, and removed again; three times."""
     server, path = server_of(stage), Path(stage.settings["API_KEYS_FILE"])
     before = path.read_text()
 

@@ -33,7 +33,7 @@ def settings_for(tmp_path: Path) -> Iterator[SettingsFor]:
                 return stack.enter_context(Clock(tmp_path / "clock")).settings
             if fault.startswith(("disk-", "snapshot-")):
                 (tmp_path / "snapshots").mkdir()
-                # A start must not wait long for a database that does not answer, because clients wait meanwhile.
+                # A start must not wait long for a database that does not answer, because clients wait during the start.
                 return {"SNAPSHOT_DIR": str(tmp_path / "snapshots"), "CONNECT_TIMEOUT_SECONDS": "0.5"}
             return {}
 

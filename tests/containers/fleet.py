@@ -1,6 +1,6 @@
 """Open-loop load on a fleet: one client that knows every address, balances over them, and retries as the README says.
 
-An event loop in a separate thread offers the load on a schedule; a call counts as failed if its caller would see an
+An event loop in a separate thread offers the load on a schedule; a call is counted as failed if its caller would see an
 error. Each answer is checked.
 """
 

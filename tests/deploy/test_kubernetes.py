@@ -269,7 +269,7 @@ def test_an_image_that_is_built_as_documented_is_labelled_with_this_version() ->
     assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_the_user_is_that_of_the_image_in_its_own_group(manifests: Manifests) -> None:
+def test_the_pod_runs_as_the_user_of_the_image_in_its_own_group(manifests: Manifests) -> None:
     """The image's USER has group 0, for OpenShift; the pod runs in the account's own group."""
     image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     account = re.search(r"'avap:x:(\d+):(\d+):", image)

@@ -43,7 +43,7 @@ def filled(url: str) -> Table:
     return table
 
 
-def test_a_dead_database_raises_the_alerts_on_the_age_and_no_others(
+def test_a_dead_database_raises_only_the_alerts_on_the_age(
     frail_postgres: DatabaseServer, start: Callable[[Table], ServerProcess], tmp_path: Path
 ) -> None:
     server = start(filled(create_database(frail_postgres.url, "dead")))

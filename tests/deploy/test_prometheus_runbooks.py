@@ -120,7 +120,7 @@ def test_every_alert_and_message_of_a_page_exists(page: Path) -> None:
     ] == []
 
 
-def test_every_fault_of_the_drills_is_on_one_runbook_and_no_other_fault_is() -> None:
+def test_each_fault_of_the_drills_is_on_one_runbook_and_each_fault_there_exists() -> None:
     named = [(drill, page.name) for page in PAGES for drill in quoted(sections(page)["Drill"])]
     assert sorted(drill for drill, _ in named) == sorted(every_fault())
 

@@ -108,7 +108,7 @@ async def test_a_reading_of_ranges_after_any_statements_equals_a_full_reading(ta
     assert parts >= 5, "most readings were of some ranges"
 
 
-async def test_one_changed_row_costs_a_reading_of_few_ranges(table: Table) -> None:
+async def test_one_changed_row_causes_a_reading_of_few_ranges(table: Table) -> None:
     fill(table)
     async with Master(table.url) as master:
         assert await master.read() is None

@@ -1,6 +1,6 @@
 """``judges.Rows``: a few methods on octets, for cases that are written frame by frame.
 
-``Unary`` and ``Ready`` return their request; the second is a static method where the transport has static methods.
+``Unary`` and ``Ready`` return their request; the second is a static method if the transport has static methods.
 ``Stream`` returns a request twice, ``Collect`` joins its requests, ``Hang`` never answers, ``Fail`` raises, and
 ``Meta`` returns the metadata of the call.
 """

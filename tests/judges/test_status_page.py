@@ -168,7 +168,7 @@ def test_without_scripts_the_browser_shows_the_whole_page(tmp_path: Path) -> Non
     until(lambda: drawn(page) > 10 * blank, "the page is drawn")
 
 
-def test_a_page_whose_server_has_ended_says_that_it_is_old(tmp_path: Path, service: Service) -> None:
+def test_a_page_whose_server_has_ended_shows_that_it_is_old(tmp_path: Path, service: Service) -> None:
     class Ending(Service):
         def read(self) -> ServiceStatus:
             status = super().read()

@@ -60,7 +60,7 @@ def test_our_p95_agrees_with_ghz(catalogue: Catalogue) -> None:
 
 
 def ran(rate: float, *, microseconds: float, client: float = 0.5) -> dict[str, Any]:
-    """A run of 2 s in which a call took so much CPU time of the server."""
+    """A run of 2 s in which each call took ``microseconds`` of the server's CPU time."""
     return {
         "rate": rate, "answered": rate * 2, "seconds": 2.0, "server_cpu_seconds": rate * 2 * microseconds / 1e6,
         "client_cpu_seconds": 2.0 * client,
@@ -85,7 +85,7 @@ def test_a_difference_in_rate_is_explained_only_by_measured_cpu_time(
 
 
 def p95(milliseconds: float, rate: float = 8750.0, microseconds: float = 80.0) -> dict[str, Any]:
-    """A run in which the generator took so much of its own CPU time for a call."""
+    """A run in which the generator took this much of its own CPU time for each call."""
     return {"latency": {"p95": milliseconds}, "rate": rate, "client_us_per_call": microseconds}
 
 
@@ -127,7 +127,7 @@ def test_a_witness_that_adds_no_time_explains_no_difference() -> None:
 @pytest.mark.parametrize(
     ("ours", "verdict"), [(20.5, "agrees"), (23.9, "agrees"), (15.0, "disagrees"), (25.0, "disagrees")]
 )
-def test_our_p95_of_held_calls_is_judged_by_the_known_time_alone(ours: float, verdict: str) -> None:
+def test_our_p95_of_held_calls_is_judged_only_by_the_known_time(ours: float, verdict: str) -> None:
     assert known(p95(ours), HELD, "test").verdict == verdict
 
 

@@ -88,7 +88,7 @@ def verdict(mutant: Mutant, known: KnownTests, runner: Runner, seconds: float = 
 def run(tests: list[str], known: KnownTests, runner: Runner) -> str:
     """The first of ``tests`` that fails, or another sign of the fault; empty if there is none.
 
-    A failure that may come from a busy machine counts only if the test fails again, alone.
+    A failure that a busy machine may have caused is accepted only if the test fails again, alone.
     """
     left = list(tests)
     while left:
@@ -144,7 +144,7 @@ class Runner:
         files = dict.fromkeys(name.partition("::")[0] for name in tests)
         arguments = ["-x", "-q", "-p", "tests.mutants.plugin", f"--selection={selection}", f"--outcomes={outcomes}",
                      "--one-transport=alternate", "--timeout=90",
-                     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of hypothesis, which is imported already
+                     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # hypothesis is imported already
                      *files]  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None

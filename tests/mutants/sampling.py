@@ -149,7 +149,7 @@ def mutated(mutant: Mutant, source: str) -> str:
     """``source`` with the fault in it.
 
     Raises:
-        ValueError: where there is no such place.
+        ValueError: there is no such place.
     """
     operator = next(named[mutant.operator] for named in operators().values() if mutant.operator in named)
     text = mutate_code(source, operator, mutant.occurrence)

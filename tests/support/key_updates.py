@@ -18,8 +18,8 @@ _OFFSET_OF_SSL = 3 * ctypes.sizeof(ctypes.c_void_p)
 
 
 def send_key_updates(client: ssl.SSLSocket | ssl.SSLObject, number: int) -> None:
-    """Send ``count`` KeyUpdates, each of which requests one in return. Skips the test where this Python's OpenSSL is
-    not found."""
+    """Send ``count`` KeyUpdates, each of which requests one in return. Skips the test if this Python's OpenSSL is not
+    found."""
     library = _library()
     tls = _tls(client)
     for _ in range(number):

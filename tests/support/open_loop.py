@@ -1,7 +1,7 @@
 """The schedule of an open-loop load: calls are sent when they are due, whether or not earlier ones are answered.
 
-Latency counts from the instant at which a call was due, so a stall of the server or of the load itself lengthens the
-latency of every call that was due during the stall.
+Latency is measured from the instant at which a call was due, so a stall of the server or of the load itself lengthens
+the latency of every call that was due during the stall.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def integer(value: int, bits: int, first: int = 0) -> bytes:
 
 
 def string(text: bytes) -> bytes:
-    """RFC 7541 §5.2, Huffman where that is shorter, as grpc-go does."""
+    """A string by RFC 7541 §5.2; Huffman-coded if that is shorter, as in grpc-go."""
     coded = _huffman.encode(text)
     return integer(len(coded), 7, 0x80) + coded if len(coded) < len(text) else integer(len(text), 7) + text
 

@@ -142,7 +142,7 @@ def test_an_unreadable_stamp_is_treated_as_missing(noxfile: Any, text: str) -> N
     assert installs(noxfile) == 1
 
 
-def test_an_environment_whose_interpreter_was_removed_is_made_anew(noxfile: Any) -> None:
+def test_an_environment_whose_interpreter_was_removed_is_created_again(noxfile: Any) -> None:
     installs(noxfile)
     python = noxfile.ENVIRONMENT / "bin/python"
     python.unlink()

@@ -135,7 +135,7 @@ def fields(kind: object, prefix: str = "") -> Iterator[str]:
             yield from fields(each, prefix)
 
 
-def test_the_page_lists_every_field_of_statusz_and_no_other() -> None:
+def test_the_page_lists_exactly_the_fields_of_statusz() -> None:
     listed = first_column("statusz")
     assert len(listed) == len(set(listed))
     known = set(fields(ServiceStatus))
@@ -144,7 +144,7 @@ def test_the_page_lists_every_field_of_statusz_and_no_other() -> None:
     assert set(listed) <= known
 
 
-def test_the_page_lists_every_reason_and_no_other() -> None:
+def test_the_page_lists_exactly_the_reasons() -> None:
     listed = first_column("reasons")
     assert sorted(listed) == sorted(Reason)
 

@@ -44,7 +44,7 @@ class InlineBackground:
         return work(*arguments, **options)
 
     def interrupt(self, steps: int, action: Callable[[], None]) -> None:
-        """After this many steps of work, each of which takes a while, call ``action``, so that it runs beside the next
+        """After this many steps of work, each of which takes a while, call ``action``, so that it runs during the next
         step.
         """
         self._steps, self._action = steps, action

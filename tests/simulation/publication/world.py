@@ -89,7 +89,7 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> Ran:
     """Run a day.
 
     Raises:
-        Failure: where a promise is broken, or the code under test fails.
+        Failure: a promise is broken, or the code under test fails.
     """
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     loop = VirtualLoop()

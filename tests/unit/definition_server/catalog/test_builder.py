@@ -507,7 +507,7 @@ ALIKE = (
 )  # fmt: skip
 
 
-def test_names_that_only_look_alike_are_different_commands() -> None:
+def test_names_that_only_look_the_same_are_different_commands() -> None:
     rows = [Row(number, name.encode(), None, None, b"x = %d" % number) for number, name in enumerate(ALIKE, 1)]
     snapshot = Snapshot(build(rows).to_bytes())
     assert snapshot.count == len(ALIKE)

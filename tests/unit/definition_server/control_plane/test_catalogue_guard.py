@@ -120,7 +120,7 @@ async def test_a_first_or_unchanged_catalogue_neither_begins_nor_ends_the_hour(b
     assert fresh.background.works == 0
 
 
-async def test_each_catalogue_is_read_once_however_often_it_is_compared() -> None:
+async def test_each_catalogue_is_read_once_for_any_number_of_comparisons() -> None:
     bench = Bench()
     await bench.guard.prepare(FIRST)
     await bench.guard.prepare(FIRST)

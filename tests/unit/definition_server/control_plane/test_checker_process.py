@@ -100,7 +100,7 @@ def test_limits_are_set_even_if_the_oom_preference_cannot_be_written(
         (Flaw.CODE, Flaw.CODE | Flaw.INTERFACE, False),
     ],
 )
-def test_a_process_that_judges_its_own_rows_wrong_does_not_work(
+def test_the_self_test_fails_if_a_process_judges_its_own_rows_wrongly(
     limits: Limits, monkeypatch: pytest.MonkeyPatch, good: Flaw, bad: Flaw, works: bool
 ) -> None:
     answers, asked = [good, bad], []
@@ -219,7 +219,7 @@ def test_only_a_required_jail_that_is_not_complete_prevents_a_start(
     assert ("serve at 150" in steps) is starts
 
 
-def test_a_process_that_does_not_judge_right_does_not_report(
+def test_a_process_that_fails_its_self_test_does_not_report(
     start: Callable[..., tuple[int, bytes, list[str]]],
 ) -> None:
     code, sent, steps = start("off", works=False)

@@ -67,14 +67,14 @@ def test_the_socket_of_a_dead_master_is_replaced(path: Path) -> None:
     made.listening.close()
 
 
-def test_the_socket_of_a_living_master_is_left_alone(opened: ControlSocket) -> None:
+def test_the_socket_of_a_running_master_is_not_changed(opened: ControlSocket) -> None:
     with pytest.raises(SocketUnusable, match="another instance") as refused:
         open_socket(opened.path)
     assert "CONTROL_SOCKET" in refused.value.remedy
     assert opened.in_place
 
 
-def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_changed(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("mine")
     with pytest.raises(SocketUnusable, match="not a socket"):

@@ -55,9 +55,7 @@ def test_the_first_publication_after_a_start_has_no_sample(propagation: Propagat
     assert samples(propagation) == 0
 
 
-def test_the_delay_counts_from_the_last_check_that_did_not_have_the_change(
-    propagation: Propagation, clock: Clock
-) -> None:
+def test_the_delay_is_measured_from_the_last_check_without_the_change(propagation: Propagation, clock: Clock) -> None:
     publish(propagation, 1)
     clock.now = 10.0
     check(propagation)

@@ -133,7 +133,7 @@ def collected(*codes: bytes, ids: int = 1) -> SnapshotBuilder:
 
 
 @pytest.mark.parametrize("short", [0, 1 << 20], ids=["hashed beside writing", "hashed before"])
-def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
+def test_a_snapshot_hashed_while_it_is_written_equals_one_that_is_hashed_before(
     short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", short)

@@ -157,7 +157,7 @@ def test_the_last_publications_come_first_each_with_its_changes(
     assert [(each.added, each.examples) for each in told] == [(None, ()), (1, ("+ else",)), (1, ("+ if",))]
 
 
-def test_the_same_catalogue_signed_again_is_no_publication_of_its_own(publisher: Publisher) -> None:
+def test_the_same_catalogue_signed_again_is_not_listed_as_a_publication(publisher: Publisher) -> None:
     for generation in (1, 2):
         publisher.publish(published("if", generation=generation))
     assert [each.generation for each in publisher.recent] == [1]

@@ -291,7 +291,7 @@ def test_a_file_with_a_changed_octet_is_not_loaded(module_store: SnapshotStore, 
         module_store.load()
 
 
-def test_a_file_that_is_no_snapshot_is_refused_before_it_is_copied_to_memory(store: SnapshotStore) -> None:
+def test_a_file_that_is_not_a_snapshot_is_refused_before_it_is_copied_to_memory(store: SnapshotStore) -> None:
     """For example a link to another file of the server's account, which may have any size."""
     with store.path.open("wb") as file:
         file.truncate(1 << 40)

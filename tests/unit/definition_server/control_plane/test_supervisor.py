@@ -210,7 +210,7 @@ async def test_a_killed_worker_is_replaced_and_its_counters_stay(
 
 
 @pytest.mark.thorough  # takes seconds
-async def test_descriptors_do_not_grow_however_often_workers_end(
+async def test_descriptors_do_not_grow_with_the_number_of_ended_workers(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for slot in supervised.supervisor.slots:

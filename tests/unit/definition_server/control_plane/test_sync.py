@@ -161,7 +161,7 @@ async def test_a_changed_table_is_published_as_the_next_generation(bench: Bench)
     assert bench.publication.snapshot.generation == 2
 
 
-async def test_a_reading_is_closed_whatever_its_outcome(bench: Bench) -> None:
+async def test_a_reading_is_closed_after_any_outcome(bench: Bench) -> None:
     for error in (None, SourceError("cut"), RuntimeError("bug")):
         if error is not None:
             bench.source.fail(error, after_rows=1)
@@ -246,7 +246,7 @@ async def test_a_bug_is_logged_with_its_exception(bench: Bench, logs: LogLines) 
     assert logged(logs, "Unexpected failure in a sync cycle", log_level="error", exc_info=True)
 
 
-async def test_a_cancelled_cycle_does_not_count_as_failed(bench: Bench, logs: LogLines) -> None:
+async def test_a_cancelled_cycle_is_not_counted_as_failed(bench: Bench, logs: LogLines) -> None:
     bench.source.answers.clear()
     task = asyncio.create_task(bench.cycle())
     await asyncio.sleep(0)

@@ -267,7 +267,7 @@ async def test_a_disk_that_answers_after_its_load_was_cancelled_leaves_no_descri
 
 
 async def test_a_save_that_begins_as_another_ends_is_waited_for_by_itself(tmp_path: Path) -> None:
-    """An operator's command may store beside a cycle."""
+    """An operator's command may store while a cycle stores."""
     writes: list[asyncio.Future[Any]] = []
 
     def disk(work: Callable[[], Any]) -> asyncio.Future[Any]:

@@ -151,7 +151,7 @@ async def test_the_reading_after_a_failure_reads_all_rows(bench: Bench) -> None:
     assert await bench.read() is None
 
 
-async def test_a_catalogue_that_was_signed_with_another_key_is_signed_anew(bench: Bench) -> None:
+async def test_a_catalogue_that_was_signed_with_another_key_is_signed_again(bench: Bench) -> None:
     before = bench.answer(b"7a")
     bench.signer = Signer("another key")
     bench.source.change(3)

@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> WishesFile:
 # -- which of them count ---------------------------------------------------------------------------------------------
 
 
-def test_no_wish_counts_where_none_was_made() -> None:
+def test_there_is_no_pin_and_no_acceptance_by_default() -> None:
     merged = Wishes().merge(Policy(), NOW)
     assert merged.pin is None
     assert not merged.accepts(A)
@@ -160,7 +160,7 @@ def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_mov
 
 
 @pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
-def test_a_file_counts_with_the_mac_of_the_key_or_where_no_key_is_set_with_any_mac_or_none(
+def test_a_file_is_used_with_the_mac_of_the_key_or_without_a_key_with_any_mac_or_none(
     file: WishesFile, key: str | None
 ) -> None:
     signer = None if key is None else Signer(key)
@@ -234,7 +234,7 @@ def test_a_directory_under_the_name_for_evidence_loses_neither_the_evidence_nor_
     assert suffix == "refused" or str(kept) in str(raised.value)
 
 
-def test_a_damaged_file_that_cannot_be_kept_aside_is_not_said_to_be(
+def test_a_damaged_file_that_cannot_be_moved_aside_is_not_reported_as_moved(
     file: WishesFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.path.write_text("{}")

@@ -91,7 +91,7 @@ def test_memory_that_grows_again_and_again_is_given_back_at_intervals(process: P
     assert 0.8 * 200 / INTERVAL_SECONDS < times <= 200 / INTERVAL_SECONDS
 
 
-def test_growth_counts_from_a_level_that_has_fallen(process: Process) -> None:
+def test_growth_is_measured_from_the_lowest_level(process: Process) -> None:
     process.resident = process.in_use = 20 * MB
     process.check()
     process.resident += NOTABLE_GROWTH
@@ -155,7 +155,7 @@ def test_growth_of_a_mebibyte_between_two_checks_means_that_memory_is_being_fill
 
 
 @pytest.mark.parametrize(("returned", "seconds"), [(4 * MB, 5), (4 * MB - 1, 10)])
-def test_the_interval_doubles_where_less_than_four_mebibytes_were_returned(
+def test_the_interval_doubles_if_less_than_four_mebibytes_were_returned(
     process: Process, returned: int, seconds: int
 ) -> None:
     waited = []
@@ -209,7 +209,7 @@ def test_memory_of_its_own_is_resident_memory_that_is_not_shared(monkeypatch: py
     assert freed._resident() == freed._resident() == 0, "memory that cannot be read does not count as growth"
 
 
-def test_memory_is_given_back_by_a_thread_that_does_not_delay_the_end_and_stays_where_no_thread_can_start(
+def test_memory_is_given_back_by_a_daemon_thread_and_kept_if_no_thread_can_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trimmed: list[int] = []

@@ -311,7 +311,7 @@ def test_a_refused_connection_is_tried_again_long_before_patience_ends(fleet: Fl
     assert 0 < fleet.balancers[0].retry_seconds <= PATIENCE_SECONDS / 4
 
 
-def test_beside_a_worker_that_is_left_out_the_others_are_still_waited_for(fleet: Fleet) -> None:
+def test_other_workers_are_still_waited_for_if_one_is_left_out(fleet: Fleet) -> None:
     fleet.hold(5, 0, 6, 4)
     fleet.balancers[0]._doubted[1] = fleet.clock.now + 10**9
     assert not fleet.balancers[0].may_accept()

@@ -45,7 +45,7 @@ SECONDS = 10.0
 
 
 class FakeTransport(asyncio.Transport):
-    """A transport that records every write. Its buffer counts as full when the test wants it."""
+    """A transport that records every write. The test decides when its buffer is reported as full."""
 
     def __init__(self) -> None:
         super().__init__()

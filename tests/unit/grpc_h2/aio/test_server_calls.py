@@ -341,7 +341,7 @@ def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_p
     assert "secret" not in caplog.text
 
 
-def test_messages_that_cannot_be_parsed_cost_no_more_log_lines_than_other_faults_of_clients(
+def test_unreadable_messages_are_logged_at_the_same_limited_rate_as_other_faults_of_clients(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A client needs no key to send such messages. The test has its own server, because the limit of log lines applies

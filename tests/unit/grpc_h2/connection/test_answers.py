@@ -228,7 +228,7 @@ def test_a_draining_connection_first_resets_the_streams_with_an_unfinished_reque
 
 @pytest.mark.requirement("A45")
 @three_ways
-def test_an_early_status_behind_queued_data_resets_after_the_data(feed: Feed):
+def test_an_early_status_after_queued_data_resets_the_stream_after_the_data(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 2)), handled(1, end_stream=False))
     peer.answer(1, b"abc")
     peer.advance(1.1)

@@ -75,7 +75,7 @@ def _last_data(stream: int) -> bytes:
 
 
 def _long_call(stream: int, message: bytes = b"as long as is said") -> bytes:
-    """A call that announces 23 octets, whatever the length of its message."""
+    """A call that announces 23 octets for a message of any length."""
     block = wire.request_block(STATIC, (b"content-length", b"23"))
     return wire.headers(stream, block) + wire.data(stream, wire.grpc_message(message), end_stream=True)
 
@@ -121,7 +121,7 @@ UNTIL_NOW = {
 
 @pytest.mark.requirement("D7")
 @pytest.mark.parametrize("before", UNTIL_NOW.values(), ids=UNTIL_NOW)
-def test_after_any_earlier_input_both_paths_answer_alike(before: tuple[bytes, ...]) -> None:
+def test_both_paths_give_the_same_answer_after_any_earlier_input(before: tuple[bytes, ...]) -> None:
     pair = Pair()
     pair.send(call(1))
     for octets in before:
@@ -193,7 +193,9 @@ IN_BETWEEN: dict[str, Callable[[Connection, float], object]] = {
 
 @pytest.mark.requirement("D7", "D4")
 @pytest.mark.parametrize("change", IN_BETWEEN.values(), ids=IN_BETWEEN)
-def test_after_any_change_by_the_server_both_paths_answer_alike(change: Callable[[Connection, float], object]) -> None:
+def test_both_paths_give_the_same_answer_after_any_change_by_the_server(
+    change: Callable[[Connection, float], object],
+) -> None:
     pair = Pair()
     pair.send(wire.settings((4, 1 << 24)) + wire.window_update(0, 1 << 24))
     pair.send(call(1))
@@ -235,7 +237,7 @@ PIECES = st.one_of(
 
 @pytest.mark.requirement("D7")
 @given(st.lists(PIECES, max_size=30))
-def test_in_any_order_of_input_both_paths_answer_alike(pieces: list[tuple[str, Any]]) -> None:
+def test_both_paths_give_the_same_answer_in_any_order_of_input(pieces: list[tuple[str, Any]]) -> None:
     pair = Pair()
     stream = 1
     for kind, what in pieces:

@@ -140,7 +140,7 @@ def _replies_to_large_answers(chance: random.Random, frame: int) -> list[object]
 
 @pytest.mark.requirement("A19")
 @three_ways
-def test_a_new_initial_window_leaves_the_connections_window_alone(feed: Feed):
+def test_a_new_initial_window_does_not_change_the_connection_window(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 1_000_000)), handled(1))
     peer.answer(1, bytes(200_000))
     assert len(peer.result(1).body) == 65535
@@ -191,7 +191,7 @@ def test_a_status_without_messages_needs_no_window(feed: Feed):
 
 @pytest.mark.requirement("A20", "B-dribble")
 @three_ways
-def test_trailers_wait_behind_data_that_the_window_holds_back(feed: Feed):
+def test_trailers_wait_for_data_that_the_window_holds_back(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), call(1))
     assert peer.result(1).status is None
     for octet in range(len(grpc_message(ANSWER)) - 1):

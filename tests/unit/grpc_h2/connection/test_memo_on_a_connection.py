@@ -38,7 +38,7 @@ from grpc_h2.wire import hpack as engine_hpack
 @pytest.mark.requirement("D2")
 @three_ways
 @pytest.mark.parametrize("name", REPLAYS)
-def test_a_block_replayed_after_a_change_of_the_table_is_decoded_anew(feed: Feed, name: str):
+def test_a_block_replayed_after_a_change_of_the_table_is_decoded_again(feed: Feed, name: str):
     replay(Oracle(feed), name)
 
 

@@ -367,7 +367,7 @@ def test_a_kubelet_probe_is_answered_and_its_end_raises_no_event(feed: Feed):
 
 @pytest.mark.requirement("C-envoy-tenants")
 @three_ways
-def test_a_bad_call_among_the_many_clients_of_envoy_fails_alone(feed: Feed):
+def test_only_the_bad_call_among_those_of_many_clients_of_envoy_fails(feed: Feed):
     peer = Peer(feed)
     for number in range(60):
         stream = 6 * number + 1

@@ -112,7 +112,7 @@ def test_a_missing_or_empty_pseudo_header_is_malformed(name: bytes) -> None:
 
 @pytest.mark.requirement("A30")
 @pytest.mark.parametrize("field", PSEUDO)
-def test_a_pseudo_header_twice_or_behind_a_regular_field_is_malformed(field: Field) -> None:
+def test_a_pseudo_header_that_is_repeated_or_follows_a_regular_field_is_malformed(field: Field) -> None:
     assert_malformed((field, *CALL))
     assert_malformed((*without(field[0]), field))
 

@@ -216,7 +216,7 @@ def test_edge_spaces_of_a_value_are_not_sent() -> None:
 @pytest.mark.requirement("A44")
 @pytest.mark.parametrize("length", [499, 500, 501, 502])
 @pytest.mark.parametrize("character", ["x", "%", " ", "é", "🦊"])
-def test_messages_on_both_sides_of_the_short_path_are_encoded_alike(character: str, length: int):
+def test_short_and_long_messages_are_encoded_in_the_same_way(character: str, length: int):
     """Messages of up to 500 characters are encoded by a shorter path."""
     told = dict(decoded(trailers_only_block(5, character * length)))[b"grpc-message"]
     assert told == percent_encode(character * length)

@@ -197,7 +197,7 @@ def test_an_inserted_entry_can_be_used_in_the_same_block() -> None:
 
 @pytest.mark.requirement("D1")
 @pytest.mark.parametrize("pattern", [0x00, 0x10])
-def test_literals_without_indexing_leave_the_table_alone(pattern: int) -> None:
+def test_literals_without_indexing_do_not_change_the_table(pattern: int) -> None:
     subject = decoder()
     assert subject.decode(literal(b"a", b"1", pattern)) == ((b"a", b"1"),)
     assert (subject.dynamic_table, subject.changed, subject.epoch) == ((), False, 0)

@@ -98,7 +98,7 @@ def test_a_dead_worker_gives_no_figure() -> None:
         victim.calm()
 
 
-def test_memory_growth_is_the_peak_beside_the_attack_minus_the_first_size() -> None:
+def test_memory_growth_is_the_peak_during_the_attack_minus_the_first_size() -> None:
     sizes = iter((64 << 20, 1))
 
     def measure(attack: str) -> dict[str, Any]:

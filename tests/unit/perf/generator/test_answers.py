@@ -1,4 +1,4 @@
-"""The generator's client checks every answer, whatever frames and compression the server uses."""
+"""The generator's client checks every answer, with any frames and compression of the server."""
 
 from __future__ import annotations
 

@@ -186,13 +186,13 @@ def test_sync_compares_whole_catalogues(served: Target, catalogue: Catalogue) ->
 
 
 @pytest.mark.thorough  # takes seconds
-def test_idle_connections_are_held_beside_the_load(served: Target, catalogue: Catalogue) -> None:
+def test_idle_connections_are_held_during_the_load(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue, kind="idle", idle=50))
     assert (made["idle"]["held"], made["idle"]["alive"]) == (50, 50)
 
 
 @pytest.mark.thorough  # takes seconds
-def test_slow_readers_read_beside_the_load(served: Target, catalogue: Catalogue) -> None:
+def test_slow_readers_read_during_the_load(served: Target, catalogue: Catalogue) -> None:
     made = run(served, catalogue, kind="slow-reader", rate=500.0)
     assert made["fault"] in ("", "machine"), made["reason"]
     assert made["slow_readers"]["connections"] == generator.SLOW_READERS

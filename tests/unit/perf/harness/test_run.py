@@ -137,7 +137,7 @@ class Meter(reference.Meter):
         """No process was started."""
 
 
-def test_every_server_of_a_normalised_scenario_runs_beside_the_reference_work() -> None:
+def test_the_reference_work_runs_during_each_run_of_a_normalised_scenario() -> None:
     there = Machine(ours=1000.0, theirs=1.0)
     there.script = {number: {"seconds": 60.0} for number in range(40)}
     done = session(there, meter=Meter)

@@ -139,7 +139,7 @@ def test_a_missing_run_or_figure_is_the_reason_of_an_invalid_gate(found: list[di
 def measured(
     figures: Sequence[float], python_us: float, kernel_us: float = 0.0, bursts: int = 30
 ) -> list[dict[str, Any]]:
-    """Runs of ours beside the reference work."""
+    """Runs of our server, with the reference work during each run."""
     return runs("ours", figures, reference={"python_us": python_us, "kernel_us": kernel_us, "bursts": bursts})
 
 

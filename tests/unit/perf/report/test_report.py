@@ -295,7 +295,9 @@ def test_the_readme_has_three_rows_and_the_latency_of_the_rated_load(tmp_path: P
     path.write_text("<!-- perf summary -->\nold\n<!-- /perf summary -->\n", encoding="utf-8")
     assert run_report("--readme", path, write(tmp_path)) == 0
     written = path.read_text()
-    assert len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 2  # the sample lacks one-by-one
+    assert (
+        len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 2
+    )  # the sample has no one-by-one
     assert f"native: {text.number(record.cells['rated', 'native'].latency('p95'))} ms" in written
     assert "old" not in written
     assert f"Measured {record.measured[:10]}, " in written
