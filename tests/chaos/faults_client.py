@@ -149,7 +149,7 @@ def _a_name(stage: Stage) -> str:
     """A definition that is served."""
     if stage.table is not None:
         return stage.table.names[0]
-    # Only names below 128 octets fit the request that attackers write.
+    # The name is shorter than 128 octets, because the attackers can write only requests with such names.
     names = stage.job.names if stage.job else []
     return next((name for name in names if len(name.encode()) < 128), "command")
 

@@ -344,7 +344,7 @@ def on_transport(fault: Fault, transport: str) -> Fault:
     """``fault`` with the allowance of ``transport``.
 
     grpcio: a worker that exits closes its own listener, and connections in its accept queue are reset; so a roll may
-    cost calls of clients that do not retry. And C-core ends the process if it gets no memory.
+    cost calls of clients that do not retry. C-core also ends the process if it gets no memory.
     """
     if transport != "grpcio":
         return fault

@@ -16,7 +16,7 @@ LAST_WORD = wire.data(1, MESSAGE, end_stream=True)
 
 @dataclass(frozen=True)
 class Row:
-    """A case. ``row`` is an id of docs/requirements.md; the ends of ``streams`` are compared."""
+    """One case. ``row`` is an id of docs/requirements.md. The outcomes of ``streams`` are compared."""
 
     row: str
     name: str

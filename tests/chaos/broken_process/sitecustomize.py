@@ -41,7 +41,7 @@ def run_under_clock(file: str, library: str) -> None:
 
 
 def of(module: str) -> Any:
-    """A module of the server, to be changed."""
+    """A module of the server, which a variant changes."""
     return import_module(f"definition_server.{module}")
 
 

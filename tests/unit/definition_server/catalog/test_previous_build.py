@@ -163,7 +163,7 @@ def test_the_version_hash_is_computed_only_from_the_first_changed_definition_on(
         compare([first, [("put", OF_A_RANGE * changed, another, changed)]], None, Random(1))
 
 
-def test_names_of_a_range_are_forgotten_when_it_is_read_again_without_their_rows() -> None:
+def test_the_names_of_removed_rows_are_forgotten_when_their_range_is_read_again() -> None:
     rows = [("put", place, Row(None, b"twice", None, None, b"%d" % place), place) for place in (0, OF_A_RANGE)]
     other = ("put", 2 * OF_A_RANGE, Row(None, b"other", None, None, b"1"), 3)
     gone = [("delete", 0), ("delete", OF_A_RANGE)]

@@ -14,7 +14,7 @@ from definition_server.control_plane.supervisor import TICK_SECONDS
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds, set by the test."""
+    """A clock in seconds, which the test sets."""
     made = [100.0]
     monkeypatch.setattr(loop_watch, "time", SimpleNamespace(monotonic=lambda: made[0]))
     return made

@@ -14,7 +14,7 @@ from definition_server.control_plane.propagation import BOUNDS, Propagation
 
 
 class Clock:
-    """Seconds, which a test sets."""
+    """A clock in seconds; the test sets it."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -110,7 +110,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("bad", list(Reloadable), ids=lambda what: what.name)
-async def test_a_bad_secret_keeps_its_old_value_is_logged_and_does_not_delay_others(
+async def test_a_bad_secret_is_logged_keeps_its_old_value_and_does_not_delay_other_secrets(
     bad: Reloadable, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading = reloader()

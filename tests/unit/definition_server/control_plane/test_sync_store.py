@@ -111,7 +111,7 @@ async def cycle(synchronizer: Synchronizer, *, unconditional: bool = False) -> O
 
 
 def stored(store: SnapshotStore) -> bytes:
-    """The octets of the file, after all checks."""
+    """The octets of the file, which must pass all checks."""
     loaded = store.load()
     assert loaded is not None
     os.close(loaded[1])

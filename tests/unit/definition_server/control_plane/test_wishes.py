@@ -111,7 +111,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("octets", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_reported_and_kept_aside_and_the_next_one_counts(file: WishesFile, octets: bytes) -> None:
+def test_a_damaged_file_is_reported_and_moved_aside_and_the_next_file_is_used(file: WishesFile, octets: bytes) -> None:
     file.path.write_bytes(octets)
     file.path.chmod(0o600)
     with pytest.raises(StoreError, match="damaged"):
@@ -146,7 +146,7 @@ NOT_OURS = {
 
 
 @pytest.mark.parametrize("text", NOT_OURS.values(), ids=NOT_OURS)
-def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_moves_it_aside(
+def test_a_file_without_the_mac_of_the_key_is_not_used_and_is_moved_aside_by_the_next_write(
     file: WishesFile, text: str
 ) -> None:
     file.path.write_text(text)
@@ -180,7 +180,7 @@ def test_the_layout_of_the_text_is_not_part_of_the_mac_and_no_mac_of_a_snapshot_
     assert bytes.fromhex(document["mac"]) == OURS.wishes_mac(content.encode())
 
 
-def test_a_file_that_others_may_write_does_not_count_and_the_next_write_moves_it_aside(file: WishesFile) -> None:
+def test_a_file_that_others_may_write_is_not_used_and_is_moved_aside_by_the_next_write(file: WishesFile) -> None:
     file.write(Wishes((A,)))
     file.path.chmod(0o622)
     with pytest.raises(NotOurs, match="others may write"):
@@ -190,7 +190,7 @@ def test_a_file_that_others_may_write_does_not_count_and_the_next_write_moves_it
     assert A in file.path.with_name("wishes.json.refused").read_text()
 
 
-def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_file_is_not_used(file: WishesFile, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(Wishes((A,)).to_json())
     file.path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotOurs, match="symbolic link"):

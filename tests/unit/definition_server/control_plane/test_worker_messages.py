@@ -77,7 +77,7 @@ class Started:
         )  # fmt: skip
 
     def reconcile(self, **given: Any) -> list[messages.Message]:
-        """The messages that the worker gets."""
+        """The messages that the worker has received."""
         parts: dict[str, Any] = {"keys": KEYS, "freshness": FRESH, "certificate": messages.Certificate(0), "tls": None,
                                  "publication": None, "peers": {}}  # fmt: skip
         self.worker.reconcile(**parts | given)

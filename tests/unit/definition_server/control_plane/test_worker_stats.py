@@ -20,7 +20,7 @@ MOST = 20_000_000
 
 
 class Clock:
-    """Seconds, moved by hand."""
+    """A clock in seconds; the test advances it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

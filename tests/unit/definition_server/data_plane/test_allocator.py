@@ -48,19 +48,19 @@ def test_memory_is_given_back_in_the_first_quiet_second_after_it_was_freed(proce
     assert process.resident == process.in_use
 
 
-def test_nothing_is_done_while_the_process_has_grown_little(process: Process) -> None:
+def test_no_memory_is_given_back_if_the_process_has_grown_little(process: Process) -> None:
     process.resident += NOTABLE_GROWTH - 1
     assert not any(process.check() for _ in range(100))
 
 
-def test_nothing_is_done_while_memory_is_being_filled(process: Process) -> None:
+def test_no_memory_is_given_back_while_memory_is_being_filled(process: Process) -> None:
     for _ in range(20):
         process.resident += 2 * MB
         assert not process.check()
     assert process.check()
 
 
-def test_nothing_is_done_while_the_process_is_busy(process: Process) -> None:
+def test_no_memory_is_given_back_while_the_process_is_busy(process: Process) -> None:
     process.resident += 90 * MB
     assert not any(process.check(busy=0.6) for _ in range(100))
 
@@ -72,7 +72,7 @@ def test_returning_memory_that_is_in_use_is_tried_at_growing_intervals(process: 
     assert sum(process.check() for _ in range(6000)) <= 11
 
 
-def test_memory_that_is_freed_after_a_call_in_vain_is_given_back(process: Process) -> None:
+def test_memory_that_is_freed_after_a_call_without_effect_is_given_back(process: Process) -> None:
     process.resident += 90 * MB
     process.in_use = process.resident
     for _ in range(3):
@@ -98,12 +98,12 @@ def test_growth_is_measured_from_the_lowest_level(process: Process) -> None:
     assert [process.check(), process.check()] == [False, True]
 
 
-def test_without_a_function_of_the_c_library_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_given_back_without_a_function_of_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert freed_memory() is None
 
 
-def test_without_proc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_given_back_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "_STATM", "/nowhere/statm")
     assert freed_memory() is None
 

@@ -22,7 +22,7 @@ from grpc_h2 import Refusal
 
 
 class Clock:
-    """Nanoseconds, moved by hand."""
+    """A clock in nanoseconds; the test advances it."""
 
     def __init__(self) -> None:
         self.now = 10**12
@@ -252,7 +252,7 @@ def test_a_full_worker_leaves_connections_to_those_with_room_and_logs_that_once(
     assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=3)) == 2
 
 
-def test_a_limit_that_is_reached_again_all_the_time_is_logged_every_ten_seconds() -> None:
+def test_a_limit_that_is_reached_repeatedly_is_logged_every_ten_seconds() -> None:
     fleet = Fleet(1, limit=3)
     fleet.hold(3)
     with captured_logs() as lines:

@@ -290,7 +290,7 @@ def test_once_sealed_only_the_worker_that_mapped_the_page_can_write_it(page: Sta
     assert page.read().requests["200"] == 1
 
 
-def test_a_page_that_its_worker_has_sealed_against_seals_cannot_be_sealed(page: StatsPage, slot: Slot) -> None:
+def test_the_master_cannot_seal_a_page_on_which_its_worker_has_forbidden_seals(page: StatsPage, slot: Slot) -> None:
     fcntl.fcntl(page.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
     with pytest.raises(PermissionError):
         page.seal()

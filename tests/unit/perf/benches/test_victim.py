@@ -51,7 +51,7 @@ def test_the_ratio_uses_only_the_measurements_before_and_after_the_attack() -> N
         measured(calm=[1, 3, 9, 1, 1, 9], flood=[6, 4], bomb=[90]),
         ("flood",), ("flood",), ("bomb",),
     )  # fmt: skip
-    assert victim.ratio("flood") == 5 / 2  # 4 and 6, beside 1, 3, 9, 1
+    assert victim.ratio("flood") == 5 / 2  # the medians of 6, 4 and of 1, 3, 9, 1
     assert victim.ratio("bomb") == 90 / 5  # only the measurements next to the attack, not all
     assert victim.calm()[0] == 2.0
 

@@ -12,7 +12,7 @@ from grpc_h2 import Http2Protocol
 
 
 class Cpu:
-    """A clock of CPU time that advances with each work and each reading of the clock."""
+    """A clock of CPU time that advances with each piece of work and each reading of the clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
