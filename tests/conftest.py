@@ -1,4 +1,5 @@
-"""Fixtures of all suites: a PostgreSQL server per provider, a database per test; nothing is left behind."""
+"""The fixtures of all suites: a PostgreSQL server for each provider, and a database for each test. They leave nothing
+behind."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from grpc_h2 import ENGINE
 
 _numbers = itertools.count()
 
-load_profile()  # here: the tests' own settings are derived from it when their modules are imported
+load_profile()  # set here, because settings of the tests are derived from it when their modules are imported
 
 # The external server is used only if one is named.
 _PARAMETERS = [name for name in PROVIDERS if name != "external" or os.environ.get("TEST_DATABASE_URL")]
@@ -44,7 +45,7 @@ def every_postgres(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[DatabaseServer]:
-    """A server of the preferred provider; one for the session, so no test may break it."""
+    """A server of the preferred provider. It is shared by the whole session, so no test may break it."""
     server = any_provider_or_skip()
     yield server
     server.close()
@@ -126,7 +127,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whatever starts a server runs on every transport, unless it is about one of them or about the master alone."""
+    """A test that starts a server runs on every transport, unless it concerns one transport or only the master."""
     which = config.getoption("one_transport")
 
     def wanted(item: pytest.Item) -> bool:
@@ -138,7 +139,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if mark := item.get_closest_marker("transports"):
             return transport in (mark.args or (DEFAULT_TRANSPORT,))
         if which and on_one_transport(item):
-            # By its name alone: whatever else is selected, `alternate` and `other` together run it on both.
+            # Only the name of the test decides, so that `alternate` and `other` together run it on both transports with
+            # any selection.
             number = crc32(item.nodeid.partition("[")[0].encode()) + (which == "other")
             return transport == TRANSPORTS[number % len(TRANSPORTS)]
         return True
@@ -155,7 +157,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Start the servers of a thorough test without coverage, which costs them half as much CPU time again."""
+    """Start the servers of a thorough test without coverage, because coverage adds half to their CPU time."""
     hidden = set(os.environ).intersection(MEASURED) if item.get_closest_marker("thorough") else set()
     kept = {name: os.environ.pop(name) for name in hidden}
     try:
@@ -177,14 +179,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def on_one_transport(item: pytest.Item) -> bool:
-    """Whether, with ``--one-transport``, the test runs on one of them: one about the master, or with a whole server."""
+    """Whether the test runs on only one transport with ``--one-transport``: a test of the master, or one with a whole
+    server."""
     closest = closest_of(item, "any_transport", "every_transport")
     return closest == "any_transport" or (closest is None and has_whole_server(item))
 
 
 def alike_in_both(item: pytest.Item) -> bool:
-    """Whether `alternate` and `other` would run the test alike: one with a whole server, on all transports or on those
-    that it names. The session with `alternate` has it, unless it is thorough.
+    """Whether `alternate` and `other` would run the test in the same way: a test with a whole server, on all transports
+    or on named ones. Such a test runs in the session with `alternate`, unless it is thorough.
     """
     named = item.get_closest_marker("transports") is not None
     on_all = closest_of(item, "any_transport", "every_transport") == "every_transport"
@@ -196,7 +199,7 @@ def has_whole_server(item: pytest.Item) -> bool:
 
 
 def closest_of(item: pytest.Item, *names: str) -> str | None:
-    """Which of the markers the test has; that of a test goes before that of its module."""
+    """Which of the markers the test has; a marker of the test takes precedence over one of its module."""
     return next((mark.name for mark in item.iter_markers() if mark.name in names), None)
 
 

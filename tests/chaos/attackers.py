@@ -1,7 +1,7 @@
 """Clients that misbehave, in a separate process: ``python -m tests.chaos.attackers`` with a `Job` in the first line of
 input.
 
-It prints ``{"started": …}`` once the fault is in force, continues until stdin ends, and finally prints what it did. All
+It prints ``{"started": …}`` once the fault has begun, continues until stdin ends, and finally prints a report. All
 octets are prepared beforehand: an attack must cost this process less CPU than the server, and no gRPC library would
 send most of these octets.
 """
@@ -70,7 +70,7 @@ class Job:
     """Call over TLS and trust these authorities."""
 
     def to_json(self) -> str:
-        """One line."""
+        """Print ``message`` as one line of JSON."""
         return json.dumps(asdict(self))
 
 
@@ -140,11 +140,11 @@ class Attackers:
 
         self.get = call(wire.GET_COMMAND, job.key.encode(), request)
         self.sync = call(wire.SYNC_CATALOG, job.key.encode(), b"")
-        # Another key in every call, as from an attacker who guesses: remembered refusals do not help against that.
+        # Each call has another key, like those of an attacker who guesses keys, so remembered refusals do not help.
         self.get_with_wrong_key = lambda stream: call(wire.GET_COMMAND, b"guess-%d" % stream, request)(stream)
 
     def started(self) -> None:
-        """Report once that the fault is in force."""
+        """Report once that the fault has begun."""
         if not self._begun:
             self._begun = True
             _say(started=self.done)
@@ -152,8 +152,8 @@ class Attackers:
     async def one(self, act: Act, *, receive_buffer: int = 0) -> None:
         """Open a connection and run ``act`` on it. An error that ends the connection is counted and ends this call.
 
-        A client is ``late`` where this process, which shares a busy machine, has left its connection without a preface
-        for longer than the server waits for one.
+        A client is ``late`` if this process, on a busy machine, has left its connection without a preface for longer
+        than the server waits.
         """
         begun = time.monotonic()
         try:
@@ -205,7 +205,7 @@ class Attackers:
                 group.create_task(again_and_again())
 
     async def turn(self, calls: int = 1) -> None:
-        """Wait until ``calls`` more calls are allowed at the job's rate. Lost time is not made up for."""
+        """Wait until ``calls`` more calls are allowed at the job's rate. Calls that were missed are not made later."""
         if self.job.rate:
             now = asyncio.get_running_loop().time()
             mine = max(now, self._next_turn)
@@ -227,7 +227,7 @@ class Attackers:
                 await asyncio.Event().wait()
 
             await self.one(stay)
-            settled.set()  # also where it failed
+            settled.set()  # even if the call has failed
 
         members = [asyncio.Event() for _ in range(self.job.size)]
         async with asyncio.TaskGroup() as group:
@@ -350,7 +350,7 @@ def _trusting(ca_file: str) -> ssl.SSLContext:
 
 
 async def run(job: Job) -> Counter[str]:
-    """Misbehave until stdin ends. Returns what was done."""
+    """Misbehave until stdin ends. Returns the report."""
     attackers = Attackers(job)
     work = asyncio.ensure_future(KINDS[job.kind](attackers))
     told_to_end = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

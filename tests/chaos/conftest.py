@@ -28,7 +28,7 @@ _TOLD: tuple[list[Outcome], list[Outcome]] = ([], [])
 def make_stage(transport: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStage]:
     """``make_stage(database=None, rows=100, size=200, broken="", **settings)``, on each transport in turn.
 
-    Without a database: one of the session's server, which no drill may break.
+    Without ``database``, the stage uses a database on the session's server, which no drill may break.
     """
     with ExitStack() as stack:
         count = 0

@@ -120,16 +120,16 @@ class _Clients:
             self._said |= said
             if "started" in said:
                 self._started.set()
-        self._started.set()  # the process died: nothing may wait for it
+        self._started.set()  # the process has died, so no caller may wait for it
 
     def wait_started(self) -> None:
-        """Wait until the fault is in force."""
+        """Wait until the fault has begun."""
         self._started.wait(BEGIN_SECONDS)
         if "started" not in self._said:
             raise ClientsFailed(f"the clients ({self._job.kind}) did not start: {self._told()}")
 
     def finish(self) -> Told:
-        """End the clients. Returns what they did."""
+        """End the clients. Returns their report."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -149,7 +149,7 @@ def _a_name(stage: Stage) -> str:
     """A definition that is served."""
     if stage.table is not None:
         return stage.table.names[0]
-    # Only names below 128 octets fit the request that attackers write.
+    # The name is shorter than 128 octets, because the attackers can write only requests with such names.
     names = stage.job.names if stage.job else []
     return next((name for name in names if len(name.encode()) < 128), "command")
 
@@ -164,7 +164,8 @@ def tried(size: int, done: Told) -> str | None:
 
 
 def all_answered(size: int, done: Told) -> str | None:
-    """Every client of a crowd got an answer, but for those that were late themselves (`attackers.Attackers.one`)."""
+    """Every client of a crowd got an answer, except for clients that were late themselves
+    (`attackers.Attackers.one`)."""
     answered = done.get("grpc-status 0", 0)
     return None if answered + done.get("late", 0) == size else f"{answered} of {size} clients at once were answered"
 
@@ -252,10 +253,10 @@ _ON_GRPCIO = {
 def on_transport(fault: Fault, transport: str) -> Fault:
     """``fault`` with the strength and the allowance for ``transport``.
 
-    grpcio: when a thousand calls wait for a worker, C-core cancels calls at random, of any client, and a flood makes
-    calls wait. This can be switched off; then one drill needed 7 GB, and calls missed their deadlines. So on grpcio the
-    strength is one that a worker can handle. C-core also keeps the memory of calls whose connections were reset or not
-    read (80 MB a worker after 3 s of resets, and more the next time), so memory is not judged.
+    On grpcio, calls wait during a flood, and when a thousand calls wait for a worker, C-core cancels random calls of
+    any client. If this is switched off, a drill needs 7 GB, and calls miss their deadlines. So the strength on grpcio
+    is one that a worker can handle. C-core also keeps the memory of calls whose connections were reset or not read (80
+    MB a worker after 3 s of resets, and more the next time), so memory is not judged.
     """
     if transport != "grpcio":
         return fault

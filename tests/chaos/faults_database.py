@@ -41,7 +41,7 @@ def tells(message: str, *needles: str, times: int = 2) -> Callable[[Stage], bool
 
 @contextmanager
 def killed(stage: Stage) -> Iterator[None]:
-    """All processes of PostgreSQL are killed at once."""
+    """All processes of PostgreSQL are killed together."""
     assert stage.database is not None
     stage.database.stop_hard()
     try:
@@ -79,7 +79,8 @@ def restarting(stage: Stage) -> Iterator[None]:
     for number in range(RESTARTS):
         began = time.monotonic()
         stage.database.stop_hard()
-        # Down until the server has noticed it once: a restart within 0.1 s could pass between two change checks.
+        # PostgreSQL stays down until the server has noticed it once, because a restart within 0.1 s may fall between
+        # two change checks.
         until(lambda number=number: stage.logged(FAILED) > number, "the server notices", seconds=10)  # type: ignore[misc]
         stage.database.start_again()
         assert stage.load is not None
@@ -105,7 +106,7 @@ def standby(stage: Stage) -> Iterator[None]:
 
 
 def went_back(stage: Stage) -> bool:
-    """Every client sees the version before the latest: that of the standby."""
+    """Every client sees the version of the standby, which is the one before the latest."""
     assert stage.table is not None
     assert stage.load is not None
     return stage.load.version == str(stage.table.version - 1)
@@ -129,7 +130,7 @@ def connection_limit(stage: Stage) -> Iterator[None]:
             assert stage.reader is not None
             if stage.logged(FAILED, *FULL) or stage.gone:
                 return True
-            # The slot that this frees goes to the first client that asks: after some attempts, one of the crowd.
+            # The first client to connect gets the freed slot; after some attempts, it is a client of the crowd.
             stage.reader.end_sessions()
             return False
 
@@ -225,8 +226,8 @@ def cancelled(stage: Stage) -> Iterator[None]:
     with psycopg.connect(stage.table.url, autocommit=True) as connection:
 
         def cancel() -> bool:
-            # A cancellation between two statements has no effect, and each FETCH takes a few milliseconds: so cancel
-            # repeatedly without a pause, but only FETCH statements.
+            # A cancellation between two statements has no effect, and each FETCH takes only a few milliseconds. So the
+            # test cancels repeatedly without a pause, but only FETCH statements.
             assert stage.reader is not None
             assert stage.load is not None
             for _ in range(_CANCELLATIONS):
@@ -274,7 +275,8 @@ def half_open(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def black_hole(stage: Stage) -> Iterator[None]:
-    """All data is lost; connections opened meanwhile are never closed and never answered, even afterwards."""
+    """All data is lost. Connections that are opened during the fault are never closed and never answered, even
+    afterwards."""
     assert stage.proxy is not None
     stage.proxy.swallow()
     try:

@@ -63,7 +63,7 @@ def none_may_die(stage: Stage, pids: list[int]) -> None:
 
 @contextmanager
 def no_descriptors(stage: Stage) -> Iterator[None]:
-    """Neither master nor workers get another descriptor while a new version is written and clients connect."""
+    """Master and workers get no more descriptors while a new version is written and clients connect."""
     assert stage.table is not None
     host, _, port = stage.target.rpartition(":")
     pids = pids_of(stage)
@@ -76,7 +76,7 @@ def no_descriptors(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def workers_without_descriptors(stage: Stage) -> Iterator[None]:
-    """Only the workers have no descriptors: the master cannot hand them a snapshot."""
+    """Only the workers have no descriptors, so the master cannot send them a snapshot."""
     assert stage.table is not None
     pids = pids_of(stage)
     with limited(pids[1:], resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
@@ -142,7 +142,7 @@ def damaged_snapshot(stage: Stage) -> Iterator[None]:
 
 
 def damage(file: Path) -> None:
-    """Change code within the file, as a faulty disk might: lengths and structure stay sound."""
+    """Change code within the file, as a faulty disk might. Lengths and structure remain valid."""
     whole = file.read_bytes()
     assert b"xxxx" in whole, f"{file} holds no row of a drill's table"
     file.write_bytes(whole.replace(b"xxxx", b"xxyx"))
@@ -220,7 +220,7 @@ def second_server(stage: Stage) -> Iterator[None]:
 
 
 def must_be_refused(stage: Stage, server: ServerProcess) -> None:
-    """Check that a server on the stage's port logs that the port is in use, and exits with 69."""
+    """Check that a second server on the stage's port logs that the port is in use, and exits with 69."""
     must(stage, lambda: server.logged("Cannot start", level="FATAL"), "a server whose port is taken cannot start")
     line = server.logged("Cannot start")[0]
     reason = f"{stage.target} is in use"
@@ -269,7 +269,7 @@ FAULTS = (
     ),
     Fault(
         "snapshot-damaged", "last-known-good file damaged, restart", "machine", damaged_snapshot,
-        # From the time when workers answer until the database does, "The catalogue is not loaded yet" is the right
+        # After the workers answer and before the database answers, "The catalogue is not loaded yet" is the right
         # answer, and five attempts end within a second.
         replace(IN_FLIGHT, retried=Loss.IN_FLIGHT),
     ),

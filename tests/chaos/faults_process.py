@@ -37,8 +37,8 @@ FIRST_DELAY_SECONDS = 0.1
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Send SIGKILL to the processes that still run, and wait until they are gone and their connections are closed: on a
-    busy machine a process dies when it gets a core.
+    """Send SIGKILL to the processes that still run, and wait until they have ended and their connections are closed. On
+    a busy machine, a process ends only when it gets a core.
     """
     killed = list(pids)
     for pid in killed:
@@ -48,7 +48,7 @@ def kill(pids: Iterable[int]) -> None:
 
 
 def _lives(pid: int) -> bool:
-    """Whether the process runs, or a thread of it has not released its files yet."""
+    """Whether the process runs, or one of its threads has not released its files yet."""
     try:
         states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
     except (FileNotFoundError, ProcessLookupError):
@@ -58,7 +58,8 @@ def _lives(pid: int) -> bool:
 
 @contextmanager
 def away(stage: Stage) -> Iterator[None]:
-    """No process listens during the block. Afterwards every client reconnects and sees the version written meanwhile.
+    """No process listens during the block. Afterwards every client reconnects and sees the version that was written
+    during it.
 
     A gRPC client whose connection is refused tries again after 1 s and multiplies the pause by 1.6 each time (± 20 %);
     until then, calls that do not wait fail at once. After an outage of ``t`` the next attempt comes within 0.9 t +
@@ -97,13 +98,14 @@ def worker_killed(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def workers_all_killed(stage: Stage) -> Iterator[None]:
-    """Kill all workers at once. The port stays open (native): connections wait for the successors."""
+    """Kill all workers at once. On the native transport the port stays open, and connections wait for the new
+    workers."""
     pids = server_of(stage).worker_pids()
     if stage.transport == "native":
         with stage.wound():
             kill(pids)
         must_be_replaced(stage, pids)
-    else:  # the workers hold the port, not the master: until their successors do, connections are refused
+    else:  # the workers hold the port, not the master, so connections are refused until new workers hold it
         with away(stage):
             kill(pids)
             must_be_replaced(stage, pids)
@@ -133,7 +135,7 @@ def worker_killed_for_memory(stage: Stage) -> Iterator[None]:
     server = server_of(stage)
     victim = server.worker_pids()[0]
     with stage.wound(), memory_refused(victim) as group:
-        stage.table.advance()  # even if calls need no new page, mapping this snapshot does
+        stage.table.advance()  # even if calls need no new page, mapping this snapshot needs one
         until(lambda: victim not in server.worker_pids(), "the kernel kills the worker", seconds=20)
         assert group.counter("memory.oom_control", "oom_kill"), "the worker died of something else"
     must_be_replaced(stage, [victim])
@@ -142,8 +144,8 @@ def worker_killed_for_memory(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def worker_without_memory(stage: Stage) -> Iterator[None]:
-    """One worker gets no more address space: it cannot map the next version. Then it gets enough for that, but not for
-    another thread.
+    """One worker gets no more address space, so it cannot map the next version. Then it gets enough for the mapping,
+    but not for another thread.
     """
     assert stage.table is not None
     victim = server_of(stage).worker_pids()[0]
@@ -203,7 +205,7 @@ def backs_off(server: ServerProcess) -> bool:
     )
 
 
-# -- on purpose --------------------------------------------------------------------------------------------------------
+# -- by operators ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -225,7 +227,7 @@ def workers_rolled(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def keys_rotated(stage: Stage) -> Iterator[None]:
-    """SIGHUP: a second API key is accepted beside that of the load, and removed again; three times."""
+    """SIGHUP: a second API key is accepted in addition to that of the load, and removed again; three times."""
     server, path = server_of(stage), Path(stage.settings["API_KEYS_FILE"])
     before = path.read_text()
 
@@ -342,7 +344,7 @@ def on_transport(fault: Fault, transport: str) -> Fault:
     """``fault`` with the allowance of ``transport``.
 
     grpcio: a worker that exits closes its own listener, and connections in its accept queue are reset; so a roll may
-    cost calls of clients that do not retry. And C-core ends the process if it gets no memory.
+    cost calls of clients that do not retry. C-core also ends the process if it gets no memory.
     """
     if transport != "grpcio":
         return fault

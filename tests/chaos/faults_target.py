@@ -1,7 +1,7 @@
-"""Faults for a target that others use. None outlives the drill: each ends with its own session or process.
+"""Faults for a target that others use. No fault outlasts the drill: each ends with its own session or process.
 
-`faults_client.GENTLE_FAULTS` need no confirmation; faults of the database, and clients in full strength, do. Faults of
-processes and machines are made by the target's operator, while the drill only observes.
+`faults_client.GENTLE_FAULTS` need no confirmation; faults of the database, and clients in full strength, do. The
+target's operator makes faults of processes and machines, and the drill only observes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class TargetDatabase:
             self._see_look(stage, sessions)
 
     def _wait_for_look(self, what: Callable[[], bool]) -> float | None:
-        """Wait for ``what``, the effect of a sync cycle of the server. Returns the seconds; None: it did not happen."""
+        """Wait for ``what``, the effect of a sync cycle of the server. Returns the seconds; None if the effect did not
+        occur."""
         began = time.monotonic()
         while not what():
             if time.monotonic() - began > self._patience:
@@ -102,7 +103,7 @@ class TargetDatabase:
 
 @contextmanager
 def nothing(stage: Stage) -> Iterator[None]:
-    """No fault: the operator makes one meanwhile."""
+    """Makes no fault; the operator makes one during this time."""
     yield
 
 

@@ -1,6 +1,6 @@
-"""Take memory, CPU, descriptors, disk or time away from processes. Everything is undone when the context ends.
+"""Take memory, CPU, descriptors, disk or time away from processes. Each change is undone when its context ends.
 
-Some of this needs root or writable control groups of the kernel; otherwise `Unavailable` is raised.
+Some changes need root or writable control groups of the kernel; otherwise `Unavailable` is raised.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SITE = Path(__file__).parent / "broken_process"
 
 
 class Unavailable(Exception):
-    """This machine, or this user, cannot do that; the message names what is missing."""
+    """This machine or this user cannot make the fault; the message names the missing requirement."""
 
 
 Need = Callable[[], object]
@@ -53,11 +53,12 @@ def have(need: Need | None) -> None:
 class ControlGroup:
     """A control group of ours under one controller of cgroup v1 (``/sys/fs/cgroup/<controller>``).
 
-    Version 1 only: the machine on which these drills were written has no other, so version 2 is untested.
+    Only version 1 is supported: the machine on which these drills were written has no other version, so version 2 is
+    untested.
     """
 
     def __init__(self, controller: str) -> None:
-        """Make it.
+        """Create the group.
 
         Raises: Unavailable: there is no such controller, or it cannot be written.
         """
@@ -99,7 +100,7 @@ class ControlGroup:
 
 
 def needs_cgroup(controller: str) -> Need:
-    """A controller that may be used."""
+    """Check that the controller exists and may be used."""
     return lambda: ControlGroup(controller).close()
 
 
@@ -209,7 +210,7 @@ def mounted_over(directory: Path, options: str) -> Iterator[None]:
 
 
 def needs_mount() -> None:
-    """Requires that this user may mount."""
+    """Raises `Unavailable` if this user may not mount."""
     with TemporaryDirectory() as directory, mounted_over(Path(directory), "size=4k"):
         pass
 

@@ -152,7 +152,7 @@ def soak(options: Options, tell: Callable[[str], object]) -> Soak:
 
 
 def _files(directory: Path) -> dict[str, str]:
-    """Settings with a directory for snapshots, and a file of keys that the drill of their rotation writes to."""
+    """Settings with a directory for snapshots, and with a file of keys, which the drill of key rotation writes."""
     snapshots, keys = directory / "snapshots", directory / "keys"
     snapshots.mkdir()
     keys.write_text(f"load:{KEY}\n", encoding="ascii")
@@ -206,8 +206,8 @@ def _from_fault_to_fault(
 
 
 def _warm_up(stage: Stage, load: DrillLoad, faults: list[Fault]) -> None:
-    """Memory that a server allocates once and keeps belongs to the baseline: that of a publication, and of the faults
-    that have a first time.
+    """Memory that a server allocates once and keeps belongs to the baseline: the memory of a publication, and that of
+    each fault that allocates only the first time.
     """
     assert stage.table is not None
     for fault in faults:
@@ -251,7 +251,7 @@ def _play(outcome: Outcome, stage: Stage, load: DrillLoad, fault: Fault, step: S
 
 
 def _see_fresh(outcome: Outcome, stage: Stage, load: DrillLoad, fault: Fault) -> float | None:
-    """Seconds until every connection saw a new version; None if that took much too long."""
+    """Seconds until every connection saw a new version; None if it took much too long."""
     assert stage.table is not None
     limit = stage.cycle_seconds + fault.allows.grace_seconds
     version = stage.table.advance()
@@ -266,7 +266,7 @@ def _see_fresh(outcome: Outcome, stage: Stage, load: DrillLoad, fault: Fault) ->
     return round(took, 2)
 
 
-# -- telling ----------------------------------------------------------------------------------------------------------
+# -- output -----------------------------------------------------------------------------------------------------------
 
 
 def line(played: Played) -> str:

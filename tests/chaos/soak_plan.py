@@ -1,4 +1,4 @@
-"""The faults of a soak, their order and their length: all of it follows from a seed."""
+"""The faults of a soak, their order and their length: a seed determines all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running server that the drill did not start, and its database: both are checked before a drill."""
+"""A running server that the drill did not start, and its database. Both are checked before a drill."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def _version_of(url: str) -> str:
 
 @contextmanager
 def session(url: str) -> Iterator[psycopg.Connection]:
-    """A session of the drill. Its locks are released when it ends, however it ends."""
+    """A session of the drill. Its locks are released when the session ends for any reason."""
     with psycopg.connect(
         url, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="definition-server-drill"
     ) as connection:
@@ -161,7 +161,7 @@ class Sessions:
         return int(str(self._ask("count(*)")))
 
     def wait_for_lock(self) -> bool:
-        """Whether one of them waits for a lock."""
+        """Whether a session waits for a lock."""
         return bool(self._ask("count(*)", "AND wait_event_type = 'Lock'"))
 
     def end(self) -> int:
@@ -173,5 +173,5 @@ class Sessions:
         return self._connection.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
 
     def has_looked_since(self, instant: object) -> bool:
-        """Whether one of them has begun a statement since ``instant`` and finished its transaction."""
+        """Whether a session has begun a statement since ``instant`` and finished its transaction."""
         return bool(self._ask("count(*)", "AND query_start > %s AND state = 'idle'", instant))

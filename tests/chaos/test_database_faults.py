@@ -25,7 +25,7 @@ pytestmark = pytest.mark.any_transport
 
 @pytest.fixture(params=sample([name for name in PROVIDERS if name != "external"], ["embedded"]))
 def faulty(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """A server that tests may break, of each provider in turn."""
+    """A server that a test may break, from each provider in turn."""
     server = provider_or_skip(request.param)
     yield server
     server.close()
@@ -53,7 +53,7 @@ def assert_fresh_rows_arrive(server: ServerProcess, table: Table) -> None:
     table.run("INSERT INTO obex_dapl_functions (name, code) VALUES ('fresh', 'pass')")
     before = sum(server.statusz()["sync"]["cycles"].values())
     server.wait_count(101)
-    # The cycle under way at the commit, the next one, and one that may pass before this test checks.
+    # Three cycles: the one under way at the commit, the next one, and one that may run before this test checks.
     assert sum(server.statusz()["sync"]["cycles"].values()) - before <= 3
     with Client(server.port) as client:
         assert client.get("fresh").code == b"pass"
@@ -108,7 +108,7 @@ def served(table: Table, start_server: StartServer) -> Iterator[tuple[ServerProc
 def test_a_half_open_connection_is_replaced_after_the_statement_timeout(
     served: tuple[ServerProcess, Table, Proxy],
 ) -> None:
-    """All data is acknowledged and none answered: no TCP timer detects that."""
+    """All data is acknowledged and not answered, so no TCP timer detects the fault."""
     server, table, proxy = served
     with Load(server.port, NAMES) as load:
         proxy.hold()
@@ -130,7 +130,8 @@ def test_no_call_fails_while_database_connections_are_cut_repeatedly(
             goal = sum(server.statusz()["sync"]["cycles"].values()) + 2
             proxy.cut()
             until(lambda goal=goal: sum(server.statusz()["sync"]["cycles"].values()) >= goal, server.tail)
-        # A connection that was cut while it idled is replaced within the cycle. One may have been cut in the middle.
+        # A connection that was cut while it was idle is replaced within the cycle. One cycle may have been cut in its
+        # middle.
         assert failed_cycles(server) <= 2
         until(lambda: server.statusz()["sync"]["last_error"] is None, server.tail)
         assert_fresh_rows_arrive(server, table)
@@ -150,7 +151,7 @@ GARBAGE = {
 
 @pytest.fixture(scope="module")
 def ruined(postgres: DatabaseServer, transport: str) -> Iterator[tuple[ServerProcess, Table]]:
-    """A server for all ruins, on 100 commands; the table ``good`` keeps them."""
+    """One server for all kinds of damage, with 100 commands; the table ``good`` keeps a copy of them."""
     with shared_table(postgres, f"ruined_{transport}") as table:
         table.add_commands(100)
         table.run("CREATE TABLE good AS TABLE obex_dapl_functions")

@@ -76,7 +76,7 @@ def test_without_a_fault_option_only_harmless_faults_run(served: tuple[ServerPro
     assert all(each["load"]["plain"]["offered"] > 50 for each in found.values())
     assert "5 drills," in done.stdout
     assert "200 wrong keys a second" in done.stdout
-    # The server has counted more successful calls than the load alone can have made: it was this server.
+    # The server has counted more successful calls than the other load can have made, so the drill used this server.
     assert server.metric("avap_requests_total", status="200") > 500
     assert server.metric("avap_requests_total", status="401") > 100
 
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_the_fault_and_prints_the_finished_drills(served: tuple[Serv
     ) as process:  # type: ignore[call-overload]
         try:
             until(lambda: server.logged("Sync failed"), server.tail, seconds=60)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
+            os.killpg(process.pid, signal.SIGINT)  # to all processes of the group, as a terminal sends it
             out, errors = process.communicate(timeout=60)
         finally:
             process.kill()

@@ -34,7 +34,7 @@ def answers(served: Snapshot) -> tuple[bytes, bytes]:
     return bytes(found), bytes(served.body)
 
 
-def test_complete_answers_yield_their_version() -> None:
+def test_a_complete_answer_gives_its_version() -> None:
     checker = Checker(COUNT, SIZE)
     for version in (3, 4, 3):
         definition, catalogue = answers(snapshot(version))

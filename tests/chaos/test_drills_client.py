@@ -24,9 +24,9 @@ EVERY_FAULT = [pytest.param(each, marks=() if each.endswith("-gentle") else QUIE
 
 
 def stage_for(fault: str, make_stage: MakeStage, **settings: str) -> Stage:
-    """A stage. For slow readers its catalogue is so large that 32 answers exceed the kernel's buffers."""
+    """A stage. The catalogue for slow readers is so large that 32 answers exceed the kernel's buffers."""
     size = {"rows": 500, "size": 1000} if fault.startswith("client-slow-readers") else {}
-    # The default; a crowd may block a worker on a busy machine for longer than the usual 2 s of a drill.
+    # This is the default. On a busy machine, a crowd may block a worker for longer than the usual 2 s of a drill.
     return make_stage(**size, **{"HEARTBEAT_TIMEOUT_SECONDS": "10"} | settings)
 
 
@@ -48,7 +48,7 @@ def left_behind(outcome: Outcome) -> int:
 
 
 @pytest.mark.parametrize("fault", EVERY_FAULT)
-def test_a_fault_of_clients_costs_the_others_nothing(fault: str, make_stage: MakeStage, transport: str) -> None:
+def test_no_promise_is_broken_by_a_fault_of_clients(fault: str, make_stage: MakeStage, transport: str) -> None:
     if transport == "grpcio" and fault == "client-attacks":
         pytest.skip("the known attacks cost calls on grpcio: judged by the test below")
     outcome = played(on_transport(BY_ID[fault], transport), stage_for(fault, make_stage))
@@ -59,9 +59,9 @@ def test_a_fault_of_clients_costs_the_others_nothing(fault: str, make_stage: Mak
 @QUIET
 @pytest.mark.transports("grpcio")
 @pytest.mark.parametrize("fault", BEYOND_GRPCIO)
-def test_a_flood_on_grpcio_costs_calls_and_no_worker(fault: str, make_stage: MakeStage) -> None:
-    """C-core cancels calls of any client (reason: `on_transport`). There must be no other effect, and none that
-    lasts.
+def test_a_flood_on_grpcio_fails_calls_and_ends_no_worker(fault: str, make_stage: MakeStage) -> None:
+    """C-core cancels calls of any client (for the reason, see `on_transport`). There must be no other effect, and no
+    lasting one.
     """
     stage = stage_for(fault, make_stage)
     assert stage.server is not None

@@ -21,7 +21,7 @@ LARGE = "db-read-cancelled"
 """Needs half a minute and a core; on one transport only, because its fault is in the master's reading."""
 
 STAGES: dict[str, dict[str, Any]] = {
-    # Three batches, so that most rows are still to be fetched when the table is emptied.
+    # The rows are three batches, so that most rows are not yet fetched when the table is emptied.
     "db-truncated-mid-read": {"rows": 2500, "size": 400, "STATEMENT_TIMEOUT_SECONDS": "4"},
     # 100 MB.
     LARGE: {"rows": 50_000, "size": 2000, "STATEMENT_TIMEOUT_SECONDS": "5"},
@@ -59,7 +59,7 @@ QUIET = {LARGE: pytest.mark.quiet}
 
 @pytest.mark.parametrize("frail", ["embedded"], indirect=True)
 @pytest.mark.parametrize("fault", EMBEDDED)
-def test_a_fault_of_an_embedded_database_costs_nothing(
+def test_no_promise_is_broken_by_a_fault_of_an_embedded_database(
     frail: DatabaseServer, make_stage: MakeStage, fault: str
 ) -> None:
     outcome = play_until_valid(BY_ID[fault], on_stage(make_stage, frail, fault))
@@ -69,7 +69,7 @@ def test_a_fault_of_an_embedded_database_costs_nothing(
 @pytest.mark.transports
 @pytest.mark.parametrize("frail", ["container"], indirect=True)
 @pytest.mark.parametrize("fault", IN_CONTAINER)
-def test_a_fault_of_a_database_in_a_container_costs_nothing(
+def test_no_promise_is_broken_by_a_fault_of_a_database_in_a_container(
     frail: DatabaseServer, make_stage: MakeStage, fault: str
 ) -> None:
     outcome = play_until_valid(BY_ID[fault], on_stage(make_stage, frail, fault))

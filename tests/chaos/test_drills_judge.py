@@ -1,5 +1,5 @@
-"""Tests of the judge. For each promise there is an outcome that breaks only this promise, for each doubt one that has
-it.
+"""Tests of the judge. For each promise there is an outcome that breaks only this promise, and for each doubt an outcome
+that has it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ BEFORE = Usage(100 << 20, 200 << 20, 80, 9, 1, 3)
 
 
 def failure(sent: float, ended: float, answered: float | None = None) -> Failure:
-    """A call that failed; on its connection a call was answered that was sent just before it, or at ``answered``."""
+    """A call that failed. On its connection, an earlier call was answered; it was sent just before this call, or at
+    ``answered``."""
     last = sent - 0.01 if answered is None else answered
     return Failure("GetCommand", 4, "UNAVAILABLE", "Socket closed", sent, ended, last)
 
@@ -154,7 +155,7 @@ IN_FLIGHT = Allowance(plain=Loss.IN_FLIGHT)
     ("sent", "ended", "allowed"),
     [(0.9, 1.1, True), (1.1, 1.2, True), (0.5, 5.0, True), (0.5, 0.9, False), (2.1, 2.2, False)],
 )
-def test_with_an_allowance_only_calls_in_flight_during_a_wound_may_fail(
+def test_an_allowance_permits_only_calls_in_flight_during_a_wound_to_fail(
     sent: float, ended: float, allowed: bool
 ) -> None:
     outcome = sound(IN_FLIGHT)
@@ -188,7 +189,7 @@ def test_a_call_sent_after_the_client_noticed_the_lost_connection_may_not_fail(d
 
 
 @pytest.mark.parametrize(("kind", "held"), [("late", True), ("thrown out", False), ("not connected", False)])
-def test_only_clients_of_a_crowd_that_were_late_may_get_no_answer(kind: str, held: bool) -> None:
+def test_only_late_clients_of_a_crowd_may_get_no_answer(kind: str, held: bool) -> None:
     assert (all_answered(10, {"grpc-status 0": 9, kind: 1}) is None) is held
 
 

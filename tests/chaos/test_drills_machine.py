@@ -33,7 +33,7 @@ def settings_for(tmp_path: Path) -> Iterator[SettingsFor]:
                 return stack.enter_context(Clock(tmp_path / "clock")).settings
             if fault.startswith(("disk-", "snapshot-")):
                 (tmp_path / "snapshots").mkdir()
-                # A start must not wait long for a database that does not answer, because clients wait meanwhile.
+                # A start must not wait long for a database that does not answer, because clients wait during the start.
                 return {"SNAPSHOT_DIR": str(tmp_path / "snapshots"), "CONNECT_TIMEOUT_SECONDS": "0.5"}
             return {}
 
@@ -41,7 +41,7 @@ def settings_for(tmp_path: Path) -> Iterator[SettingsFor]:
 
 
 @pytest.mark.parametrize("fault", [pytest.param(each, marks=QUIET if each == "cpu-halved" else ()) for each in BY_ID])
-def test_a_fault_of_the_machine_costs_nothing(
+def test_no_promise_is_broken_by_a_fault_of_the_machine(
     fault: str, make_stage: MakeStage, transport: str, settings_for: SettingsFor
 ) -> None:
     have(NEEDS.get(fault))

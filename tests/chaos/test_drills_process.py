@@ -35,7 +35,7 @@ def settings_for(fault: str, directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", BY_ID)
-def test_a_fault_of_a_process_costs_no_more_than_its_allowance(
+def test_a_fault_of_a_process_fails_no_more_calls_than_its_allowance(
     fault: str, make_stage: MakeStage, transport: str, tmp_path: Path
 ) -> None:
     have(NEEDS.get(fault))

@@ -1,6 +1,6 @@
-"""Drills of publication: a client that takes a catalogue whole or not at all, as the AVAP language server does, can
-refresh whatever is written to the table. Each drill is also played on a server without the protection, where it must
-fail.
+"""Drills of publication. A client that accepts a catalogue only as a whole, as the AVAP language server does, can
+refresh after any change of the table. Each drill is also played on a server without the protection, and must fail
+there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNGUARDED = {"GUARD_MAX_REMOVED_PERCENT": "100", "GUARD_MAX_GROWTH_PERCENT": "10
 
 
 class StrictClient(threading.Thread):
-    """Refreshes all the time: every definition is compiled and parsed in one ``try``."""
+    """A client that refreshes all the time; it compiles and parses all definitions in one ``try``."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -96,7 +96,7 @@ def update(table: Table, number: int, code: str) -> None:
 
 
 def poison(table: Table) -> None:
-    """One row that does not compile, one whose interface does not parse, and two good changes."""
+    """Write a row that does not compile, a row whose interface does not parse, and two good changes."""
     table.run(
         "UPDATE obex_dapl_functions SET code = CASE name WHEN 'command0' THEN 'if' WHEN 'command1' THEN code "
         "ELSE 'x = 1' END, interface = CASE name WHEN 'command1' THEN '{not json' ELSE interface END "
@@ -132,7 +132,7 @@ def delete_most(table: Table) -> None:
 
 
 def double(table: Table) -> None:
-    """Each row once more under another name, and large: over 1 MiB more."""
+    """Add a copy of each row under another name, with large code: over 1 MiB more."""
     table.run(
         "INSERT INTO obex_dapl_functions (name, type, interface, code) "
         "SELECT name || '_copy', type, interface, '#' || repeat('x', 60000) FROM obex_dapl_functions"
@@ -195,7 +195,7 @@ def defect(name: str) -> dict[str, str]:
 
 @contextmanager
 def reader(table: Table) -> Iterator[str]:
-    """A URL for a role that reads the table and owns nothing, so that policies apply to it."""
+    """A URL for a role that reads the table and owns nothing, so that policies apply to the role."""
     parts = urlsplit(table.url)
     name = f"drill_reader_{parts.path[1:]}"
     table.run(f"CREATE ROLE {name} LOGIN PASSWORD 'reader'; GRANT SELECT ON obex_dapl_functions TO {name}")
@@ -255,9 +255,7 @@ ALTER TABLE obex_dapl_functions ATTACH PARTITION next FOR VALUES IN (1); COMMIT
 
 
 @pytest.mark.parametrize("variant", ["", "sees_rows_alone"], ids=["as_it_is", "where_rows_alone_are_checked"])
-def test_a_partition_that_takes_the_place_of_another_is_served(
-    table: Table, start_server: StartServer, variant: str
-) -> None:
+def test_a_partition_that_replaces_another_is_served(table: Table, start_server: StartServer, variant: str) -> None:
     table.run(PARTITIONS)
     server = start_server(table.url, **(defect(variant) if variant else {})).wait_ready()
     with strict_client(server) as client:
@@ -376,7 +374,7 @@ def excesses_of(server: ServerProcess, table: Table, changes: int) -> list[float
                 assert old < committed + LATE_SECONDS, server.tail()
                 time.sleep(0.005)
             until(lambda number=number: sum(server.statusz()["propagation"]["counts"]) == number + 1, server.tail)  # type: ignore[misc]
-            # The old code was served until `old` at least, so the true delay is no less than the difference.
+            # The old code was served until `old` at least, so the true delay is the difference or more.
             excesses.append(server.statusz()["propagation"]["last_seconds"] - (old - committed))
     return excesses
 
@@ -386,7 +384,7 @@ def is_never_less(excesses: list[float]) -> bool:
 
 
 def is_at_most_a_second_more(excesses: list[float]) -> bool:
-    """It may exceed the time between two checks. On a machine that others use, some checks come late."""
+    """The excess may be longer than the time between two checks, because some checks are late on a shared machine."""
     return sum(excess <= 1.0 for excess in excesses) >= 0.95 * len(excesses)
 
 
@@ -394,7 +392,7 @@ PROVED = {"WORKERS": "1", "SYNC_INTERVAL_SECONDS": "0.2"}
 
 
 @pytest.mark.thorough  # half a minute of waiting for cycles
-def test_each_of_100_changes_has_one_measured_delay_at_most_a_second_above_the_true_one(
+def test_the_measured_delay_of_100_changes_exceeds_the_true_delay_by_a_second_at_most(
     filled: Table, start_server: StartServer
 ) -> None:
     excesses = excesses_of(start_server(filled.url, **PROVED).wait_ready(), filled, 100)

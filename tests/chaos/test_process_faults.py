@@ -37,7 +37,7 @@ def ports_connected_to(port: int) -> set[str]:
     return {fields[1] for fields in lines if fields[2].endswith(f":{port:04X}") and fields[3] == "01"}
 
 
-def test_a_killed_worker_costs_clients_that_retry_no_call(server: ServerProcess) -> None:
+def test_no_call_of_a_client_that_retries_fails_when_a_worker_is_killed(server: ServerProcess) -> None:
     with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
         for _ in range(2):
             load.wait_answered(100)
@@ -50,7 +50,7 @@ def test_a_killed_worker_costs_clients_that_retry_no_call(server: ServerProcess)
 
 
 @pytest.mark.thorough  # seconds of load
-def test_a_rolling_replacement_costs_clients_that_retry_no_call(server: ServerProcess) -> None:
+def test_no_call_of_a_client_that_retries_fails_during_a_roll(server: ServerProcess) -> None:
     with Load(server.port, NAMES, options=RETRYING, connections=8) as load:
         load.wait_answered(100)
         server.signal(signal.SIGUSR2)
@@ -62,8 +62,9 @@ def test_a_rolling_replacement_costs_clients_that_retry_no_call(server: ServerPr
 
 @pytest.mark.thorough  # seconds of load
 @pytest.mark.transports("native")
-def test_a_rolling_replacement_costs_no_call_and_no_retry(server: ServerProcess) -> None:
-    """Two GOAWAYs: the first asks for no more calls, the second is sent when the calls under way are known."""
+def test_no_call_fails_or_is_retried_during_a_roll(server: ServerProcess) -> None:
+    """The server sends two GOAWAYs: the first asks for no more calls, and the second is sent when the calls under way
+    are known."""
     with Load(server.port, NAMES, connections=16, rate=400) as load:
         for roll in (1, 2):
             load.wait_answered(100)
@@ -75,7 +76,9 @@ def test_a_rolling_replacement_costs_no_call_and_no_retry(server: ServerProcess)
 
 @pytest.mark.thorough  # seconds of load
 @pytest.mark.transports("native")
-def test_connections_at_their_maximum_age_cost_no_call_and_no_retry(table: Table, start_server: StartServer) -> None:
+def test_no_call_fails_or_is_retried_when_connections_reach_their_maximum_age(
+    table: Table, start_server: StartServer
+) -> None:
     table.add_commands(100)
     server = start_server(table.url, MAX_CONNECTION_AGE_SECONDS="0.3").wait_ready()
     with Load(server.port, NAMES, connections=16, rate=400) as load:

@@ -1,4 +1,4 @@
-"""The soak: a short one holds, the seed determines its plan, and its leak check can fail."""
+"""The soak: a short soak holds, the seed determines the plan, and the leak check can fail."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_soak_of_a_server_with_a_defect_fails(fault: str, variant: str, tells:
     assert "verdict: BROKEN" in summary(found)
 
 
-def test_the_seed_alone_determines_the_plan() -> None:
+def test_only_the_seed_determines_the_plan() -> None:
     first, second = ([*islice(plan(7, faults), 12)] for faults in (FAULTS, FAULTS[::-1]))
     assert first == second
     assert first != [*islice(plan(8, FAULTS), 12)]

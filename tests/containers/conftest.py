@@ -40,7 +40,7 @@ _FIGURES = pytest.StashKey[list[str]]()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Figures measured by the tests."""
+    """The figures that the tests have measured."""
     for line in config.stash.get(_FIGURES, []):
         terminalreporter.write_line(f"figure: {line}")
 
@@ -125,7 +125,8 @@ def mounted(tmp_path_factory: pytest.TempPathFactory, table: Table) -> Secrets:
 
 
 def _reachable(directory: Path) -> Path:
-    """Give any account of a container access through pytest's directories, which have mode 0700, to this one."""
+    """Let any account of a container reach this directory, although the directories of pytest above it have mode
+    0700."""
     for parent in directory.parents:
         if not parent.name.startswith("pytest-"):
             break

@@ -92,8 +92,8 @@ def need_image(engine: docker.DockerClient, image: str, variable: str) -> None:
 
 
 def build(engine: docker.DockerClient, tag: str = IMAGE, **arguments: str) -> tuple[str, str]:
-    """Build the image as in docs/containers.md, with the classic builder, which every engine has; ``arguments`` of the
-    build other than the default ones. Returns the id of the image, and what was printed."""
+    """Build the image as in docs/containers.md, with the classic builder, which every engine has; ``arguments`` replace
+    the default arguments of the build. Returns the id of the image and the output."""
     done = run_build(tag, REVISION="abc", **arguments)
     if done.returncode:
         pytest.fail(f"the image was not built:\n{done.stdout[-3000:]}{done.stderr[-3000:]}", pytrace=False)
@@ -159,7 +159,7 @@ class Running:
         return self.container.logs().decode()
 
     def lines(self) -> list[dict[str, Any]]:
-        """The output as log lines: each of them must be one JSON object."""
+        """The output as log lines; each line must be one JSON object."""
         return [json.loads(line) for line in self.output().splitlines()]
 
     def logged(self, message: str) -> list[dict[str, Any]]:
@@ -171,12 +171,12 @@ class Running:
         return until(lambda: self.logged(message), lambda: f"{message!r}:\n{self.output()}", seconds=seconds)[0]
 
     def wait_exit(self, seconds: float = 30) -> int:
-        """Wait until it has exited by itself. Returns its exit code."""
+        """Wait until the container has exited by itself. Returns its exit code."""
         until(lambda: not self.state["Running"], lambda: f"the container still runs:\n{self.output()}", seconds=seconds)
         return int(self.state["ExitCode"])
 
     def execute(self, *command: str) -> str:
-        """Output of a command inside, which must succeed."""
+        """The output of a command inside the container; the command must succeed."""
         code, output = self.container.exec_run(list(command))
         assert code == 0, output.decode()
         return str(output.decode())

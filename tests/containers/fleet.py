@@ -1,6 +1,6 @@
 """Open-loop load on a fleet: one client that knows every address, balances over them, and retries as the README says.
 
-An event loop in a separate thread offers the load on a schedule; a call counts as failed if its caller would see an
+An event loop in a separate thread offers the load on a schedule; a call is counted as failed if its caller would see an
 error. Each answer is checked.
 """
 
@@ -62,8 +62,8 @@ class FleetLoad:
     manager.
 
     ``names`` maps a name to the octets that its code must begin with. One call in ``SYNC_EVERY`` is a SyncCatalog
-    instead, which must have ``count`` definitions: it is in flight for longer, and gRPC never retries a call whose
-    answer has begun.
+    instead, which must have ``count`` definitions: such a call is in flight for longer, and gRPC never retries a call
+    after its answer has begun.
     """
 
     def __init__(

@@ -143,12 +143,12 @@ def test_every_variable_of_the_server_is_a_setting_and_secrets_are_files(service
     assert not names & {"DATABASE_URL", "API_KEY", "AVAP_INTERNAL_KEY"}
 
 
-def test_the_stack_starts_where_the_limit_of_open_files_is_low(services: dict[str, Any]) -> None:
-    """An engine refuses to raise it above its own, so the file must not ask for it."""
+def test_the_stack_does_not_ask_for_a_higher_limit_of_open_files(services: dict[str, Any]) -> None:
+    """An engine refuses to raise the limit above its own, so the file must not ask for it."""
     assert "ulimits" not in services[SERVER]
 
 
-def test_several_servers_have_ports_and_sockets_of_their_own(secrets_directory: Path) -> None:
+def test_each_of_several_servers_has_its_own_ports_and_sockets(secrets_directory: Path) -> None:
     import yaml
 
     settings = {"SECRETS_DIR": str(secrets_directory), "PORT": "50051-50053", "METRICS_PORT": "9464-9466"}
@@ -162,7 +162,7 @@ def test_several_servers_have_ports_and_sockets_of_their_own(secrets_directory: 
 
 
 def test_prometheus_expects_the_catalogue_of_the_stack(services: dict[str, Any]) -> None:
-    """So that the cache-size alert, made for large catalogues, is silent on its own rows."""
+    """The cache-size alert is made for large catalogues; the setting keeps it silent for the few rows of the stack."""
     import yaml
 
     [rule] = yaml.safe_load((ROOT / "deploy/compose/expectation.yml").read_text())["groups"][0]["rules"]
@@ -254,7 +254,7 @@ def stack(
         "PROMETHEUS_IMAGE": prometheus_image(engine),
         **{name: str(port) for name, port in ports.items()},
     }
-    # PostgreSQL images differ in one respect: not every one reads its password from a file.
+    # PostgreSQL images differ in one respect: some do not read the password from a file.
     override = tmp_path / "password.json"
     password = (secrets_directory / "postgres-password").read_text()
     told = {"environment": {"POSTGRES_PASSWORD_FILE": "", "POSTGRES_PASSWORD": password}}
@@ -268,7 +268,7 @@ def stack(
 
 
 def ask(port: int, query: str) -> list[dict[str, Any]]:
-    """An instant query to Prometheus; no result while it does not answer."""
+    """The result of an instant query to Prometheus; empty while Prometheus does not answer."""
     url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}"
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
         return list(json.load(answer)["data"]["result"])

@@ -133,7 +133,7 @@ def test_without_a_compiler_the_image_is_pure_and_one_line_says_so(
 
 
 def test_an_image_that_requires_the_compiled_engine_is_not_built_without_a_compiler(without_compiler: str) -> None:
-    """Only the stage of the wheel: the test above shows that it is what the image is made from."""
+    """Builds only the stage of the wheel; the test above shows that the image is made from it."""
     arguments = {"BUILD_IMAGE": without_compiler, "COMPILED_ENGINE": "required"}
     done = run_build("definition-server-none:test", "--target", "wheel", **arguments)
     assert done.returncode
@@ -172,7 +172,7 @@ def test_every_module_that_is_imported_was_compiled(start: StartContainer, trans
 
 def test_missing_bytecode_is_written_and_so_detected(engine: docker.DockerClient, image: str) -> None:
     """Shows that the test above can fail."""
-    program = ["-c", "import wave"]  # a module that the server does not use
+    program = ["-c", "import wave"]  # the server does not use this module
     with Running(engine, image, program, entrypoint="/opt/venv/bin/python", user="0:0") as container:
         assert container.wait_exit() == 0, container.output()
         assert [path for path in (change["Path"] for change in container.container.diff()) if "wave" in path]

@@ -111,7 +111,7 @@ def test_no_call_fails_while_both_containers_are_replaced(
 
 
 def test_the_load_detects_a_replacement_without_a_drain(start: StartContainer, count: int) -> None:
-    """Both containers are killed, and the clients do not retry: the same load must detect failures."""
+    """Both containers are killed, and the clients do not retry: the same load must report failures."""
     fleet = Fleet(start, "native")
     with FleetLoad(fleet.ports, NAMES, count, rate=RATE, retries=False) as load:
         for number in (0, 1):

@@ -33,7 +33,7 @@ def test_every_command_of_the_runbooks_runs_in_the_image(server: Running) -> Non
     found = [block.text for page in sorted((ROOT / "docs/runbooks").glob("*.md")) for block in blocks(page, "sh")]
     for old, new in VALUES.items():
         found = [text.replace(old, new) for text in found]
-    # Blocks that are alike run once; lines for another server are left out.
+    # Equal blocks run once, and lines for another server are left out.
     kept = {"\n".join(x for x in text.splitlines() if not any(each in x for each in ELSEWHERE)) for text in found}
     assert len(kept) > 8
     for text in sorted(kept):

@@ -45,7 +45,7 @@ def http(server: Running, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_it_serves_on_a_read_only_root_without_any_capability(start: StartContainer, transport: str) -> None:
+def test_a_server_serves_on_a_read_only_root_without_any_capability(start: StartContainer, transport: str) -> None:
     server = start(TRANSPORT=transport)
     server.wait_log("Serving")
     with Client(server.port(GRPC)) as client:
@@ -97,7 +97,7 @@ def _first_and_second(start: StartContainer, volume: str) -> None:
     assert first.state["ExitCode"] == 0, first.output()
     first.remove()
     second = start(
-        options={**options, "network": "bridge"},  # where no host has the name database
+        options={**options, "network": "bridge"},  # on this network, no host has the name database
         SNAPSHOT_DIR="/var/lib/definition-server",
         CONNECT_TIMEOUT_SECONDS="1",
     )
@@ -118,8 +118,8 @@ def test_the_health_probe_of_kubernetes_is_answered(start: StartContainer) -> No
     assert http(server, "/livez")[0] == 200
 
 
-def test_it_starts_in_the_time_of_a_few_commands(start: StartContainer, figure: Callable[[str], None]) -> None:
-    """Time from the command until the server is ready, and the time that the server logs."""
+def test_a_container_starts_in_the_time_of_a_few_commands(start: StartContainer, figure: Callable[[str], None]) -> None:
+    """Measures the time from the command until the server is ready, and reads the time that the server logs."""
     seen, told, yardstick = [], [], []
     for _ in range(5):
         began = time.monotonic()
@@ -154,7 +154,7 @@ def test_the_number_of_workers_is_that_of_the_containers_cpus(start: StartContai
     assert server.wait_log("Starting")["workers"] == workers
 
 
-def test_the_memory_that_is_planned_is_enough(
+def test_the_memory_that_capacity_plans_is_sufficient(
     start: StartContainer, table: Table, figure: Callable[[str], None]
 ) -> None:
     """`definition-server capacity` replaces a heap limit: publications and a roll fit into the memory that it
@@ -167,7 +167,7 @@ def test_the_memory_that_is_planned_is_enough(
     assert planner.wait_exit() == 0, planner.output()
     plan = json.loads(planner.output())["replica"]
     limit = plan["memory_limit_mb"]
-    # A swap limit equal to the memory limit means no swap: above it, a process is killed.
+    # A swap limit equal to the memory limit means no swap, so a process above the limit is killed.
     memory = {"mem_limit": f"{limit}m", "memswap_limit": f"{limit}m"}
     server = start(options=memory, WORKERS=str(plan["workers"]), SYNC_INTERVAL_SECONDS="0.2")
     server.wait_log("Serving", seconds=60)
@@ -215,7 +215,7 @@ def test_sigterm_lets_calls_in_flight_finish(start: StartContainer, table: Table
     assert not server.logged("Workers did not leave in time; killed")
 
 
-def test_sigterm_is_not_lost_before_the_server_has_started(start: StartContainer) -> None:
+def test_a_sigterm_before_the_server_has_started_ends_it(start: StartContainer) -> None:
     """PID 1 has no default action for signals: a signal that arrives while Python loads must be handled
     nevertheless.
     """

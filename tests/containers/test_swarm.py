@@ -39,7 +39,7 @@ def test_a_stack_file_that_docker_refuses_is_detected(stack: dict[str, Any]) -> 
     assert done.returncode, stack.keys()
 
 
-def test_it_has_the_size_of_the_guide_with_a_core_for_the_master(server: dict[str, Any]) -> None:
+def test_the_stack_has_the_size_of_the_guide_with_a_core_for_the_master(server: dict[str, Any]) -> None:
     resources = server["deploy"]["resources"]
     assert resources["limits"] == resources["reservations"] == {"cpus": "4", "memory": str(5 * 2**30)}
     assert int(server["environment"]["WORKERS"]) == 3
@@ -47,7 +47,9 @@ def test_it_has_the_size_of_the_guide_with_a_core_for_the_master(server: dict[st
     assert server["image"] == f"definition-server:{__version__}"
 
 
-def test_it_is_hardened_and_its_secrets_are_files_of_its_account(server: dict[str, Any], stack: dict[str, Any]) -> None:
+def test_the_service_is_hardened_and_its_secrets_are_files_of_its_account(
+    server: dict[str, Any], stack: dict[str, Any]
+) -> None:
     assert (server["read_only"], server["cap_drop"], server["user"]) == (True, ["ALL"], "10001:10001")
     assert {(each["uid"], each["mode"]) for each in server["secrets"]} == {("10001", 0o400)}
     assert all(secret["external"] for secret in stack["secrets"].values())

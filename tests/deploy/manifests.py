@@ -13,7 +13,7 @@ NAME = "definition-server"
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
-    """The objects of one overlay, one of each kind."""
+    """The objects of one overlay; there is one object of each kind."""
 
     objects: list[Object]
 
@@ -28,7 +28,7 @@ class Manifests:
 
     @property
     def deployment(self) -> Object:
-        """Its ``spec``."""
+        """The ``spec`` of the object of that kind."""
         spec: Object = self.one("Deployment")["spec"]
         return spec
 
@@ -68,7 +68,8 @@ class Manifests:
         return next((p["containerPort"] for p in self.container["ports"] if p["name"] == name), None)
 
     def selects_pods(self, selector: dict[str, str]) -> bool:
-        """Whether ``matchLabels`` matches these pods. An empty selector, which matches all pods, does not count."""
+        """Whether ``matchLabels`` matches these pods. The result is false for an empty selector, which matches all
+        pods."""
         return bool(selector) and selector.items() <= self.pod_labels.items()
 
     def mounted(self, path: str) -> Object | None:

@@ -31,7 +31,7 @@ KNOWN = {n for f in Settings.model_fields.values() for n in variables(f)} | {f"{
 
 
 def setting(manifests: Manifests, variable: str) -> float:
-    """A number in force: from the environment, or the server's default."""
+    """A number that is in effect: from the environment, or the server's default."""
     return float(manifests.environment.get(variable) or _FIELDS[variable].get_default(call_default_factory=True))
 
 
@@ -55,7 +55,7 @@ def one_core_for_the_master(m: Manifests) -> Iterator[str]:
 def memory_for_the_catalogue(m: Manifests) -> Iterator[str]:
     """The limit is that of the capacity command for as many workers, and the snapshots fit on their volume."""
     figures = load_figures()
-    # With the load that these workers are planned for, the plan has this number of workers.
+    # For the load that these workers are planned for, the plan has the same number of workers.
     rate = figures.worker_rate * (1 - RIGHT_SIZED.margin) * m.workers * (RIGHT_SIZED.replicas - 1)
     plan = answer(Demand(rate, RIGHT_SIZED.definitions, RIGHT_SIZED.definition_octets, 3, 1000, 0.4), figures)
     limit = octets(m.container["resources"]["limits"]["memory"]) / 2**20
@@ -105,7 +105,8 @@ def supervisor_first(m: Manifests) -> Iterator[str]:
 
 
 def time_to_drain(m: Manifests) -> Iterator[str]:
-    """The server answers calls in flight and exits before the kubelet kills it. It waits by itself: no preStop."""
+    """The server answers calls in flight and exits before the kubelet kills it. The server itself waits, so there is no
+    preStop."""
     longest = setting(m, "DRAIN_TIMEOUT_SECONDS") + _EXIT_MARGIN_SECONDS
     if m.pod.get("terminationGracePeriodSeconds", 30) <= longest:
         yield f"grace period {m.pod.get('terminationGracePeriodSeconds', 30)} s, a drain takes up to {longest:g} s"
@@ -139,7 +140,8 @@ def disruption_budget(m: Manifests) -> Iterator[str]:
 
 
 def spread_over_the_cluster(m: Manifests) -> Iterator[str]:
-    """No two replicas on one node while another node is free; zones evenly if possible."""
+    """Two replicas never share a node while another node is free, and replicas are spread evenly over zones if
+    possible."""
     wanted = {"kubernetes.io/hostname": "DoNotSchedule", "topology.kubernetes.io/zone": "ScheduleAnyway"}
     found = {each["topologyKey"]: each for each in m.pod.get("topologySpreadConstraints", ())}
     for key, rule in wanted.items():
@@ -155,7 +157,7 @@ def spread_over_the_cluster(m: Manifests) -> Iterator[str]:
 
 
 def autoscaled(m: Manifests) -> Iterator[str]:
-    """Scaling by CPU, at a share that these workers can reach, with enough replicas to lose one."""
+    """Scaling follows CPU, at a share that these workers can reach, and there are enough replicas to lose one."""
     spec = m.one("HorizontalPodAutoscaler")["spec"]
     name = m.one("Deployment")["metadata"]["name"]
     if spec["scaleTargetRef"] != {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}:
@@ -172,7 +174,7 @@ def autoscaled(m: Manifests) -> Iterator[str]:
 
 
 def closed_network(m: Manifests) -> Iterator[str]:
-    """In: labelled clients to gRPC, Prometheus to metrics. Out: DNS and PostgreSQL. No other traffic of these pods."""
+    """Only labelled clients may reach gRPC, and Prometheus the metrics. The pods may reach only DNS and PostgreSQL."""
     spec = m.one("NetworkPolicy")["spec"]
     if not m.selects_pods(spec["podSelector"].get("matchLabels", {})):
         yield "it does not select the pods"
@@ -205,7 +207,7 @@ def closed_network(m: Manifests) -> Iterator[str]:
 
 
 def secrets_by_file(m: Manifests) -> Iterator[str]:
-    """No secret is a variable or in the manifests, and files are updated with the Secret."""
+    """No secret is a variable or stands in the manifests, and the files of secrets are updated with the Secret."""
     if any(each["kind"] == "Secret" for each in m.objects):
         yield "a Secret is among the manifests"
     for each in m.container.get("env", ()):
@@ -239,7 +241,7 @@ def known_environment(m: Manifests) -> Iterator[str]:
 
 
 def restricted(m: Manifests) -> Iterator[str]:
-    """The strictest Pod Security Standard, and also: read-only root, no token, no capability."""
+    """The pods obey the strictest Pod Security Standard, and have a read-only root, no token and no capability."""
     pod, own = m.pod.get("securityContext", {}), m.container.get("securityContext", {})
     wanted = {
         "runAsNonRoot": (pod.get("runAsNonRoot"), True),
@@ -265,7 +267,7 @@ def restricted(m: Manifests) -> Iterator[str]:
 
 
 def every_pod_has_an_address(m: Manifests) -> Iterator[str]:
-    """A headless service over ready pods, for clients that balance."""
+    """There is a headless service over ready pods, for clients that balance."""
     spec = m.one("Service")["spec"]
     if spec.get("clusterIP") != "None":
         yield "not headless"

@@ -1,6 +1,6 @@
 """The dashboard is the output of its source, is valid by Grafana's own types, and can be read.
 
-That its queries have data is shown on a real Prometheus: test_prometheus_live.py.
+`test_prometheus_live.py` shows on a real Prometheus that its queries have data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_the_dashboard_is_the_output_of_its_source() -> None:
 
 
 def unknown_fields(written: Any, known: Any, at: str = "") -> list[str]:
-    """Paths of values in ``written`` that are lost when they pass through Grafana's types."""
+    """The paths of values in ``written`` that Grafana's types do not keep."""
     if isinstance(written, dict) and isinstance(known, dict):
         return [
             lost
@@ -68,7 +68,7 @@ def test_publications_are_annotations_at_the_time_of_the_metric() -> None:
     assert annotation["expr"].endswith("* 1000")
 
 
-def test_the_table_of_instances_says_what_each_serves_since_when_and_whether_that_is_fresh() -> None:
+def test_the_table_of_instances_shows_version_time_and_freshness_of_each() -> None:
     (table,) = (panel for panel in PANELS if panel["type"] == "table")
     organize = next(each["options"] for each in table["transformations"] if each["id"] == "organize")
     columns = sorted(organize["indexByName"], key=organize["indexByName"].__getitem__)
@@ -125,7 +125,7 @@ def test_every_query_uses_the_selected_data_source_and_instances(panel: dict[str
     assert [target["refId"] for target in panel["targets"]] == list("ABCDE"[: len(panel["targets"])])
     for target in panel["targets"]:
         assert target["datasource"] == panel["datasource"]
-        # A metric without the selection would show another installation's data.
+        # A metric without the selection would show the data of another installation.
         assert target["expr"].count('{job=~"$job", instance=~"$instance"') >= 1
 
 
@@ -153,7 +153,7 @@ def read(path: str) -> Any:
     return yaml.safe_load((ROOT / "deploy" / path).read_text(encoding="utf-8"))
 
 
-def test_what_is_provisioned_is_what_grafana_reads_and_compose_mounts() -> None:
+def test_grafana_reads_the_provisioned_files_where_compose_mounts_them() -> None:
     folder = "grafana/provisioning"
     dashboards, sources = (
         read(f"{folder}/dashboards/definition-server.yml"),

@@ -37,7 +37,7 @@ CUSTOM = ("ServiceMonitor", "PrometheusRule")
 
 
 def with_components(tmp_path: Path, *names: str) -> Manifests:
-    """The overlay ``guide`` with more components, as an operator's own overlay would have them."""
+    """The overlay ``guide`` with more components, like an operator's own overlay."""
     relative = Path("../" * len(tmp_path.resolve().parts)) / KUBERNETES.relative_to("/")
     told = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -96,7 +96,7 @@ def test_the_service_monitor_is_valid_for_the_operator(manifests: Manifests) -> 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_renders_to_valid_objects(component: str, tmp_path: Path) -> None:
-    # The overlays have service-monitor already; adding it twice would be a mistake of the operator.
+    # The overlays already have service-monitor; an operator must not add it twice.
     names = () if component == "service-monitor" else (component,)
     for each in with_components(tmp_path, *names).objects:
         if each["kind"] not in CUSTOM:
@@ -190,7 +190,7 @@ BREAKINGS: list[tuple[Promise, Breaking]] = [
     (promises.closed_network, lambda m: m.one("NetworkPolicy")["spec"]["ingress"][0].pop("from")),
     (promises.closed_network, lambda m: m.one("NetworkPolicy")["spec"]["egress"][1].pop("to")),
     (
-        # What kustomize's includeSelectors does to a peer.
+        # This is the effect of kustomize's includeSelectors on a peer.
         promises.closed_network,
         lambda m: m.one("NetworkPolicy")["spec"]["egress"][0]["to"][0]["podSelector"]["matchLabels"].update(
             {"app.kubernetes.io/name": "definition-server"}
@@ -240,12 +240,12 @@ def test_every_promise_is_broken_by_a_case_of_the_test() -> None:
 
 
 @pytest.mark.parametrize("overlay", ["right-sized"])
-def test_the_right_sized_overlay_is_what_the_capacity_command_says(manifests: Manifests) -> None:
+def test_the_right_sized_overlay_has_the_resources_that_the_capacity_command_plans(manifests: Manifests) -> None:
     plan = answer(promises.RIGHT_SIZED, load_figures())
     limits = manifests.container["resources"]["limits"]
     assert manifests.workers == plan.workers
     assert math.isclose(manifests.cpu_limit, plan.cpu_limit)
-    # A new measurement may move the memory a little; a quarter too much is no longer "right".
+    # A new measurement may change the memory a little; a quarter too much is not "right-sized" any more.
     assert plan.memory_limit_mb <= octets(limits["memory"]) / 2**20 <= 1.25 * plan.memory_limit_mb
 
 
@@ -261,7 +261,7 @@ def test_three_workers_of_the_guide_carry_the_rate_of_the_guide(manifests: Manif
     assert share <= load_figures().worker_rate * (1 - promises.RIGHT_SIZED.margin)
 
 
-def test_the_image_is_of_this_version(manifests: Manifests) -> None:
+def test_the_image_has_the_tag_of_this_version(manifests: Manifests) -> None:
     assert manifests.container["image"] == f"definition-server:{__version__}"
 
 
@@ -269,7 +269,7 @@ def test_an_image_that_is_built_as_documented_is_labelled_with_this_version() ->
     assert f"\nARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_the_user_is_that_of_the_image_in_its_own_group(manifests: Manifests) -> None:
+def test_the_pod_runs_as_the_user_of_the_image_in_its_own_group(manifests: Manifests) -> None:
     """The image's USER has group 0, for OpenShift; the pod runs in the account's own group."""
     image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     account = re.search(r"'avap:x:(\d+):(\d+):", image)
@@ -331,10 +331,10 @@ def test_every_overlay_is_tested() -> None:
 
 
 @pytest.mark.parametrize("overlay", ["avap-engine"])
-def test_the_overlay_avap_engine_differs_from_the_guide_in_the_name_of_the_deployment_alone(
+def test_the_overlay_avap_engine_differs_from_the_guide_only_in_the_name_of_the_deployment(
     manifests: Manifests, guide: Manifests
 ) -> None:
-    """So that `kubectl rollout restart deployment avap-engine` finds it."""
+    """`kubectl rollout restart deployment avap-engine` must find the deployment."""
     assert manifests.one("Deployment")["metadata"]["name"] == "avap-engine"
     guide.one("Deployment")["metadata"]["name"] = "avap-engine"
     guide.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] = "avap-engine"
@@ -347,7 +347,7 @@ def test_the_policy_is_mounted_as_a_directory_under_the_name_that_the_setting_ha
     changed = with_components(tmp_path, "publication-policy")
     assert judge(changed) == []
     [mount] = [each for each in changed.container["volumeMounts"] if each["name"] == "policy"]
-    assert "subPath" not in mount  # the kubelet does not update those
+    assert "subPath" not in mount  # the kubelet does not update files mounted by subPath
     assert changed.environment["PUBLICATION_POLICY"] == f"{mount['mountPath']}/policy.toml"
     [volume] = [each for each in changed.pod["volumes"] if each["name"] == "policy"]
     [policy] = [

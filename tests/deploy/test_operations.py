@@ -33,10 +33,10 @@ ROWS = 30
 
 
 def questions() -> list[Block]:
-    """The commands of the table of questions, in order, between two versions of the catalogue that they are about."""
+    """The commands of the table of questions, in order, between two published versions of the catalogue."""
     text = PAGE.read_text(encoding="utf-8")
     start, end = text.index("<!-- questions -->"), text.index("<!-- /questions -->")
-    line = text.count("\n", 0, start) + 4  # behind the mark, the head of the table and its rule
+    line = text.count("\n", 0, start) + 4  # the rows after the mark, the head of the table and its rule
     rows = text[start:end].splitlines()[3:]
     found = [Block("sh", ANOTHER_VERSION, line - 1)]
     for number, row in enumerate(rows, line):
@@ -62,14 +62,14 @@ definition-server sync
 def script(parts: list[Block]) -> str:
     """One shell for all blocks, as an operator has it; it prints the current block, and stops at the first failure.
 
-    It then ends the processes that the page has started, because the server holds our pipe open.
+    At its end it ends the processes that the page has started, because the server keeps the pipe of the test open.
     """
     said = [f'echo "{MARK} {part.line}"\n{part.text}' for part in parts]
     return "set -euo pipefail\ntrap 'jobs -p | xargs -r kill' EXIT\n" + "\n".join(said)
 
 
 def environment(database: str, folder: Path, signed: bool) -> dict[str, str]:
-    """The variables that the page asks its reader to set, and an operator's ``PATH``."""
+    """The variables that the page tells its reader to set, and the ``PATH`` of an operator."""
     place = psycopg.conninfo.conninfo_to_dict(database)
     programs = (Path(sys.executable).parent, kustomize().parent, first_binaries().bin_dir)
     (folder / "snapshots").mkdir()
@@ -134,7 +134,7 @@ def test_every_command_of_the_page_works_in_the_order_of_the_page(database: str,
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout
     assert [line for line in lines if line.startswith(MARK)] == [f"{MARK} {part.line}" for part in parts]
-    # The last command on that page that writes to the table makes the rows from a served catalogue.
+    # The last command of the page that writes to the table restores the rows from a served catalogue.
     assert rows(database) == before
     log = (tmp_path / "server.log").read_text()
     for message in ("Serving", "Syncing at once", "Rolling the workers", "Catalogue pinned", "Stopped"):

@@ -37,7 +37,7 @@ def kubelet(manifests: Manifests, probe: str, port: int) -> bool:
 
 @pytest.fixture
 def variables(guide: Manifests, database_url: str, tmp_path: Path) -> dict[str, str]:
-    """The pod's environment with other directories, in which the Secret's files exist."""
+    """The environment of the pod, with directories of the test in which the Secret's files exist."""
     secrets, snapshots = tmp_path / "secrets", tmp_path / "snapshots"
     snapshots.mkdir()
     secrets.mkdir()
@@ -94,6 +94,6 @@ def test_a_terminated_pod_is_not_ready_first_and_exits_in_time(
     port = pod.port
     pod.signal(signal.SIGTERM)
     until(lambda: not kubelet(guide, "readinessProbe", port), lambda: f"not ready:\n{pod.tail()}")
-    # Still alive: the kubelet does not interfere with the shutdown, and clients are answered.
+    # The pod is still alive, so the kubelet does not interfere with the shutdown, and clients are answered.
     assert kubelet(guide, "livenessProbe", port)
     assert pod.wait_exit(seconds=setting(guide, "DRAIN_TIMEOUT_SECONDS")) == 0

@@ -22,7 +22,7 @@ COMMANDS = 120
 
 
 def in_quick_motion(document: Document) -> Document:
-    """The rules with short waits."""
+    """The alert rules with short waits."""
     for group in document["groups"]:
         for rule in group["rules"]:
             if "for" in rule:
@@ -33,7 +33,7 @@ def in_quick_motion(document: Document) -> Document:
 
 @pytest.fixture
 def start(start_server: StartServer) -> Callable[[Table], ServerProcess]:
-    """A server on the table that serves."""
+    """A server on the table; it serves."""
     return lambda table: start_server(table.url, SYNC_INTERVAL_SECONDS=str(INTERVAL)).wait_ready()
 
 
@@ -43,7 +43,7 @@ def filled(url: str) -> Table:
     return table
 
 
-def test_a_dead_database_raises_the_alerts_on_the_age_and_no_others(
+def test_a_dead_database_raises_only_the_alerts_on_the_age(
     frail_postgres: DatabaseServer, start: Callable[[Table], ServerProcess], tmp_path: Path
 ) -> None:
     server = start(filled(create_database(frail_postgres.url, "dead")))
@@ -66,7 +66,7 @@ def test_a_dead_database_raises_the_alerts_on_the_age_and_no_others(
 
 
 @pytest.mark.transports
-def test_an_emptied_table_raises_alerts_although_the_cache_size_stays(
+def test_an_emptied_table_raises_alerts_even_though_the_cache_size_stays(
     table: Table, start: Callable[[Table], ServerProcess], tmp_path: Path
 ) -> None:
     table.add_commands(COMMANDS)
@@ -83,7 +83,7 @@ def test_an_emptied_table_raises_alerts_although_the_cache_size_stays(
 
 
 @pytest.mark.transports
-def test_servers_on_two_databases_raise_the_alert_on_their_difference(
+def test_servers_on_two_databases_raise_the_alert_about_different_catalogues(
     postgres: DatabaseServer, table: Table, start: Callable[[Table], ServerProcess], tmp_path: Path
 ) -> None:
     table.add_commands(COMMANDS)

@@ -80,12 +80,12 @@ Scraped = tuple[Prometheus, str]
 
 @pytest.fixture(scope="module")
 def scraped(transport: str, postgres: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    """Prometheus on a busy server of each transport in turn; and the transport."""
+    """Prometheus scraping a busy server of each transport in turn, and the name of the transport."""
     name = f"prometheus_{transport}"
     table = Table(create_database(postgres.url, name))
     table.add_commands(len(COMMANDS))
     table.add([(None, "function", "[]", "pass"), ("text", "function", "not json", "pass")])
-    # More than a twentieth: they are served as suspect, because the versions of Python may differ.
+    # The bad rows are more than a twentieth of all, so they are served as suspect: the versions of Python may differ.
     table.add((f"odd{number}", "function", "[]", "if") for number in range(10))
     with ExitStack() as stack:
         stack.callback(drop_database, postgres.url, name)
@@ -161,7 +161,7 @@ def test_the_annotation_of_publications_is_the_time_of_each_version_in_milliseco
 
 
 def test_the_panels_show_the_outcomes_and_reasons_of_the_test(scraped: Scraped) -> None:
-    """Not only some data: the outcomes and reasons of this test's traffic and table."""
+    """The panels must show the outcomes and reasons of this test's traffic and table, and not only some data."""
     prometheus, _ = scraped
     by_title = {panel["title"]: panel for panel in PANELS}
 
@@ -216,8 +216,8 @@ def test_only_the_flood_of_wrong_keys_fires_and_its_text_is_complete(scraped: Sc
     assert re.fullmatch(
         r"127\.0\.0\.1:\d+ gets [\d.]+ calls a second with a wrong key\.", alert["annotations"]["summary"]
     )
-    # Alerts whose `for` has not passed yet: a twentieth of unknown names, a steady wrong key. None is critical.
-    # A machine that stands still for a moment causes others, which do not stay.
+    # These alerts are pending, because their `for` has not passed yet: a twentieth of unknown names, and a steady wrong
+    # key. None is critical. A machine that pauses for a moment causes other alerts, which disappear.
     expected = {
         "DefinitionServerUnauthorizedSteady", "DefinitionServerUnknownNames", "DefinitionServerRowsUnserved",
     }  # fmt: skip

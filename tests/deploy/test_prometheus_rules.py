@@ -106,7 +106,7 @@ def test_the_error_budget_is_that_of_the_objective() -> None:
 
 
 def test_no_critical_alert_fires_three_minutes_after_the_repair() -> None:
-    """One scenario breaks everything that is critical, and repairs it: 40 minutes after its start."""
+    """One scenario causes every critical fault, and repairs all of them 40 minutes after its start."""
     (scenario,) = [test for test in scenarios() if test["name"].startswith("every critical alert is silent")]
     broken, repaired = scenario["promql_expr_test"]
     critical = {name for name, rule in ALERTS.items() if rule["labels"]["severity"] == "critical"}

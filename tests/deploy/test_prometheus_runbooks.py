@@ -80,7 +80,7 @@ def commands(page: Path) -> list[str]:
 
 @cache
 def texts_of_the_service() -> str:
-    """Every string of the service's code, f-strings with placeholders for their values."""
+    """Every string in the service's code; f-strings have placeholders for their values."""
     files = (ROOT / "service").rglob("*.py")
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -120,7 +120,7 @@ def test_every_alert_and_message_of_a_page_exists(page: Path) -> None:
     ] == []
 
 
-def test_every_fault_of_the_drills_is_on_one_runbook_and_no_other_fault_is() -> None:
+def test_each_fault_of_the_drills_is_on_one_runbook_and_each_fault_there_exists() -> None:
     named = [(drill, page.name) for page in PAGES for drill in quoted(sections(page)["Drill"])]
     assert sorted(drill for drill, _ in named) == sorted(every_fault())
 
@@ -156,7 +156,7 @@ def test_commands_of_the_server_have_valid_options(page: Path) -> None:
                 found = command.get_command(context, words[0])
                 assert found is not None, line
                 command, words = found, words[1:]
-            # Parses without running: an unknown option or a missing argument raises.
+            # Parses the command without running it; an unknown option or a missing argument raises.
             command.make_context("runbook", [*words], resilient_parsing=False)
 
 
@@ -174,7 +174,7 @@ def server(table: Table, start_server: StartServer, tmp_path: Path) -> ServerPro
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as the image is: a server with TLS that runs, and a `PATH` with the programs of the image alone."""
+    """A machine like the image: a running server with TLS, and a `PATH` with only the programs of the image."""
 
     environment: dict[str, str]
     values: dict[str, str]
@@ -249,8 +249,8 @@ def test_a_command_that_the_image_does_not_have_is_detected(machine: Machine, co
     assert machine.run(command).returncode
 
 
-def test_refusals_of_the_database_have_a_page_of_their_own() -> None:
-    """Not the page about a database that cannot be reached, where nobody finds what to do about a password."""
+def test_refusals_of_the_database_have_a_separate_page() -> None:
+    """It is not the page about a database that cannot be reached, where nobody looks for a wrong password."""
     rule = ALERTS["DefinitionServerDatabaseRefuses"]
     assert rule["annotations"]["runbook_url"].endswith("/database-access.md")
     refused = {reason.value for reason in Reason if re.search(rf"\b{reason.value}\b", rule["expr"])}
@@ -271,7 +271,7 @@ def test_queries_are_valid_and_their_series_exist(server: ServerProcess, tmp_pat
     with Prometheus(directory, [server.metrics_port]) as prometheus:
         prometheus.wait_series("rate(avap_requests_total[5m])")
         for query in queries:
-            # Without traffic quantiles are NaN, which still is a series.
+            # Without traffic, quantiles are NaN, but the series exist.
             assert prometheus.query(query), query
 
 

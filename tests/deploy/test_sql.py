@@ -25,7 +25,7 @@ PASSWORD = "a 'quoted' pass\\word"
 
 
 def psql(url: str, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as described at its head."""
+    """Run a script as its first comment describes."""
     given = [f"-v{name}={value}" for name, value in variables.items()]
     command = [first_binaries().psql, "-X", "-q", url, *given, "-f", SQL / script]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -69,7 +69,7 @@ def test_the_role_reads_the_table(role: str) -> None:
         "SELECT pg_terminate_backend(pg_backend_pid()), pg_read_file('/etc/passwd')",
     ],
 )
-def test_the_role_can_do_nothing_else_even_in_a_writing_transaction(role: str, statement: Any) -> None:
+def test_the_role_can_only_read_even_in_a_read_write_transaction(role: str, statement: Any) -> None:
     with psycopg.connect(role, autocommit=True) as connection:
         assert connection.execute("SHOW transaction_read_only").fetchone() == ("on",)
         connection.execute("SET default_transaction_read_only = off")
@@ -114,7 +114,7 @@ def test_an_owner_who_is_not_a_superuser_can_run_it(database: str) -> None:
 
 
 @may_build
-def test_the_role_has_connections_for_the_largest_fleet_twice(role: str, guide: Manifests) -> None:
+def test_the_role_may_open_twice_the_connections_of_the_largest_fleet(role: str, guide: Manifests) -> None:
     with psycopg.connect(role) as connection:
         limit = connection.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = %s", (ROLE,)).fetchone()
     assert limit is not None

@@ -34,7 +34,7 @@ WANTED = {STATIC: (b"0", grpc_message(ANSWER)), REFUSING: (b"5", b""), GUARDED: 
 
 
 class Call:
-    """The expected outcome of one call, and its outcome so far."""
+    """The expected outcome of one call, and its present outcome."""
 
     def __init__(self, path: bytes, unsent: bytes) -> None:
         self.path = path
@@ -235,7 +235,7 @@ class Client(RuleBasedStateMachine):
         self.engine.finished(stream)
         self.exchange()
 
-    # -- what must hold ------------------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------------------
 
     @invariant()
     def handlers_are_counted(self) -> None:

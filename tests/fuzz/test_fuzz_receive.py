@@ -1,8 +1,8 @@
-"""Any octets: no exception, bounded memory, and the same outcome however the octets are divided.
+"""Any octets cause no exception, take bounded memory, and have the same outcome in any division into reads.
 
 Seeds are the captures of real clients and the files of `tests/fuzz/corpus` (inputs that once failed, and openings of
-attacks). Each run replays every file unchanged. `FUZZ_EXAMPLES` sets the number of mutations; without it
-the profile of Hypothesis does.
+attacks). Each run replays every file unchanged. `FUZZ_EXAMPLES` sets the number of mutations; without it, the profile
+of Hypothesis sets the number.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def check(octets: bytes) -> None:
     for other in others:
         codes = {first.code, other.code}
         if ENHANCE_YOUR_CALM in codes or (len(codes) > 1 and STREAM_CLOSED in codes):
-            # The number of PINGs and WINDOW_UPDATEs that our answers allow depends on when these were sent. So does
-            # whether a stream is closed, so that a late frame may end the connection, or only half-closed (section
-            # 5.1).
+            # The number of PINGs and WINDOW_UPDATEs that the server's answers allow depends on the time of the answers.
+            # So does the state of a stream: closed, so that a late frame may end the connection, or only half-closed
+            # (section 5.1).
             continue
         assert outcome(other) == outcome(first)
         for stream in first.replies.streams.keys() | other.replies.streams.keys():
@@ -91,7 +91,7 @@ def reset_by_client(octets: bytes, stream: int) -> bool:
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_a_file_of_the_corpus_has_one_outcome_however_it_is_divided(name: str):
+def test_a_file_of_the_corpus_has_the_same_outcome_in_any_division(name: str):
     check(SEEDS[name])
 
 
@@ -161,7 +161,7 @@ def _mutated(octets: bytes, what: str, where: float, how: object) -> bytes:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(SEEDS)), st.lists(_MUTATION, min_size=1, max_size=6))
-def test_a_mutated_capture_has_one_outcome_however_it_is_divided(name: str, mutations: list[tuple[str, float, object]]):
+def test_a_mutated_capture_has_the_same_outcome_in_any_division(name: str, mutations: list[tuple[str, float, object]]):
     check(mutate(SEEDS[name], mutations))
 
 
@@ -206,14 +206,14 @@ def _frames(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_frames(), max_size=12))
-def test_random_frames_have_one_outcome_however_they_are_divided(frames: list[bytes]):
+def test_random_frames_have_the_same_outcome_in_any_division(frames: list[bytes]):
     check(HELLO + SETTINGS_ACK + b"".join(frames))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @example(b"")
 @given(st.binary(max_size=300))
-def test_random_octets_have_one_outcome_however_they_are_divided(octets: bytes):
+def test_random_octets_have_the_same_outcome_in_any_division(octets: bytes):
     check(octets)
     check(PREFACE + octets)
     check(HELLO + call(1) + octets)

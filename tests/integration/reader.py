@@ -1,4 +1,4 @@
-"""The common part of the tests that read from a real PostgreSQL."""
+"""The shared part of the tests that read from a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Reader:
         await self.source.close()
 
     async def fingerprint(self) -> str:
-        """As a cycle that reads the rows remembers it: the first reading of a connection has it from its ranges."""
+        """The fingerprint that a cycle remembers after it has read the rows; the first reading of a connection gets it
+        from its ranges."""
         async with self.source.read() as reading:
             await reading.ranges(None)
             return reading.fingerprint
@@ -38,6 +39,6 @@ class Reader:
 
 
 def empty(table: Table, columns: str = COLUMNS, more: str = "") -> Table:
-    """The table, made again with other columns."""
+    """The table, created again with other columns."""
     table.run(f"DROP TABLE obex_dapl_functions; CREATE TABLE obex_dapl_functions ({columns}) {more}")
     return table

@@ -1,4 +1,4 @@
-"""Strangers at the admin port of a running server: they cost it a fixed number of connections, and no probe fails."""
+"""Strangers at the admin port of a running server use a limited number of connections, and no probe fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def threads_of(pid: int) -> int:
 
 
 class Strangers:
-    """Clients that never complete a request, and connect again when they are cut off."""
+    """Clients that never complete a request, and connect again when they are disconnected."""
 
     def __init__(self, port: int, count: int, beginning: bytes) -> None:
         self._port = port
@@ -58,7 +58,8 @@ class Strangers:
         self._selector.register(client, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def trickle(self) -> None:
-        """Send each one's beginning, or one more octet; replace those that were cut off."""
+        """Send the beginning of a request, or one more octet, on each connection. Replace the connections that were
+        closed."""
         for key, events in self._selector.select(0):
             client = key.fileobj
             assert isinstance(client, socket.socket)
@@ -99,7 +100,7 @@ def strangers(port: int, count: int, beginning: bytes) -> Iterator[Strangers]:
 
 
 def connections_of(server: ServerProcess) -> int:
-    """How many descriptors of the master are connections of its admin port."""
+    """The number of the master's descriptors that are connections of its admin port."""
     sockets = {target for target in open_descriptors(server.pid).values() if target.startswith("socket:")}
     tables = (Path(f"/proc/{server.pid}/net/{name}").read_text() for name in ("tcp", "tcp6"))
     rows = [line.split() for table in tables for line in table.splitlines()[1:]]
@@ -114,7 +115,7 @@ def connections_of(server: ServerProcess) -> int:
 @pytest.mark.thorough  # a thousand connections
 @pytest.mark.any_transport
 @pytest.mark.parametrize("beginning", sample([BEGINNING, b""]), ids=["trickling", "silent"])
-def test_a_thousand_strangers_cost_no_thread_and_few_descriptors_and_no_probe_fails(
+def test_no_probe_fails_and_no_thread_starts_while_a_thousand_strangers_are_connected(
     server: ServerProcess, beginning: bytes
 ) -> None:
     server.http("/readyz")
@@ -128,13 +129,13 @@ def test_a_thousand_strangers_cost_no_thread_and_few_descriptors_and_no_probe_fa
             assert server.http("/readyz") == (200, "ready\n")
             waits.append(time.monotonic() - started)
             assert threads_of(server.pid) <= threads
-            # One more for a moment: a connection is accepted, and then another one is closed for it.
+            # The count may be one higher for a moment: a connection is accepted before another one is closed for it.
             assert connections_of(server) <= MOST_CONNECTIONS + 1
         assert statistics.median(waits) < 1.0
         assert server.http("/metrics")[0] == 200
         until(lambda: sum(server.statusz()["sync"]["cycles"].values()) > cycles + 1, "cycles go on")
         assert crowd.cut_off > STRANGERS // 2
-        assert connections_of(server) > MOST_CONNECTIONS // 2  # they are counted
+        assert connections_of(server) > MOST_CONNECTIONS // 2  # the descriptors are counted
     line = server.wait_log("The admin port is full; its oldest connection was closed")
     assert line["peer"].startswith("127.0.0.1:")
     assert len(server.logged("The admin port is full; its oldest connection was closed")) < 100
@@ -142,7 +143,7 @@ def test_a_thousand_strangers_cost_no_thread_and_few_descriptors_and_no_probe_fa
 
 @pytest.mark.thorough  # replaces workers
 @pytest.mark.any_transport
-def test_a_master_with_few_descriptors_syncs_and_replaces_workers_although_strangers_come(
+def test_a_master_with_few_descriptors_syncs_and_replaces_workers_while_strangers_connect(
     table: Table, transport: str
 ) -> None:
     table.add_commands(3)
@@ -163,7 +164,7 @@ def test_a_master_with_few_descriptors_syncs_and_replaces_workers_although_stran
 
 
 @pytest.mark.any_transport
-def test_slow_readers_are_cut_off_and_delay_nobody(server: ServerProcess) -> None:
+def test_slow_readers_are_disconnected_and_do_not_delay_others(server: ServerProcess) -> None:
     with ExitStack() as stack:
         for _ in range(MOST_CONNECTIONS * 2):
             slow = stack.enter_context(socket.socket())

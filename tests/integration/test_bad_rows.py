@@ -35,9 +35,9 @@ def test_rows_that_cannot_be_served_are_counted_by_reason(table: Table, start_se
     assert server.metric("avap_cache_size") == 1
 
 
-def test_of_rows_with_the_same_name_the_highest_id_is_served(table: Table, start_server: StartServer) -> None:
+def test_the_highest_id_of_rows_with_the_same_name_is_served(table: Table, start_server: StartServer) -> None:
     table.add([("twin", "function", "[]", "old"), GOOD, ("twin", "function", "[]", "new")])
-    # An update moves the lower id behind the higher one in the heap: order of storage must not decide.
+    # An update moves the row with the lower id to a later place in the heap: the order of storage must not decide.
     table.run("UPDATE obex_dapl_functions SET code = 'old, touched later' WHERE id = 1")
     server = start_server(table.url).wait_ready()
     with Client(server.port) as client:
@@ -47,7 +47,7 @@ def test_of_rows_with_the_same_name_the_highest_id_is_served(table: Table, start
     assert server.wait_log("Rows not served", reason="duplicate")["examples"] == ["id=1 name='twin'"]
 
 
-def test_rows_that_clients_refuse_are_left_out_where_no_good_version_is_known(
+def test_rows_that_clients_refuse_are_left_out_if_no_good_version_is_known(
     table: Table, start_server: StartServer
 ) -> None:
     table.add(
@@ -78,7 +78,7 @@ def test_checks_that_are_off_let_every_row_pass(table: Table, start_server: Star
     assert server.checker_pids() == []
 
 
-def test_one_bad_row_among_189_holds_its_command_and_no_other(table: Table, start_server: StartServer) -> None:
+def test_one_bad_row_among_189_holds_only_its_command(table: Table, start_server: StartServer) -> None:
     table.add_commands(189)
     server = start_server(table.url).wait_ready()
     name = "command7"
@@ -122,7 +122,7 @@ def test_one_bad_row_among_189_holds_its_command_and_no_other(table: Table, star
     [("NULL", "null_code"), ("'x ='", "code_invalid"), ("repeat('-', 100000) || '1'", "code_invalid")],
     ids=["no code", "half a statement", "source that exhausts the compiler"],
 )
-def test_a_command_whose_row_goes_bad_is_served_as_before(
+def test_a_command_whose_row_becomes_bad_keeps_its_served_version(
     table: Table, start_server: StartServer, code: str, reason: str
 ) -> None:
     table.add([GOOD, ("other", "function", "[]", "pass")])
@@ -152,7 +152,7 @@ def test_a_definition_of_10_mb_reaches_clients_that_raised_their_limit(table: Ta
     )
 
 
-def test_rows_with_a_bad_id_or_above_the_limit_are_counted_and_no_other_is_lost(
+def test_only_rows_with_a_bad_id_or_above_the_limit_are_left_out_and_counted(
     table: Table, start_server: StartServer
 ) -> None:
     table.run("ALTER TABLE obex_dapl_functions DROP CONSTRAINT obex_dapl_functions_pkey, ALTER id DROP NOT NULL")
@@ -193,7 +193,7 @@ def test_an_empty_table_is_served_if_the_setting_allows_it(table: Table, start_s
         assert client.health() == "SERVING"
 
 
-def test_a_row_that_is_not_utf8_is_left_out_and_no_other(postgres, start_server: StartServer) -> None:  # type: ignore[no-untyped-def]
+def test_only_a_row_that_is_not_utf8_is_left_out(postgres, start_server: StartServer) -> None:  # type: ignore[no-untyped-def]
     import psycopg
     from tests.support.providers import drop_database
 

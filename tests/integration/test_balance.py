@@ -42,7 +42,7 @@ def clients() -> Iterator[ExitStack]:
 
 
 def connect(clients: ExitStack, server: ServerProcess, count: int) -> list[Client]:
-    """Open clients one after the other; each has a connection on which it has been answered."""
+    """Open clients one after the other. Each has a connection on which it has received an answer."""
     made = []
     for _ in range(count):
         made.append(clients.enter_context(Client(server.port, options=PATIENT)))
@@ -85,9 +85,9 @@ def test_connections_of_a_dead_worker_move_to_others_and_are_spread_again(
 
     def spread() -> bool:
         for caller in callers:
-            caller.health()  # it reconnects if it has to
+            caller.health()  # the client reconnects if necessary
         now = held(server)
-        # While one connection of a client drains, the client may have its next one already.
+        # A client may open its next connection while the previous one drains.
         return sum(now) >= CLIENTS and max(now) - min(now) <= 1 and min(now) >= CLIENTS // WORKERS
 
     until(spread, lambda: f"an even spread over all workers: {held(server)}", seconds=60)
@@ -105,20 +105,20 @@ def test_a_hung_worker_does_not_delay_new_connections(
     os.kill(idle, signal.SIGSTOP)
     try:
         slowest = 0.0
-        deadline = time.monotonic() + 2.5  # until its heartbeat is too old
+        deadline = time.monotonic() + 2.5  # the worker is waited for until its heartbeat is too old
         while time.monotonic() < deadline:
             began = time.monotonic()
             connect(clients, server, 1)
             slowest = max(slowest, time.monotonic() - began)
     finally:
         os.kill(idle, signal.SIGCONT)
-    # 50 ms of waiting at first, none later; the rest is due to the machine, which may be busy.
+    # The first connection waits 50 ms, and later connections do not wait; any further delay is due to a busy machine.
     assert slowest < max(0.5, 20 * usual)
     assert [worker["connections"] for worker in server.statusz()["workers"] if worker["pid"] == idle] == [0]
 
 
 @pytest.mark.thorough  # starts four workers
-def test_a_client_beyond_the_limit_gets_a_place_in_reserve_and_the_service_is_not_ready(
+def test_a_client_beyond_the_limit_is_served_from_the_reserve_and_the_service_is_not_ready(
     table: Table, start_server: StartServer, clients: ExitStack
 ) -> None:
     server = start(table, start_server, MAX_CONNECTIONS="2")

@@ -156,7 +156,7 @@ async def test_a_change_of_rows_at_the_same_places_by_the_same_transaction_is_no
 
 @contextmanager
 def file_of_the_database(table: Table) -> Iterator[str]:
-    """The path of a file beside the database, which may be in a container."""
+    """The path of a file on the machine of the database, which may be a container."""
     with psycopg.connect(table.url, autocommit=True) as connection:
         path: str = connection.execute("SELECT current_setting('data_directory') || '/rows'").fetchone()[0]  # type: ignore[index]
         try:
@@ -166,8 +166,8 @@ def file_of_the_database(table: Table) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("below", [False, True])
-async def test_a_foreign_table_is_read_whole_in_every_cycle(table: Table, below: bool) -> None:
-    """It has no row versions: ``xmin`` is always 0."""
+async def test_all_rows_of_a_foreign_table_are_read_in_every_cycle(table: Table, below: bool) -> None:
+    """A foreign table has no row versions: ``xmin`` is always 0."""
 
     def write(code: str) -> None:
         table.run(f"COPY (SELECT 1, 'if', 'function', '[]', '{code}') TO '{file}'")
@@ -192,10 +192,10 @@ async def test_a_foreign_table_is_read_whole_in_every_cycle(table: Table, below:
     assert "foreign table" in said[0]["reason"]
 
 
-async def test_a_foreign_table_of_another_postgresql_is_read_whole_in_every_cycle(table: Table) -> None:
+async def test_all_rows_of_a_foreign_table_in_another_postgresql_are_read_in_every_cycle(table: Table) -> None:
     parts = urlsplit(table.url)
     table.run("ALTER TABLE obex_dapl_functions RENAME TO there; INSERT INTO there (name, code) VALUES ('if', 'first')")
-    with psycopg.connect(table.url) as connection:  # in a container its own port is another
+    with psycopg.connect(table.url) as connection:  # the port inside a container differs
         port: str = connection.execute("SELECT current_setting('port')").fetchone()[0]  # type: ignore[index]
     host = f"host '127.0.0.1', port '{port}'" if parts.port else "host ''"
     table.run("CREATE EXTENSION postgres_fdw")
@@ -236,7 +236,7 @@ async def test_an_unchanged_table_has_one_fingerprint(table: Table) -> None:
         assert await reader.fingerprint() == fingerprint
 
 
-# -- settings that decide a text ---------------------------------------------------------------------------------------
+# -- settings that change texts ----------------------------------------------------------------------------------------
 
 SETTINGS = {
     "bytea_output": "escape",

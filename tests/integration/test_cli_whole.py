@@ -150,7 +150,7 @@ def test_the_demo_refuses_a_wrong_environment_before_it_starts_anything() -> Non
 
 
 @pytest.mark.parametrize("variable", ["PORT", "METRICS_PORT"])
-def test_the_demo_says_that_a_port_is_taken_before_it_starts_anything(variable: str) -> None:
+def test_the_demo_reports_a_taken_port_before_it_starts_anything(variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         done = run("demo", **{"PORT": "0", "METRICS_PORT": "0", variable: str(port)})
@@ -227,14 +227,14 @@ def test_config_prints_the_settings_in_force_the_database_and_no_secret() -> Non
 
 
 @pytest.mark.thorough  # starts servers
-def test_validate_prints_its_report_alone_on_stdout(table: Table) -> None:
+def test_validate_prints_only_its_report_on_stdout(table: Table) -> None:
     table.add_commands(2)
     done = run("validate", "--json", DATABASE_URL=table.url)
     assert json.loads(done.stdout)["count"] == 2
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_config_in_a_pipe_cuts_no_value_off(table: Table, tmp_path: Path) -> None:
+def test_config_in_a_pipe_prints_each_value_in_full(table: Table, tmp_path: Path) -> None:
     long = str(tmp_path / ("x" * 150))
     done = run("config", DATABASE_URL=table.url, API_KEY="k", SNAPSHOT_DIR=long, COLUMNS="80")
     assert long in done.stdout

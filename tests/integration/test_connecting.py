@@ -1,4 +1,5 @@
-"""Connecting to a real database: silent hosts before it, closed idle connections, and URLs with secrets."""
+"""Connecting to a real database: a list of hosts with silent ones first, closed idle connections, and URLs with
+secrets."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ async def read_once(source: PostgresSource) -> str:
 
 
 @pytest.mark.parametrize("session", sample(["any", "prefer-standby", "read-write", "primary"], 2))
-async def test_a_silent_first_host_leaves_the_second_its_share_of_the_connect_time(
+async def test_the_second_host_has_its_share_of_the_connect_time_if_the_first_is_silent(
     table: Table, silent: int, session: str
 ) -> None:
     port = urlsplit(table.url).port or 5432
@@ -66,7 +67,7 @@ async def test_a_silent_first_host_leaves_the_second_its_share_of_the_connect_ti
         await source.close()
 
 
-async def test_a_silent_first_address_of_a_name_leaves_the_second_its_share(table: Table) -> None:
+async def test_the_second_address_of_a_name_has_its_share_of_the_time_if_the_first_is_silent(table: Table) -> None:
     port = urlsplit(table.url).port or 5432
     with socket.create_server(("127.0.0.2", port)):
 
@@ -111,7 +112,7 @@ def backends(url: str) -> str:
     return f"FROM pg_stat_activity WHERE {where}"
 
 
-async def test_an_idle_connection_that_was_closed_costs_a_reconnect_and_not_the_cycle(table: Table) -> None:
+async def test_a_cycle_whose_idle_connection_was_closed_reconnects_and_succeeds(table: Table) -> None:
     source = PostgresSource(table.url, connect_timeout=4, statement_timeout=5)
     try:
         first = await read_once(source)
@@ -123,7 +124,7 @@ async def test_an_idle_connection_that_was_closed_costs_a_reconnect_and_not_the_
                     lambda: "still connected",
                 )
                 again = await read_once(source)
-                # A new connection reads the table whatever its fingerprint was.
+                # A new connection reads the table even if the fingerprint is unchanged.
                 assert again.partition("/")[0] != first.partition("/")[0]
                 first = again
     finally:
@@ -165,7 +166,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("command", sample(["serve", "validate", "config"]))
 @pytest.mark.parametrize("url", REFUSED, ids=lambda url: re.sub(MARK, "_", url))
-def test_a_url_that_libpq_would_not_take_ends_every_command_with_78_and_without_its_secret(
+def test_a_url_that_libpq_does_not_accept_ends_every_command_with_78_and_shows_no_secret(
     command: str, url: str
 ) -> None:
     code, output = run(command, url)

@@ -1,4 +1,4 @@
-"""The operator's commands against a real server: what they print, their exit codes, and what a stranger can do."""
+"""The operator's commands against a real server: their output, their exit codes, and the limits for strangers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def answer(*arguments: str, directory: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, directory: Path) -> None:
+def test_status_shows_the_served_catalogue_and_the_workers(server: ServerProcess, directory: Path) -> None:
     status = answer("status", directory=directory)
     assert status["ready"] is True
     assert status["served"]["definitions"] == 3
@@ -74,7 +74,7 @@ def test_status_shows_what_is_served_and_by_whom(server: ServerProcess, director
 
 
 @pytest.mark.thorough  # starts a server
-def test_without_a_directory_for_snapshots_log_and_status_say_that_nothing_is_stored(
+def test_log_and_status_state_that_nothing_is_stored_if_there_is_no_snapshot_directory(
     start_server: StartServer, table: Table, tmp_path: Path
 ) -> None:
     table.add_commands(3)
@@ -90,7 +90,9 @@ def test_without_a_directory_for_snapshots_log_and_status_say_that_nothing_is_st
 
 
 @pytest.mark.thorough  # starts a server
-def test_with_a_directory_for_snapshots_nothing_is_said_about_storing(server: ServerProcess, directory: Path) -> None:
+def test_log_and_status_do_not_mention_storing_if_there_is_a_snapshot_directory(
+    server: ServerProcess, directory: Path
+) -> None:
     assert not server.logged("Nothing is stored: SNAPSHOT_DIR is not set")
     assert "nothing is stored" not in run("status", directory=directory).stdout
 
@@ -137,7 +139,7 @@ def test_the_socket_is_gone_after_the_end_and_replaced_after_a_kill(
 
 
 @pytest.mark.thorough  # starts servers
-def test_a_second_instance_serves_without_the_socket_of_the_first_and_takes_over_when_that_ends(
+def test_a_second_instance_serves_without_the_socket_and_opens_it_when_the_first_ends(
     start_server: StartServer, server: ServerProcess, directory: Path, table: Table
 ) -> None:
     second = start_server(table.url, SNAPSHOT_DIR=str(directory)).wait_ready()
@@ -174,7 +176,7 @@ def test_a_server_without_a_place_for_the_socket_serves(
 )
 def test_a_client_that_sends_garbage_harms_only_itself(server: ServerProcess, directory: Path, octets: bytes) -> None:
     with ExitStack() as stack:
-        for _ in range(100):  # more than may connect
+        for _ in range(100):  # more clients than the limit of connections
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
             client.settimeout(10)
             client.connect(str(directory / "control.sock"))

@@ -1,4 +1,4 @@
-"""The demo on a terminal: the demo ends with its terminal or on a signal, and nothing of it is left."""
+"""The demo on a terminal: it ends with its terminal or on a signal, and leaves no process and no file behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DemoOnATerminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            # Opening it makes it the controlling terminal.
+            # Opening the pty makes it the controlling terminal.
             preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
         )
         os.close(theirs)
@@ -63,7 +63,8 @@ class DemoOnATerminal:
         os.write(self._terminal, SIGNALS_OF_KEYS[key])
 
     def close_terminal(self) -> None:
-        """As a terminal window that is closed: SIGHUP to the session's leader, EIO to whatever reads or writes."""
+        """Close the terminal, as if its window was closed: the session's leader gets SIGHUP, and reads and writes fail
+        with EIO."""
         if self._open:
             self._open = False
             os.close(self._terminal)

@@ -79,7 +79,7 @@ def a_worker_is_replaced_and_a_change_is_served_and_stored(
         assert not server.logged(message), server.tail()
 
 
-def test_at_the_lowest_limit_a_master_works_although_strangers_fill_its_admin_port(
+def test_a_master_with_the_lowest_descriptor_limit_works_while_strangers_fill_its_admin_port(
     table: Table, transport: str, tmp_path: Path
 ) -> None:
     table.add_commands(3)
@@ -97,7 +97,7 @@ def test_at_the_lowest_limit_a_master_works_although_strangers_fill_its_admin_po
 def test_a_master_without_a_free_descriptor_works_with_its_reserve(
     table: Table, transport: str, tmp_path: Path
 ) -> None:
-    """Something in its process has taken all that were free."""
+    """Code in the master's process has taken all free descriptors."""
     table.add_commands(3)
     armed, done, stored = tmp_path / "armed", tmp_path / "done", tmp_path / "stored"
     stored.mkdir()

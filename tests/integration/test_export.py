@@ -48,8 +48,8 @@ NASTY = [
 
 @pytest.fixture
 def rows(table: Table) -> Table:
-    """Nasty names, types, interfaces and code, with gaps between ids, one id above the sequence, and columns that are
-    not served."""
+    """A table with difficult names, types, interfaces and code, gaps between ids, one id above the sequence, and
+    columns that are not served."""
     with psycopg.connect(table.url) as connection:
         for number, text in enumerate(NASTY):
             connection.execute(
@@ -154,7 +154,7 @@ def test_a_damaged_table_gets_its_rows_back_octet_by_octet(
     assert server.statusz()["catalog"]["version_hash"] == version
 
 
-def test_a_lost_table_is_made_anew_and_a_script_cut_off_changes_nothing(
+def test_a_lost_table_is_created_again_and_an_incomplete_script_changes_nothing(
     server: ServerProcess, rows: Table, tmp_path: Path
 ) -> None:
     before = served_rows(rows)
@@ -162,7 +162,7 @@ def test_a_lost_table_is_made_anew_and_a_script_cut_off_changes_nothing(
     rows.run("DROP TABLE obex_dapl_functions")
     connection = psycopg.connect(rows.url, autocommit=True)
     connection.execute(sql[: sql.index("ANALYZE restored")])
-    connection.close()  # the end of the file, to psql; leaving a context would commit
+    connection.close()  # ends the script in psql; leaving the context would commit
     with psycopg.connect(rows.url) as connection:
         assert connection.execute("SELECT to_regclass('obex_dapl_functions')").fetchall() == [(None,)]
     rows.run(sql)
@@ -306,7 +306,7 @@ OTHER_SETTINGS = {
 
 @pytest.mark.parametrize("of", ["code", "interface", "name"])
 @pytest.mark.parametrize("types", sample(COMPOUND_TYPES))
-async def test_columns_of_composite_types_get_their_rows_back_whatever_the_settings_of_the_session(
+async def test_columns_of_composite_types_get_their_rows_back_under_any_settings_of_the_session(
     table: Table, types: str, of: str
 ) -> None:
     kind, values = COMPOUND_TYPES[types]
@@ -373,7 +373,7 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize("obstacle", sample(OBSTACLES))
-def test_a_table_that_does_not_take_the_rows_fails_the_script_and_stays_as_it_is(table: Table, obstacle: str) -> None:
+def test_a_script_whose_rows_the_table_refuses_fails_and_changes_nothing(table: Table, obstacle: str) -> None:
     table.run("INSERT INTO obex_dapl_functions (id, name, code) VALUES (1, 'a', 'other'), (9, 'extra', 'pass')")
     table.run(OBSTACLES[obstacle])
     with psycopg.connect(table.url, autocommit=True) as connection:
@@ -384,7 +384,7 @@ def test_a_table_that_does_not_take_the_rows_fails_the_script_and_stays_as_it_is
         assert held_rows(connection) == before
 
 
-def test_a_column_that_is_generated_and_agrees_does_not_stop_the_script(table: Table) -> None:
+def test_a_generated_column_with_equal_values_does_not_stop_the_script(table: Table) -> None:
     table.run("ALTER TABLE obex_dapl_functions DROP type")
     table.run("ALTER TABLE obex_dapl_functions ADD type TEXT GENERATED ALWAYS AS ('function') STORED")
     wanted = [row._replace(type="function") for row in THREE]
@@ -395,7 +395,7 @@ def test_a_column_that_is_generated_and_agrees_does_not_stop_the_script(table: T
 
 
 def test_names_that_share_an_id_each_get_their_own_content(table: Table) -> None:
-    """Without a primary key nothing keeps ids apart, and a server serves both names."""
+    """Without a primary key ids need not be unique, and a server serves both names."""
     table.run("ALTER TABLE obex_dapl_functions DROP CONSTRAINT obex_dapl_functions_pkey")
     wanted = [THREE[0], THREE[1]._replace(id=1)]
     table.run("INSERT INTO obex_dapl_functions (id, name, code) VALUES (1, 'a', 'y'), (1, 'b', 'x = 1'), (1, 'c', 'z')")

@@ -1,4 +1,5 @@
-"""A ``@grpc/grpc-js`` client, the kind in the field today, gets every definition byte for byte, signed and unsigned."""
+"""A ``@grpc/grpc-js`` client, the kind that is in use today, gets every definition byte for byte, signed and
+unsigned."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def usual_settings() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the client and what it needs, installed from the lock file."""
+    """A directory with the client and its dependencies, installed from the lock file."""
     if shutil.which("npm") is None:
         missing = "Node.js and npm are needed for the grpc-js client"
         if os.environ.get("CI"):

@@ -1,4 +1,4 @@
-"""Accidents in the table, on a real server and database: what is served stays, also across a restart."""
+"""Accidents in the table, on a real server and database: the served catalogue stays, also across a restart."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_rows_deleted_while_the_server_was_down_are_held_at_its_start_and_the_st
     table.add_commands(MANY - 2, start=2)
     table.add_commands(1, start=0)
     server.wait_log("Catalogue no longer held")
-    server.wait_metric(0, "avap_catalogue_held", reason="catalogue_shrunk")  # set after the line is logged
+    server.wait_metric(0, "avap_catalogue_held", reason="catalogue_shrunk")  # the state is set after the line is logged
 
 
 def test_a_doubled_table_is_held_and_the_pages_for_people_name_its_new_commands(

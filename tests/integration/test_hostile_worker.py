@@ -1,4 +1,4 @@
-"""A worker that attacks its master, by whatever means, harms itself alone: the others serve, and it is replaced."""
+"""A worker that attacks its master harms only itself: the other workers serve, and it is replaced."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def take_over(tmp_path: Path, armed: Path, attack: str) -> str:
 
 
 def _descriptors(server: ServerProcess) -> int:
-    """Descriptors of the master, without those that it holds in reserve, and lends while it works."""
+    """The descriptors of the master, without its reserve, which it uses while it works."""
     return sum(file != "/dev/null" for file in open_descriptors(server.pid).values())
 
 
@@ -117,7 +117,7 @@ def test_a_hostile_worker_harms_only_itself(attack: str, table: Table, database_
 
 
 @pytest.mark.thorough  # takes seconds
-def test_a_worker_that_makes_the_shared_socket_blocking_costs_the_others_no_connection(
+def test_workers_lose_no_connection_if_one_of_them_makes_the_shared_socket_blocking(
     table: Table, database_url: str, tmp_path: Path
 ) -> None:
     """All processes that share the listening socket share O_NONBLOCK; no filter can read what FIONBIO points to."""
@@ -148,7 +148,7 @@ def test_a_worker_that_makes_the_shared_socket_blocking_costs_the_others_no_conn
 def test_a_port_that_a_worker_shuts_down_is_opened_again_and_the_workers_are_replaced(
     port: str, table: Table, database_url: str, tmp_path: Path
 ) -> None:
-    """The jail permits only SHUT_WR, which has no effect on a socket that listens; so this test turns the jail off."""
+    """The jail permits only SHUT_WR, which has no effect on a listening socket, so this test turns the jail off."""
     table.add_commands(1)
     armed = tmp_path / "armed"
     attack = "    socket.socket(fileno=os.dup(int(sys.orig_argv[-1]))).shutdown(socket.SHUT_RDWR)"

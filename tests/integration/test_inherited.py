@@ -78,7 +78,7 @@ def test_a_server_without_standard_descriptors_serves(closed: tuple[int, ...], t
 
 
 def children(pid: int) -> list[int]:
-    """The workers of the master ``pid``. (Its checker has none of the descriptors that it was started with.)"""
+    """The workers of the master ``pid``. (The checker is left out: it has none of the descriptors of the master.)"""
     pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in pids if CHECKER not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -154,7 +154,7 @@ def test_a_signal_during_the_start_is_handled(
 
 @pytest.mark.thorough  # starts two servers
 @pytest.mark.parametrize("umask", sample([0o777, 0o000, 0o277]), ids="{:03o}".format)
-def test_whatever_the_umask_the_files_of_a_server_are_its_own_and_the_next_start_reads_them(
+def test_the_files_of_a_server_are_private_with_any_umask_and_the_next_start_reads_them(
     umask: int, table: Table, database_url: str, tmp_path: Path
 ) -> None:
     table.add_commands(1)

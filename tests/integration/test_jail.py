@@ -1,4 +1,4 @@
-"""The jail of a worker, from inside a real one: forbidden actions are refused, and its work succeeds."""
+"""The jail, tested inside a real worker: forbidden actions are refused, and the worker's own work succeeds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def usual_settings() -> dict[str, str]:
 
 
 def attempts(server: ServerProcess) -> dict[str, str]:
-    """What code in the worker could do."""
+    """Actions that code in the worker could try."""
     before = len(server.lines)
     (worker,) = server.worker_pids()
     os.kill(worker, TRY)
@@ -97,7 +97,7 @@ def test_a_confined_worker_imports_nothing_and_does_all_its_work(
         with contextlib.suppress(OSError):
             while garbage.recv(4096):
                 pass
-    table.add_commands(1, start=3)  # a publication, and a swap
+    table.add_commands(1, start=3)  # a publication, and so a swap
     key.write_text("another key")
     server.signal(signal.SIGHUP)
     until(lambda: _gets("another key", server), "the other key")
@@ -118,7 +118,7 @@ def test_with_tls_a_confined_worker_reads_no_file_and_its_certificate_can_be_rep
         "TLS_CLIENT_CA_FILE": str(authority.cert),
     }
     own = authority.sign("client")
-    # Each attempt on the stored snapshot is made on the key, too.
+    # Each attempt on the stored snapshot is also made on the key.
     server = start_server(table.url, PYTHON_TEST_STORED=str(shown.key), **files).wait_ready()
     authority.sign("shown")  # another key and certificate, in the same files
     before = len(server.lines)
@@ -176,7 +176,7 @@ def servers() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_where_landlock_does_not_exist_auto_warns_and_confines_by_seccomp(
+def test_auto_warns_and_confines_by_seccomp_if_landlock_does_not_exist(
     table: Table, servers: ExitStack, transport: str
 ) -> None:
     server = start_without(LANDLOCK, table, servers, transport, JAIL="auto", PYTHONPATH=str(INSIDE)).wait_ready()
@@ -219,7 +219,7 @@ def _served_certificate(server: ServerProcess) -> str:
         return ssl.DER_cert_to_PEM_cert(secure.getpeercert(binary_form=True) or b"")
 
 
-def test_where_landlock_does_not_exist_require_does_not_start(table: Table, servers: ExitStack, transport: str) -> None:
+def test_require_does_not_start_if_landlock_does_not_exist(table: Table, servers: ExitStack, transport: str) -> None:
     server = start_without(LANDLOCK, table, servers, transport, JAIL="require")
     assert server.wait_exit() == EX_CONFIG
     (line,) = server.logged("Cannot start")
@@ -228,10 +228,10 @@ def test_where_landlock_does_not_exist_require_does_not_start(table: Table, serv
 
 
 @pytest.mark.thorough  # takes seconds
-def test_a_worker_that_is_refused_what_the_kernel_offered_is_confined_by_the_rest_and_says_so(
+def test_a_worker_is_confined_by_seccomp_and_reports_it_if_the_kernel_refuses_landlock(
     table: Table, servers: ExitStack, transport: str
 ) -> None:
-    """landlock_restrict_self alone is refused, which the master cannot know beforehand."""
+    """Only landlock_restrict_self is refused, which the master cannot know in advance."""
     server = start_without("446", table, servers, transport, JAIL="auto").wait_ready()
     assert server.logged("The worker is not confined as it should be", jail="seccomp")
     assert [worker["jail"] for worker in server.statusz()["workers"]] == ["seccomp"]
@@ -244,8 +244,8 @@ def test_a_confined_worker_is_shown_in_status_and_metric(table: Table, start_ser
 
 
 @pytest.mark.thorough  # takes seconds
-def test_with_jail_off_the_status_says_so_and_there_is_no_sample(table: Table, start_server: StartServer) -> None:
-    """Otherwise the alert could not distinguish a missing jail from one that is switched off."""
+def test_with_jail_off_the_status_shows_it_and_there_is_no_sample(table: Table, start_server: StartServer) -> None:
+    """With a sample, the alert could not distinguish a missing jail from one that is switched off."""
     server = start_server(table.url, ALLOW_EMPTY_CATALOG="true", JAIL="off").wait_ready()
     assert {worker["jail"] for worker in server.statusz()["workers"]} == {"off"}
     assert "avap_worker_jailed{" not in server.http("/metrics")[1]

@@ -95,9 +95,7 @@ def test_a_removed_key_is_refused_on_a_connection_that_was_open_and_authorized(
 
 
 @pytest.mark.thorough  # takes seconds
-def test_the_time_of_a_key_advances_while_an_open_connection_goes_on_with_it(
-    table: Table, start_server: StartServer
-) -> None:
+def test_the_time_of_a_key_advances_while_an_open_connection_uses_it(table: Table, start_server: StartServer) -> None:
     table.add_commands(20)
     server = start_server(table.url, API_KEY="single", API_KEYS="extra:other").wait_ready()
     assert last_used(server, "default") == last_used(server, "extra") == 0

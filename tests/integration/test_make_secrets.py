@@ -1,4 +1,4 @@
-"""deploy/compose/make-secrets: nobody but the accounts of the containers can read what it writes."""
+"""deploy/compose/make-secrets: only the accounts of the containers can read the files that it writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE_ACCOUNT = 10001
 NOBODY = 65534
 
 
-def test_the_secrets_can_be_read_by_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_the_secrets_can_be_read_only_by_their_owner_with_any_umask(tmp_path: Path) -> None:
     directory = tmp_path / "secrets"
     done = subprocess.run([SCRIPT, directory], capture_output=True, text=True, check=True, umask=0)
     assert {path.name for path in directory.iterdir()} == FILES
@@ -30,7 +30,7 @@ def test_the_secrets_can_be_read_by_their_owner_alone_whatever_the_umask(tmp_pat
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another account")
-def test_an_ordinary_account_is_told_which_uid_the_server_must_run_as(tmp_path: Path) -> None:
+def test_an_ordinary_account_gets_the_uid_that_the_server_must_run_as(tmp_path: Path) -> None:
     script = tmp_path / "make-secrets"
     script.write_text(SCRIPT.read_text())
     for path in (tmp_path, *tmp_path.parents):

@@ -1,4 +1,5 @@
-"""A start asks no name service: with a resolver that does not answer, each question would take half a minute."""
+"""A start makes no query to the name service. With a resolver that does not answer, each query would take half a
+minute."""
 
 from __future__ import annotations
 
@@ -46,10 +47,11 @@ sys.addaudithook(_audit)
 
 @pytest.mark.any_transport
 @pytest.mark.parametrize("host", sample(["::", "127.0.0.1", "0.0.0.0"]))
-def test_a_start_asks_no_name_service(
+def test_a_start_makes_no_query_to_the_name_service(
     table: Table, start_server: StartServer, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers too: their environment has PYTHONPATH. The database is named by its address."""
+    """This includes the workers, because their environment has PYTHONPATH. The URL has the address of the database, not
+    a name."""
     questions = tmp_path / "questions"
     (tmp_path / "sitecustomize.py").write_text(DEAF.format(questions=str(questions)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -65,7 +67,7 @@ def test_a_start_asks_no_name_service(
 
 @pytest.mark.thorough  # starts a PostgreSQL
 @pytest.mark.transports("native")
-def test_the_demo_asks_no_name_service(tmp_path: Path) -> None:
+def test_the_demo_makes_no_query_to_the_name_service(tmp_path: Path) -> None:
     need_provider("embedded")
     questions = tmp_path / "questions"
     (tmp_path / "sitecustomize.py").write_text(DEAF.format(questions=str(questions)))
@@ -79,7 +81,7 @@ def test_the_demo_asks_no_name_service(tmp_path: Path) -> None:
         demo.end()
 
 
-def test_the_question_of_a_name_would_be_noticed(tmp_path: Path) -> None:
+def test_a_query_to_the_name_service_is_detected(tmp_path: Path) -> None:
     questions = tmp_path / "questions"
     text = DEAF.format(questions=str(questions)).replace("time.sleep(30)", "")
     program = "import socket; socket.getfqdn('127.0.0.1'); socket.getaddrinfo('127.0.0.1', 1)"

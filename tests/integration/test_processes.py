@@ -1,4 +1,4 @@
-"""Master and workers: their resources, their replacement, and their end."""
+"""The processes of a server: their resources, their replacement, and their end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_killed_worker_is_replaced_and_its_counters_stay(server: ServerProcess
             client.get("command1")
     served = 20
     server.wait_metric(served, "avap_requests_total", status="200")
-    # Three times: by then a worker uses a slot in which another one has counted.
+    # It is repeated three times, so that a worker uses a slot in which another worker has counted.
     for deaths in (1, 2, 3):
         for victim in server.worker_pids():
             os.kill(victim, signal.SIGKILL)
@@ -212,7 +212,7 @@ def test_a_worker_that_repeatedly_ends_is_a_crash_loop_and_the_others_serve(
 
 @pytest.mark.thorough  # takes seconds
 def test_the_master_releases_a_replaced_catalogue_after_all_workers(table: Table, start_server: StartServer) -> None:
-    """The last process to release it frees its memory; in a worker, calls would wait for that."""
+    """The last process that releases a catalogue frees its memory; in a worker, calls would wait for that."""
     table.add_commands(10)
     server = start_server(table.url, SYNC_INTERVAL_SECONDS="0.05").wait_ready()
 

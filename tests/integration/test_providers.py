@@ -1,4 +1,4 @@
-"""Every provider of a database gives an equivalent server: it works, and it survives the faults made on it."""
+"""Every provider of a database gives an equivalent server, which works and survives the faults that a test makes."""
 
 from __future__ import annotations
 
@@ -116,14 +116,14 @@ def test_close_ends_the_server_in_any_state(name: str, state: str) -> None:
     assert not can_connect(server.url)
 
 
-def test_a_required_provider_that_is_missing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_fails_if_a_required_provider_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "_availability", lambda: {"container": "no engine"})
     monkeypatch.setenv("REQUIRE_PROVIDERS", "embedded, container")
     with pytest.raises(pytest.fail.Exception, match=r"required.*no engine"):
         providers.provider_or_skip("container")
 
 
-def test_a_provider_that_is_missing_skips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_is_skipped_if_a_provider_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "_availability", lambda: {"container": "no engine"})
     monkeypatch.delenv("REQUIRE_PROVIDERS", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no engine"):

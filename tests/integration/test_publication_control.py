@@ -1,4 +1,4 @@
-"""Wishes of operators, by command and by policy file, on a real server: pinned, accepted, released, exported."""
+"""Pins, acceptances, releases and exports on a real server, by command and by policy file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def policy(tmp_path: Path) -> Path:
-    """As Kubernetes mounts a ConfigMap: the file is a link through a directory that is swapped."""
+    """A policy file in the form of a mounted ConfigMap of Kubernetes: a link through a directory that is swapped."""
     swap(tmp_path / "policy", "")
     return tmp_path / "policy" / "policy.toml"
 
@@ -100,7 +100,7 @@ def test_a_mass_delete_is_held_and_accept_releases_it_on_every_worker_within_a_s
     assert "held_catalogue" not in answer("status", directory=directory)
 
 
-def test_a_pin_reaches_every_worker_within_a_second_and_the_table_is_followed_afterwards(
+def test_a_pin_reaches_every_worker_within_a_second_and_after_it_the_table_is_served(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
     before, after = publish(server, lambda: table.add_commands(1, start=MANY))
@@ -167,7 +167,7 @@ def test_a_policy_swapped_by_symlink_pins_and_one_that_does_not_parse_changes_no
     swap(policy.parent, "")
     until(lambda: served(server) == {after}, server.tail)
     assert answer("status", directory=directory)["notices"] == []
-    assert pinned_after < 5  # a second, on a machine that has nothing else to do
+    assert pinned_after < 5  # it takes a second on an idle machine
 
 
 @pytest.mark.thorough  # takes seconds
@@ -201,12 +201,12 @@ def test_a_held_command_is_named_with_its_reason_and_hashes(
 
 
 @pytest.mark.thorough  # takes seconds
-def test_with_a_full_disk_a_pin_is_served_and_the_answer_says_that_it_is_not_stored(
+def test_a_pin_takes_effect_despite_a_full_disk_and_the_answer_states_that_it_is_not_stored(
     server: ServerProcess, table: Table, directory: Path
 ) -> None:
     [version] = served(server)
     moved = directory.rename(directory.with_name("moved"))
-    directory.touch()  # as good as a full disk: nothing can be stored in a file
+    directory.touch()  # has the effect of a full disk: nothing can be stored in a file
     pinned = answer("pin", version, "--for", "1h", "--socket", str(moved / "control.sock"), directory=directory)
     assert pinned["version_hash"] == version
     assert "wishes.json" in pinned["note"]

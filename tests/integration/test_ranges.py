@@ -1,6 +1,5 @@
-"""Where little of the table changed, the rows of the ranges that changed are read, and no others; the catalogue built
-of them and of the previous snapshot equals the one that a reading of all rows gives, in a real PostgreSQL and after any
-statements.
+"""If little of the table changed, only the rows of the changed ranges are read. The catalogue built from these rows and
+the previous snapshot equals the catalogue of a reading of all rows, in a real PostgreSQL and after any statements.
 """
 
 from __future__ import annotations
@@ -53,7 +52,8 @@ class Master:
         self.background.close()
 
     async def read(self) -> int | None:
-        """Read what changed, and compare it with all rows. Returns the ranges that were read; None: all rows were."""
+        """Read the changed ranges, and compare the result with a reading of all rows. Returns the ranges that were
+        read, or None if all rows were read."""
         found = await self.reader.read(None, serving=True)
         assert found is not None
         octets = self.octets(found)
@@ -69,7 +69,7 @@ class Master:
 
     @staticmethod
     def octets(table: ReadTable) -> bytes:
-        """What is built of ``table``."""
+        """The catalogue built from ``table``."""
         return table.builder.build(generation=1, created_at_ns=1).to_bytes()
 
 
@@ -90,7 +90,7 @@ STATEMENTS = (
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_what_is_read_after_any_statements_is_what_a_full_reading_gives(table: Table, seed: int) -> None:
+async def test_a_reading_of_ranges_after_any_statements_equals_a_full_reading(table: Table, seed: int) -> None:
     random = Random(seed)
     fill(table)
     parts = 0
@@ -108,7 +108,7 @@ async def test_what_is_read_after_any_statements_is_what_a_full_reading_gives(ta
     assert parts >= 5, "most readings were of some ranges"
 
 
-async def test_one_changed_row_costs_a_reading_of_few_ranges(table: Table) -> None:
+async def test_one_changed_row_causes_a_reading_of_few_ranges(table: Table) -> None:
     fill(table)
     async with Master(table.url) as master:
         assert await master.read() is None
@@ -128,7 +128,7 @@ async def test_one_changed_row_costs_a_reading_of_few_ranges(table: Table) -> No
         "CREATE TABLE child () INHERITS (obex_dapl_functions); INSERT INTO child VALUES (7, 'child', '', '', 'code')",
     ],
 )
-async def test_all_rows_are_read_where_more_than_a_few_changed(table: Table, statement: str) -> None:
+async def test_all_rows_are_read_if_many_rows_changed(table: Table, statement: str) -> None:
     fill(table)
     async with Master(table.url) as master:
         assert await master.read() is None
@@ -175,7 +175,7 @@ BYTECODE = (
         "bytecode for the first time",
     ],
 )
-async def test_all_rows_are_read_where_something_else_than_rows_changed(
+async def test_all_rows_are_read_if_something_other_than_rows_changed(
     table: Table, before: str, statement: str
 ) -> None:
     fill(table)
@@ -184,7 +184,7 @@ async def test_all_rows_are_read_where_something_else_than_rows_changed(
     async with Master(table.url) as master:
         assert await master.read() is None
         octets = master.built
-        # One row too, so that there is something to read by ranges.
+        # One row changes as well, so that a reading by ranges has a reason.
         table.run(f"UPDATE obex_dapl_functions SET code = 'changed' WHERE id = 700; {statement}")
         assert await master.read() is None
         assert master.built != octets
@@ -220,7 +220,7 @@ async def test_a_partitioned_table_has_no_ranges(table: Table) -> None:
             assert await master.read() is None
 
 
-async def test_the_reading_after_a_failure_is_a_full_one(table: Table) -> None:
+async def test_the_reading_after_a_failure_is_a_full_reading(table: Table) -> None:
     fill(table)
     async with Master(table.url) as master:
         await master.read()
@@ -228,11 +228,11 @@ async def test_the_reading_after_a_failure_is_a_full_one(table: Table) -> None:
         found = await master.reader.read(None, serving=True)
         assert found is not None
         assert found.ranges_read is not None
-        # Nothing was built of that reading.
+        # That reading was not used for a build.
         assert await master.read() is None
 
 
-async def test_the_limit_of_the_catalogue_counts_all_rows(table: Table) -> None:
+async def test_the_limit_of_the_catalogue_applies_to_all_rows(table: Table) -> None:
     fill(table)
     octets = ROWS * (800 + 150 + 30)
     async with Master(table.url, ReadLimits(catalogue=octets)) as master:

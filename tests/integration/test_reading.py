@@ -1,5 +1,5 @@
-"""`PostgresSource` on a real PostgreSQL: a bad row costs itself alone, and no table takes more memory than
-there is.
+"""`PostgresSource` on a real PostgreSQL: only a bad row itself is left out, and no table takes more memory than there
+is.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def test_rows_that_a_policy_hides_fail_the_reading_with_a_remedy(table: Ta
             assert len(await reader.codes()) == 4
 
 
-async def test_rows_that_a_policy_below_a_view_hides_fail_the_reading_too(table: Table) -> None:
+async def test_rows_that_a_policy_below_a_view_hides_also_fail_the_reading(table: Table) -> None:
     table.add_commands(4)
     table.run("ALTER TABLE obex_dapl_functions RENAME TO below")
     with psycopg.connect(table.url, autocommit=True) as connection:
@@ -97,7 +97,7 @@ IDS: dict[str, tuple[list[str], list[int | None]]] = {
 
 
 @pytest.mark.parametrize("kind", IDS)
-async def test_a_bad_id_costs_its_own_row_and_no_other(table: Table, kind: str) -> None:
+async def test_only_the_row_with_a_bad_id_is_left_out(table: Table, kind: str) -> None:
     values, expected = IDS[kind]
     empty(table, f"id {kind}, name text, type text, interface text, code text")
     for number, value in enumerate(values):
@@ -130,7 +130,7 @@ async def test_code_and_interface_of_any_type_are_served_as_their_text(table: Ta
     assert (row.interface, row.code) == (b"[1]", '["\u00f1", 2]'.encode())
 
 
-async def test_octets_of_a_bytea_are_text_and_other_octets_cost_only_their_row(table: Table) -> None:
+async def test_utf_8_in_a_bytea_is_served_as_text_and_other_octets_are_left_out(table: Table) -> None:
     empty(table, "id int, name bytea, type bytea, interface bytea, code bytea")
     table.run(
         r"INSERT INTO obex_dapl_functions VALUES (1, 'if', 'function', '[]', '\x636f6465'), (2, 'a\000b', '', '', '')"
@@ -212,7 +212,7 @@ async def bytecode(reader: Reader) -> dict[bytes | None, tuple[bytes | None, int
     return {row.name: (row.avbc_code, row.avbc_version) for row in await reader.rows() if row.avbc_code is not None}
 
 
-async def test_bytecode_is_served_where_it_is_of_exactly_the_present_code(table: Table) -> None:
+async def test_bytecode_is_served_only_if_it_belongs_to_the_present_code(table: Table) -> None:
     table.run(BYTECODE)
     codes = {"right": "pass", "upper": "pass # \u00f1", "stale": "new", "none": "pass", "null": "pass", "odd": "pass"}
     table.add((name, "function", "[]", code) for name, code in codes.items())
@@ -288,7 +288,7 @@ async def test_several_rows_of_bytecode_for_a_command_do_not_double_it(table: Ta
         assert len(await reader.rows()) == 1
 
 
-async def test_bytecode_that_does_not_fit_beside_its_definition_is_left_out_alone(table: Table) -> None:
+async def test_only_the_bytecode_is_left_out_if_it_does_not_fit_together_with_its_definition(table: Table) -> None:
     table.run(BYTECODE)
     table.add([("if", "function", "[]", "pass")])
     table.run(ADD, ("if", digest(b"pass"), b"x" * 2000, 1))
@@ -301,7 +301,7 @@ async def test_bytecode_that_does_not_fit_beside_its_definition_is_left_out_alon
 END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'avap-definition-server'"
 
 
-async def test_a_connection_that_ended_between_two_readings_costs_a_reconnect(table: Table) -> None:
+async def test_a_connection_that_ended_between_two_readings_is_replaced(table: Table) -> None:
     table.add_commands(3)
     async with Reader(table.url) as reader:
         for _ in range(2):
@@ -309,7 +309,7 @@ async def test_a_connection_that_ended_between_two_readings_costs_a_reconnect(ta
             table.run(f"{END} AND datname = current_database()")
 
 
-async def test_idle_session_timeout_costs_no_reading(table: Table) -> None:
+async def test_no_reading_fails_because_of_idle_session_timeout(table: Table) -> None:
     table.add_commands(3)
     name = urlsplit(table.url).path[1:]
     with psycopg.connect(table.url) as connection:
@@ -329,7 +329,7 @@ async def test_idle_session_timeout_costs_no_reading(table: Table) -> None:
 
 
 def peak_memory(pid: int) -> int:
-    """The most octets of memory that the process has had."""
+    """The peak memory of the process, in octets."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     (peak,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return peak
@@ -337,7 +337,7 @@ def peak_memory(pid: int) -> int:
 
 @pytest.mark.thorough  # takes seconds
 @pytest.mark.any_transport
-def test_twelve_rows_of_64_mib_cost_the_master_no_memory_and_the_others_are_served(
+def test_twelve_rows_of_64_mib_use_no_memory_of_the_master_and_other_rows_are_served(
     table: Table, start_server: StartServer
 ) -> None:
     table.add_commands(10)

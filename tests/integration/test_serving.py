@@ -142,7 +142,7 @@ def test_health_needs_no_key_and_names_both_services(shared_server: ServerProces
         assert client.health("something.Else") == "NOT_FOUND"
 
 
-def test_reflection_is_off_unless_asked_for(
+def test_reflection_is_off_unless_configured_on_a_server(
     table: Table, shared_server: ServerProcess, start_server: StartServer
 ) -> None:
     from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -168,7 +168,7 @@ def test_readiness_liveness_and_status_are_served_over_http(shared_server: Serve
     assert shared_server.http("/nothing")[0] == 404
 
 
-def test_the_broadcast_is_logged_as_dashboards_expect_it(shared_server: ServerProcess) -> None:
+def test_the_broadcast_is_logged_with_the_fields_that_dashboards_use(shared_server: ServerProcess) -> None:
     line = shared_server.wait_log("Definitions Broadcasted")
     assert line["level"] == "INFO"
     assert line["count"] == len(ROWS)

@@ -1,4 +1,4 @@
-"""SNAPSHOT_DIR after an accident, or changed by a neighbour: a start serves, loses no descriptor, and stores again."""
+"""A server that starts with a damaged file in SNAPSHOT_DIR serves, loses no descriptor, and stores snapshots again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sparse(path: Path) -> None:
 
 
 def swapped(path: Path) -> None:
-    """Another file of ours takes its place, with a MAC that is ours."""
+    """Replace the file by another file of the server, which has a valid MAC."""
     others = [each for each in path.parents[path.parent.name == "history"].rglob("*") if each.is_file()]
     shutil.copyfile(next(each for each in others if each.name != path.name), path)
 
@@ -81,7 +81,7 @@ def publish(server: ServerProcess, table: Table, code: str, directory: Path) -> 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("fault", sample(FAULTS, 3))
-def test_a_file_that_is_not_as_it_was_left_costs_nothing_but_itself(
+def test_a_server_that_finds_one_damaged_file_serves_publishes_and_stores(
     start_server: StartServer, table: Table, tmp_path: Path, file: str, fault: str
 ) -> None:
     directory = tmp_path / "snapshots"

@@ -38,7 +38,7 @@ class StalledServer(ServerProcess):
 
     @property
     def metrics_port(self) -> int:
-        """Known without the log."""
+        """The admin port, which the test has chosen itself, because the log cannot be read."""
         return self.ports[1]
 
     def _read(self, process: subprocess.Popen[str]) -> None:

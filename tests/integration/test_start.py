@@ -1,4 +1,5 @@
-"""A start: whatever the database does, the server starts, logs the fault, and serves what it has."""
+"""A start with any fault of the database: the server starts, logs the fault, and serves the stored catalogue if there
+is one."""
 
 from __future__ import annotations
 
@@ -168,7 +169,7 @@ def test_a_snapshot_that_was_stored_with_the_previous_key_is_served_and_gets_the
 
 
 @pytest.mark.parametrize("version", sample(["2", "1"]))
-def test_a_stored_snapshot_with_our_mac_is_served_in_either_version(
+def test_a_stored_snapshot_with_a_valid_mac_is_served_in_either_version(
     table: Table, start_server: StartServer, tmp_path: Path, version: str
 ) -> None:
     from definition_server.catalog.signing import Binding, Signer
@@ -185,7 +186,7 @@ def test_a_stored_snapshot_with_our_mac_is_served_in_either_version(
 
 
 @pytest.mark.thorough  # starts servers
-def test_with_an_unwritable_snapshot_directory_only_the_file_is_missing(
+def test_a_server_with_an_unwritable_snapshot_directory_serves_and_lacks_only_the_file(
     table: Table, start_server: StartServer, tmp_path: Path
 ) -> None:
     table.add_commands(5)
@@ -250,7 +251,7 @@ def _as(url: str, user: str, password: str) -> str:
 
 @pytest.fixture
 def container_url() -> str:
-    """A PostgreSQL that requires a password: the embedded one trusts all connections."""
+    """A PostgreSQL that requires a password; the embedded PostgreSQL trusts all connections."""
     from tests.support.providers import provider_or_skip
 
     server = provider_or_skip("container")

@@ -1,6 +1,6 @@
-"""The surroundings of a server: Python's own variables, locale, limits of the process, missing or small file systems.
+"""The surroundings of a server: variables of Python, locale, limits of the process, missing or small file systems.
 
-In all of them it serves, ends with its exit code, and prints nothing but log lines.
+In all of them the server serves, ends with its exit code, and prints only log lines.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def serves_and_ends(server: ServerProcess, table: Table) -> None:
 
 
 def uncovered(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` without the measurement of coverage, which starts before our first line and needs more."""
+    """``environment`` without the measurement of coverage, which starts before the server and needs more of the
+    machine."""
     return {name: value for name, value in environment.items() if not name.startswith("COVERAGE_")}
 
 
@@ -93,7 +94,7 @@ def in_shell(server: ServerProcess, prelude: str, *wrapper: str) -> ServerProces
 
 
 @pytest.mark.parametrize("variable", sample(VARIABLES, ("PYTHONINSPECT",)))
-def test_a_server_serves_whatever_a_variable_of_python_or_of_the_system_says(
+def test_a_server_serves_with_any_value_of_a_variable_of_python_or_the_system(
     variable: str, table: Table, database_url: str
 ) -> None:
     server = ServerProcess(database_url, WORKERS="1")
@@ -107,7 +108,7 @@ def test_a_server_serves_with_any_limits_and_signals_of_its_shell(name: str, tab
 
 
 @pytest.mark.parametrize("name", sample(["/nonexistent/python", "definition-server"]))
-def test_a_server_serves_whatever_its_argv_0_is(name: str, table: Table, database_url: str) -> None:
+def test_a_server_serves_with_any_argv_0(name: str, table: Table, database_url: str) -> None:
     """A Python that is in no virtual environment then does not know its own path."""
     server = ServerProcess(database_url, WORKERS="1", PYTHONPATH=os.pathsep.join(filter(os.path.isabs, sys.path)))
     server.environment = uncovered(server.environment)
@@ -117,7 +118,7 @@ def test_a_server_serves_whatever_its_argv_0_is(name: str, table: Table, databas
 
 
 @pytest.mark.parametrize("name", sample(MOUNTS, ("no /proc",)))
-def test_a_server_serves_without_file_systems_that_others_have(name: str, table: Table, database_url: str) -> None:
+def test_a_server_serves_without_some_usual_file_systems(name: str, table: Table, database_url: str) -> None:
     apart = namespaces("--mount", "--uts")
     serves_and_ends(in_shell(ServerProcess(database_url, WORKERS="1"), MOUNTS[name], *apart), table)
 
@@ -197,7 +198,7 @@ def test_a_catalogue_larger_than_the_file_size_limit_fails_the_cycle_and_the_log
         assert server.http("/livez")[0] == 200
 
 
-def test_an_invalid_environment_ends_with_78_although_python_is_asked_to_stay() -> None:
+def test_an_invalid_environment_ends_with_78_even_in_interactive_mode_of_python() -> None:
     ended = run(":", {"PYTHONINSPECT": "1"})
     assert ended.returncode == 78
     assert "DATABASE_URL is not set" in ended.stderr
@@ -218,7 +219,8 @@ def test_a_master_and_its_workers_write_no_core_dump(table: Table, database_url:
 
 
 def namespaces(*which: str) -> tuple[str, ...]:
-    """The command that starts another one in namespaces of its own; skips the test where this account may make none."""
+    """The command that starts another command in its own namespaces. Skips the test if this account may not create
+    namespaces."""
     apart = ("unshare", *which)
     if not shutil.which("unshare") or subprocess.run((*apart, "true"), capture_output=True, check=False).returncode:
         pytest.skip("this account may make no namespace")
@@ -226,9 +228,9 @@ def namespaces(*which: str) -> tuple[str, ...]:
 
 
 def as_another_account() -> tuple[str, ...]:
-    """The command that starts another one under an account that is not root, whose processes the kernel does not limit;
-    it may read root's files, where this Python may lie. Nothing, where this account is not root. Skips the test where
-    root may not do that."""
+    """The command that starts another command under an account other than root, because the kernel does not limit
+    processes of root. The account may read root's files, because this Python may be one of them. Empty if this account
+    is not root. Skips the test if root may not change the account."""
     if os.geteuid() != 0:
         return ()
     reading = "+dac_read_search"

@@ -62,7 +62,7 @@ def changing(postgres: DatabaseServer, transport: str) -> Iterator[tuple[ServerP
     """One server for all changes, its table, and the version hash of the ten commands before each change."""
     with shared_table(postgres, f"changing_{transport}") as table:
         table.add_commands(10)
-        # Changes of the whole table are among them, which the guard would hold.
+        # Some changes concern the whole table, and the guard would hold them.
         with ServerProcess(table.url, TRANSPORT=transport, GUARD_MAX_REMOVED_PERCENT="100") as server:
             yield server.wait_ready(), table, server.statusz()["catalog"]["version_hash"]
 

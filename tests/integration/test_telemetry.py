@@ -1,5 +1,5 @@
-"""Traces and metrics by OTLP, of a real server to a real receiver; and that neither a collector that misbehaves nor the
-absence of one changes anything for clients."""
+"""Traces and metrics by OTLP, from a real server to a real receiver. Neither a misbehaving collector nor a missing one
+changes anything for clients."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_telemetry_that_cannot_be_exported_is_logged_and_does_not_stop_the_serve
     table: Table, start_server: StartServer, tmp_path: Path, settings: dict[str, str], error: str
 ) -> None:
     table.add_commands(3)
-    if "PYTHONPATH" in settings:  # as if the extra were not installed: its package is found, and has nothing in it
+    if "PYTHONPATH" in settings:  # has the effect of an extra that is not installed: its package is found, but is empty
         hide = tmp_path / "sitecustomize.py"
         hide.write_text("import sys\nsys.modules['opentelemetry'] = None\n")
         settings = {"PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}

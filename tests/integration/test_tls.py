@@ -1,4 +1,4 @@
-"""TLS: which clients are accepted, and replacement of a certificate while the server runs."""
+"""TLS: the clients that are accepted, and the replacement of a certificate while the server runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def start(table: Table, start_server: StartServer, shown: Certificate, **setting
 
 
 def common_name(server: ServerProcess, authority: Authority, own: Certificate | None = None) -> str:
-    """Common name of the certificate that a new connection gets; ``own``: the client's certificate."""
+    """The common name of the certificate that the server presents on a new connection. ``own`` is the client's
+    certificate."""
     context = ssl.create_default_context(cafile=str(authority.cert))
     if own is not None:
         context.load_cert_chain(own.cert, own.key)
@@ -54,7 +55,7 @@ def common_name(server: ServerProcess, authority: Authority, own: Certificate | 
     return str(dict(pair[0] for pair in certificate["subject"])["commonName"])
 
 
-def test_with_tls_calls_are_answered_over_tls_only(
+def test_a_server_with_tls_answers_calls_only_over_tls(
     table: Table, start_server: StartServer, authority: Authority
 ) -> None:
     server = start(table, start_server, authority.sign("server"))
@@ -66,7 +67,7 @@ def test_with_tls_calls_are_answered_over_tls_only(
         assert failure(cleartext.get, "command1")[0] == "UNAVAILABLE"
 
 
-def test_with_a_client_authority_a_client_needs_a_certificate_of_it(
+def test_a_server_with_a_client_authority_requires_a_certificate_of_that_authority(
     table: Table, start_server: StartServer, authority: Authority, tmp_path: Path
 ) -> None:
     server = start(table, start_server, authority.sign("server"), TLS_CLIENT_CA_FILE=str(authority.cert))

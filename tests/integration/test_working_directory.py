@@ -1,4 +1,4 @@
-"""No module comes from the working directory, and a worker gets nothing of the environment that it does not need."""
+"""No module is imported from the working directory, and a worker gets only the environment variables that it needs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_file_with_a_modules_name_in_the_working_directory_is_not_imported(
     table.add_commands(1)
     server = ServerProcess(table.url, WORKERS="1", JAIL="auto")
     server.directory, server.command = strange_directory, command
-    if command[1] == "-m":  # runpy itself imports before any line of ours: of the package's own name only -P helps
+    if command[1] == "-m":  # runpy imports modules before the package runs, so only -P protects the name of the package
         (strange_directory / "definition_server.py").unlink()
         (strange_directory / "sitecustomize.py").unlink()
     servers.enter_context(server).wait_ready()
@@ -66,9 +66,7 @@ def test_a_file_with_a_modules_name_in_the_working_directory_is_not_imported(
 
 
 @pytest.mark.parametrize("entry", sample(["", ".", "modules"]), ids=["empty", "dot", "relative"])
-def test_workers_do_not_inherit_an_entry_of_pythonpath_that_depends_on_the_working_directory(
-    entry: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_do_not_inherit_relative_entries_of_pythonpath(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from definition_server.control_plane.worker_process import _environment
 
     monkeypatch.setenv("PYTHONPATH", f"{entry}:/opt/modules:{entry}")

@@ -1,1 +1,1 @@
-"""Judges from outside: programs of other projects, and grpcio itself, check that our server speaks gRPC over HTTP/2."""
+"""Independent judges: programs of other projects, and grpcio itself, check that the server speaks gRPC over HTTP/2."""

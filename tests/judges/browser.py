@@ -1,4 +1,4 @@
-"""Chromium without access to any network but this machine's, and its rendering of a page."""
+"""Runs Chromium without access to other machines, and returns its rendering of a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def chromium(tmp_path: Path, *options: str) -> str:
         "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=20000", *options,
     ]  # fmt: skip
-    # A process group of its own, so that none of the browser's processes is left if it hangs.
+    # The browser has its own process group, so that none of its processes is left if it hangs.
     with subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -35,8 +35,8 @@ def chromium(tmp_path: Path, *options: str) -> str:
 
 
 def inked(picture: Path) -> int:
-    """How much the picture shows. PNG stores how pixels differ from their neighbours, so drawings need many different
-    values."""
+    """A measure of how much the picture shows. PNG stores the differences between neighbouring pixels, so drawings need
+    many different values."""
     octets, place, packed = picture.read_bytes(), 8, b""
     while place < len(octets):
         length = int.from_bytes(octets[place : place + 4])

@@ -23,7 +23,7 @@ def message_class(name: str) -> Any:
 
 @functools.cache
 def _pool() -> descriptor_pool.DescriptorPool:
-    # A pool of its own: other packages may register the official files in the default one.
+    # The classes have their own pool, because other packages may register the official files in the default pool.
     pool = descriptor_pool.DescriptorPool()
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "descriptors"

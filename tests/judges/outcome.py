@@ -1,4 +1,4 @@
-"""The outcome of octets: sends them on a new connection, and sums up the server's answer in one line.
+"""Sends octets on a new connection, and sums up the server's answer in one line, the outcome.
 
 ``T:n``     the call ended with grpc-status n (an HTTP status other than 200: ``H:n``)
 ``S:CODE``  its stream was reset; ``T:n+S:CODE``: after the status

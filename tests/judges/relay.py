@@ -1,8 +1,8 @@
 """A TCP relay that joins successive writes of a client into one write.
 
-A server may answer before a request has ended (RFC 9113 section 8.1), and ours does where the headers alone decide the
-answer. h2spec writes first a request, and then the fault that is to be judged. Without the relay it would depend on the
-machine whether the server reads both together, or has refused the request before the fault arrives.
+A server may answer before a request has ended (RFC 9113 section 8.1), and our server does so if the headers alone
+decide the answer. h2spec first writes a request, and then the fault that is to be judged. Without the relay it would
+depend on the machine whether the server reads both together, or has refused the request before the fault arrives.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``judges.Rows``: a few methods on octets, for cases that are written frame by frame.
 
-``Unary`` and ``Ready`` return their request; the second is a static method where the transport has static methods.
+``Unary`` and ``Ready`` return their request; the second is a static method if the transport has static methods.
 ``Stream`` returns a request twice, ``Collect`` joins its requests, ``Hang`` never answers, ``Fail`` raises, and
 ``Meta`` returns the metadata of the call.
 """
@@ -18,18 +18,18 @@ SERVICE = "judges.Rows"
 
 
 async def unary(request: bytes, context: Any) -> bytes:
-    """The request."""
+    """Answers with the request."""
     return request
 
 
 async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-    """The request, twice."""
+    """Answers with the request, twice."""
     yield request
     yield request
 
 
 async def collect(requests: AsyncIterable[bytes], context: Any) -> bytes:
-    """All requests in one."""
+    """Answers with all requests joined in one message."""
     return b"".join([request async for request in requests])
 
 

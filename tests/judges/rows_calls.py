@@ -22,7 +22,7 @@ def body(*messages: bytes, path: bytes = UNARY, **replaced: bytes | None) -> byt
 
 
 def unordered() -> bytes:
-    """A pseudo-header behind a regular one."""
+    """A pseudo-header field after a regular field."""
     listed = wire.request_fields(UNARY)
     return wire.headers(1, wire.block([*listed[1:], listed[0]])) + WHOLE
 

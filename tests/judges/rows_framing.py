@@ -16,7 +16,7 @@ LAST_WORD = wire.data(1, MESSAGE, end_stream=True)
 
 @dataclass(frozen=True)
 class Row:
-    """A case. ``row`` is an id of docs/requirements.md; the ends of ``streams`` are compared."""
+    """One case. ``row`` is an id of docs/requirements.md. The outcomes of ``streams`` are compared."""
 
     row: str
     name: str
@@ -28,7 +28,7 @@ class Row:
 
     @property
     def demanded(self) -> tuple[str, ...]:
-        """The answers that the requirement allows; more than one where it leaves a choice."""
+        """The answers that the requirement allows; there are several if it leaves a choice."""
         return (self.says,) if isinstance(self.says, str) else self.says
 
     def __str__(self) -> str:

@@ -111,8 +111,8 @@ def _plain(command: dict[str, str]) -> tuple[str, str, str, bytes]:
 
 @pytest.fixture(scope="module")
 def restless(postgres: DatabaseServer) -> Iterator[ServerProcess]:
-    """A definition server that drains every connection after a quarter of a second. If that were less, a busy client's
-    next connection might be drained before its calls are sent, and gRPC repeats a refused call only once.
+    """A definition server that drains every connection after a quarter of a second. With a shorter time, a busy
+    client's next connection might be drained before its calls are sent, and gRPC repeats a refused call only once.
     """
     url = create_database(postgres.url, "judges_restless")
     Table(url).add(ROWS)

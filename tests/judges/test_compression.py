@@ -1,4 +1,4 @@
-"""Compression on the wire. No client library shows it, so the frames are examined."""
+"""Compression on the wire. The tests examine the frames, because no client library shows compression."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def unary(compressed: bool) -> bytes:
 
 
 def test_an_answer_is_compressed_when_the_servicer_requests_it(native: int) -> None:
-    # Not on grpcio: grpc.aio 1.85.1 forgets set_compression where the handler is a unary one.
+    # This is not tested on grpcio, because grpc.aio 1.85.1 ignores set_compression in a unary handler.
     fields, body = exchange(native, call(b"UnaryCall", unary(True), GZIP))
     [(flag, octets)] = messages(body)
     assert (fields[b"grpc-status"], fields[b"grpc-encoding"], flag) == (b"0", b"gzip", 1)

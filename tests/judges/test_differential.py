@@ -22,7 +22,7 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 def ask(port: int, row: Row, octets: bytes, expected: tuple[str, ...]) -> str:
     silence = any("open" in line for line in expected)
     got = outcome(port, octets, streams=row.streams, hello=row.hello, body=row.body, silence=silence)
-    # RST_STREAM behind an early status depends on how much of the request arrives, and when (requirement A45).
+    # An RST_STREAM after an early status depends on how much of the request arrives, and when (requirement A45).
     return got.replace("+S:NO_ERROR", "")
 
 
@@ -33,7 +33,7 @@ def test_a_handler_on_our_engine_gives_the_demanded_answer(native: int, row: Row
 
 @pytest.mark.parametrize("row", [row for row in ROWS if UNARY in row.octets], ids=str)
 def test_a_static_method_of_our_engine_gives_the_demanded_answer(native: int, row: Row) -> None:
-    # The paths are of one length, so nothing else changes.
+    # The paths have the same length, so nothing else changes.
     assert ask(native, row, row.octets.replace(UNARY, READY), row.demanded) in row.demanded
 
 

@@ -68,7 +68,7 @@ def timers(port: int) -> list[str]:
     return [line for line in told.splitlines() if "keepalive" in line]
 
 
-def test_the_page_has_every_proxy_that_can_be_tried() -> None:
+def test_the_page_has_every_proxy_that_is_tested() -> None:
     assert STARTS.keys() == PROXIES.keys()
 
 
@@ -89,10 +89,10 @@ def test_a_proxy_as_documented_serves_and_keeps_its_connections_alive(
     with proxy(kind, server.port, tmp_path, documented) as port, Client(port) as client:
         until(lambda: client.health() == "SERVING", "the server answers through the proxy", seconds=20)
         assert [client.get(f"command{n}").name for n in range(5)] == [f"command{n}" for n in range(5)]
-        # At the proxy's own end: on connections to clients the port is the local one, on those to the server the remote
-        # one.
+        # The proxy's end is examined: its port is the local port on connections to clients, and the port is the remote
+        # one on connections to the server.
         for number, column in ((port, 2), (server.port, 3)):
-            # This takes a moment, because the kernel shows the retransmission timer while octets are not acknowledged.
+            # The test waits, because the kernel shows the retransmission timer while octets are not acknowledged.
             until(partial(_kept, number, column), f"a keepalive timer in column {column} of port {number}", seconds=10)
 
 

@@ -1,5 +1,5 @@
-"""The servers beside which ours is measured keep the contract, because the figure of a server that answers wrongly
-means nothing.
+"""The peers, whose figures are compared with ours, keep the contract, because the figure of a server with wrong answers
+is meaningless.
 
 The content of the catalogue comes from our own snapshot; the client is grpcio, and it compares octets.
 """
@@ -87,7 +87,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def peer(name: str, catalogue: Served) -> Iterator[Target]:
-    """A server of that stack with the catalogue."""
+    """A server of that stack; it serves the catalogue."""
     with peers.start(name, catalogue) as target:
         yield target
 
@@ -259,7 +259,7 @@ def test_a_yardstick_serves_one_answer_of_the_catalogue_and_leaves_nothing(
 
 @pytest.fixture
 def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No peer is built, and no tool is there to build one."""
+    """No peer is built, and no tool for building is available."""
     monkeypatch.setattr(stacks, "CACHE", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -328,8 +328,8 @@ def _measure_and_kill(name: str, catalogue: Served, pids: list[int]) -> None:
     with peers.start(name, catalogue) as target:
         pids += target.pids
         os.kill(target.pid, signal.SIGKILL)
-        # Not by /proc, which shows a zombie as soon as the first thread has ended, while the parent is notified after
-        # the last.
+        # /proc is not used: it shows a zombie as soon as the first thread has ended, while the parent is notified after
+        # the last thread.
         exited = os.WEXITED | os.WNOHANG | os.WNOWAIT
         until(lambda: os.waitid(os.P_PID, target.pid, exited), "the process still runs")
 

@@ -1,4 +1,4 @@
-"""Honest clients never meet a limit: gRPC's stacks and probes, directly and through nginx, HAProxy and Envoy, with the
+"""No limit affects honest clients: gRPC's stacks and probes, directly and through nginx, HAProxy and Envoy, with the
 default settings of the server, of the proxies and of the clients.
 """
 
@@ -57,7 +57,7 @@ def server(request: pytest.FixtureRequest, postgres: DatabaseServer) -> Iterator
 
 @pytest.fixture(params=(DIRECT, *PROXIES))
 def port(request: pytest.FixtureRequest, server: ServerProcess, tmp_path: Path) -> Iterator[int]:
-    """The server's port, or that of a proxy before it."""
+    """The port of the server, or of a proxy in front of it."""
     with ExitStack() as stack:
         yield (
             server.port if request.param == DIRECT else stack.enter_context(proxy(request.param, server.port, tmp_path))
@@ -149,8 +149,8 @@ def _reachable(port: int) -> None:
     until(answers, lambda: "the server answers through the proxy", seconds=20)
 
 
-def test_a_client_that_pings_every_ten_seconds_is_not_cut_off(server: ServerProcess, tmp_path: Path) -> None:
-    """On a connection without calls, on one with a Watch, and behind an Envoy that pings the server."""
+def test_a_client_that_pings_every_ten_seconds_is_not_disconnected(server: ServerProcess, tmp_path: Path) -> None:
+    """Tested on a connection without calls, on a connection with a Watch, and behind an Envoy that pings the server."""
     after = len(server.lines)
     pings = [str(Path(node_program()[-1]).with_name("pings.js"))]
     target = f"127.0.0.1:{server.port}"
@@ -176,7 +176,8 @@ def _hold(port: int) -> list[str]:
         idle.channel.subscribe(
             lambda state: found.append(state.name) if state is not grpc.ChannelConnectivity.READY else None
         )
-        # Without a deadline, which the server would observe too: whose clock is first would decide the status.
+        # The call has no deadline, because the server would observe it too, and the faster clock would decide the
+        # status.
         watch = health_pb2_grpc.HealthStub(watching.channel).Watch(health_pb2.HealthCheckRequest())
         cancel = threading.Timer(PING_SECONDS, watch.cancel)
         cancel.start()

@@ -18,7 +18,8 @@ from tests.judges.browser import chromium, inked
 from tests.support.perf_record import sample, write
 
 CHARTS = {"per-core", "percentiles", "knee", "cost", "harness", "memory", "history"}
-# Examines the page from inside when all charts are drawn, shows every view, and writes the results into an element.
+# The script examines the page from inside when all charts are drawn, shows every view, and writes the results into an
+# element.
 PROBE = """
 <script>
 const seen = {errors: [], drawn: false, charts: {}, views: 0};

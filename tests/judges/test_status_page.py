@@ -30,7 +30,8 @@ from definition_server.observability.status_page import status_page
 
 NOW = 1_700_000_100.0
 EVIL = '<img src=x onerror="document.title=1"></script><script>document.title="run"</script>'
-# Examines the page from inside, and writes the results into an element. The page's own policy would forbid this script.
+# The script examines the page from inside, and writes the results into an element. The page's own policy would forbid
+# this script.
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -113,7 +114,7 @@ def test_the_page_is_light_or_dark_as_the_reader_prefers(tmp_path: Path) -> None
 
 
 class Service:
-    """A server whose status gets worse with every reading."""
+    """A server whose status becomes worse with each reading."""
 
     def __init__(self) -> None:
         self.readings = 0
@@ -151,8 +152,8 @@ def test_the_page_follows_the_server_under_its_own_policy(tmp_path: Path, servic
 def test_without_scripts_the_browser_shows_the_whole_page(tmp_path: Path) -> None:
     page = status_page(troubled(), NOW).decode()
     path, picture = tmp_path / "page.html", tmp_path / "page.png"
-    # Less than the time after which the page is loaded again. A frame with a process of its own would not be in the
-    # picture.
+    # The wait is shorter than the time after which the page is loaded again. A frame with its own process would not be
+    # in the picture.
     same_process = "--disable-features=IsolateSandboxedIframes"
     options = ("--virtual-time-budget=3000", "--window-size=1280,2000", same_process, f"--screenshot={picture}")
 
@@ -167,7 +168,7 @@ def test_without_scripts_the_browser_shows_the_whole_page(tmp_path: Path) -> Non
     until(lambda: drawn(page) > 10 * blank, "the page is drawn")
 
 
-def test_a_page_whose_server_has_ended_says_that_it_is_old(tmp_path: Path, service: Service) -> None:
+def test_a_page_whose_server_has_ended_shows_that_it_is_old(tmp_path: Path, service: Service) -> None:
     class Ending(Service):
         def read(self) -> ServiceStatus:
             status = super().read()

@@ -1,5 +1,5 @@
-"""Our generator agrees with independent ones: with h2load on throughput, and with ghz on P95; or the comparison gives
-the reason with figures."""
+"""Our generator agrees with independent generators: with h2load on throughput, and with ghz on P95. Otherwise the
+comparison gives the reason with figures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_our_p95_agrees_with_ghz(catalogue: Catalogue) -> None:
 
 
 def ran(rate: float, *, microseconds: float, client: float = 0.5) -> dict[str, Any]:
-    """A run of 2 s in which a call took so much CPU time of the server."""
+    """A run of 2 s in which each call took ``microseconds`` of the server's CPU time."""
     return {
         "rate": rate, "answered": rate * 2, "seconds": 2.0, "server_cpu_seconds": rate * 2 * microseconds / 1e6,
         "client_cpu_seconds": 2.0 * client,
@@ -85,7 +85,7 @@ def test_a_difference_in_rate_is_explained_only_by_measured_cpu_time(
 
 
 def p95(milliseconds: float, rate: float = 8750.0, microseconds: float = 80.0) -> dict[str, Any]:
-    """A run in which the generator took so much of its own CPU time for a call."""
+    """A run in which the generator took this much of its own CPU time for each call."""
     return {"latency": {"p95": milliseconds}, "rate": rate, "client_us_per_call": microseconds}
 
 
@@ -97,9 +97,9 @@ HELD = 20.0
     [
         (30.0, 33.0, None, "agrees"),
         (30.0, 45.0, None, "disagrees"),
-        # A quiet machine: ghz adds half a ms to everything.
+        # On a quiet machine, ghz adds half a millisecond to every call.
         (0.09, 0.6, (20.4, 21.0), "explained"),
-        # Two busy CPUs, on which ghz had to wait for its CPU: it adds as much to the known time.
+        # On two busy CPUs, ghz has to wait for a CPU, and adds as much to the known time.
         (0.8, 6.4, (21.0, 27.5), "explained"),
         (0.8, 6.4, (21.0, 23.5), "disagrees"),
         # Our figure is wrong, and ghz had enough CPU time to show it.
@@ -107,7 +107,7 @@ HELD = 20.0
         (0.8, 25.0, (21.0, 27.5), "disagrees"),
         # A witness that is faster than our generator needs no explanation.
         (6.4, 0.8, (20.4, 27.5), "disagrees"),
-        # Our figure of the known time is too small, too. That does not increase the time that ghz adds.
+        # Our figure of the known time is too small as well, which does not increase the time that ghz adds.
         (0.05, 1.5, (16.1, 20.6), "disagrees"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_witness_that_adds_no_time_explains_no_difference() -> None:
 @pytest.mark.parametrize(
     ("ours", "verdict"), [(20.5, "agrees"), (23.9, "agrees"), (15.0, "disagrees"), (25.0, "disagrees")]
 )
-def test_our_p95_of_held_calls_is_judged_by_the_known_time_alone(ours: float, verdict: str) -> None:
+def test_our_p95_of_held_calls_is_judged_only_by_the_known_time(ours: float, verdict: str) -> None:
     assert known(p95(ours), HELD, "test").verdict == verdict
 
 
@@ -149,7 +149,7 @@ def test_the_report_of_ghz_is_read() -> None:
         {"rps": "x"},
     ],
 )  # fmt: skip
-def test_a_report_of_ghz_with_anything_but_good_answers_is_refused(change: dict[str, Any]) -> None:
+def test_a_report_of_ghz_with_failed_answers_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(TargetFailed, match="ghz: "):
         parsed_ghz(json.dumps(REPORT | change))
 

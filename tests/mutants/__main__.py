@@ -88,7 +88,7 @@ def verdict(mutant: Mutant, known: KnownTests, runner: Runner, seconds: float = 
 def run(tests: list[str], known: KnownTests, runner: Runner) -> str:
     """The first of ``tests`` that fails, or another sign of the fault; empty if there is none.
 
-    A failure that may come from a busy machine counts only if the test fails again, alone.
+    A failure that a busy machine may have caused is accepted only if the test fails again, alone.
     """
     left = list(tests)
     while left:
@@ -97,7 +97,7 @@ def run(tests: list[str], known: KnownTests, runner: Runner) -> str:
             return "pytest did not end"
         failed = next((name for name, outcome in outcomes.items() if outcome[0] == "failed"), None)
         if failed is None:
-            # Not even one was collected: the module cannot be imported.
+            # No test was collected, because the module cannot be imported.
             return "" if outcomes else "nothing was run"
         slow = max(known.seconds.get(failed, 0), outcomes[failed][1]) >= QUICK_SECONDS
         if not slow or (again := runner.pytest([failed])) is None or again.get(failed, ["failed"])[0] == "failed":
@@ -123,7 +123,7 @@ class Runner:
 
     @contextmanager
     def changed(self, module: Path | str, source: str) -> Iterator[None]:
-        """A context in which ``module``, relative to the tree, has another source."""
+        """A context in which ``module`` (a path relative to the tree) has another source."""
         path = self.tree / module
         original, at = path.read_text("utf-8"), path.stat().st_mtime
         path.write_text(source, "utf-8")
@@ -144,7 +144,7 @@ class Runner:
         files = dict.fromkeys(name.partition("::")[0] for name in tests)
         arguments = ["-x", "-q", "-p", "tests.mutants.plugin", f"--selection={selection}", f"--outcomes={outcomes}",
                      "--one-transport=alternate", "--timeout=90",
-                     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # of hypothesis, which is imported already
+                     "-W", "ignore::pytest.PytestAssertRewriteWarning",  # hypothesis is imported already
                      *files]  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -240,7 +240,7 @@ class TooLate(Exception):
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """How many were noticed, by room and kind."""
+    """The number of faults that were noticed, by room and kind."""
     made = Table("room", "faults", "noticed", "share", "survivors by kind")
     for room in ROOMS:
         mine = [result for result in results if result["room"] == room.name]
@@ -254,7 +254,7 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 
 def main() -> int:
-    """Returns 0 where every room notices at least `LEAST_SHARE` of its faults, 3 if the time was too short."""
+    """Returns 0 if every room notices at least `LEAST_SHARE` of its faults, and 3 if the time was too short."""
     arguments = parser().parse_args()
     rooms = tuple(room for room in ROOMS if not arguments.room or room.name in arguments.room)
     drawn = sample(rooms, ROOT, arguments.sample, arguments.seed)

@@ -36,7 +36,7 @@ class DeleteStatement(Operator):  # type: ignore[misc]
             yield node.start_pos, node.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
-        """Replace the statement; its line stays, so that line numbers do."""
+        """Replace the statement. Its line stays, so that line numbers do not change."""
         first = node.children[0]
         prefix = first.get_first_leaf().prefix
         node.children[0] = parso.python.tree.Keyword("pass", first.start_pos, prefix=prefix)

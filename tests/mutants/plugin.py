@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Under coverage, note for each line the test that runs it, in this process or in a child process."""
+    """If coverage is measured, note for each line the test that runs it, in this process or in a child process."""
     measured = coverage.Coverage.current()
     if measured is None:
         return (yield)
@@ -70,7 +70,7 @@ class Outcomes:
         self._of: dict[str, list[Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a phase of a test: the worst one counts, the seconds add up."""
+        """Add a phase of a test: the worst outcome is kept, and the seconds are added up."""
         outcome = self._of.setdefault(report.nodeid, ["passed", 0.0, ""])
         outcome[1] = round(outcome[1] + report.duration, 3)
         if report.failed:

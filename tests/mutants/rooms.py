@@ -27,7 +27,7 @@ def mirror(module: Path) -> str:
 
 
 def limits_of(module: Path) -> str:
-    """The test file that states the limits of the modules in the folder of ``module``, where there is one."""
+    """The test file that states the limits of the modules in the folder of ``module``, if there is one."""
     return str(Path("tests/unit") / module.relative_to("service").parent / "test_limits.py")
 
 

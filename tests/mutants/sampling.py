@@ -1,4 +1,4 @@
-"""Drawing faults: every place where an operator applies, then a sample by a seed."""
+"""Finds every place where an operator applies, and draws a sample of them by a seed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Mutant:
 
 
 def places(module: Path, source: str, known: dict[str, dict[str, Operator]]) -> Iterator[Mutant]:
-    """Every fault that can be put into ``source``. Annotations and what is only imported for types are left out."""
+    """Every fault that can be put into ``source``. Annotations and imports that only types need are left out."""
     tree = parso.parse(source)
     nodes = list(ast_nodes(tree))
     for kind, named in known.items():
@@ -115,7 +115,7 @@ def _is_slots(node: Any) -> bool:
 
 
 def sample(rooms: tuple[Room, ...], tree: Path, count: int, seed: int) -> dict[str, list[Mutant]]:
-    """Room → its share of ``count`` faults, of each kind equally many where possible. The seed decides."""
+    """Room → its share of ``count`` faults, with equally many of each kind if possible. The seed decides the choice."""
     known = operators()
     drawn: dict[str, list[Mutant]] = {}
     for number, room in enumerate(rooms):
@@ -149,7 +149,7 @@ def mutated(mutant: Mutant, source: str) -> str:
     """``source`` with the fault in it.
 
     Raises:
-        ValueError: where there is no such place.
+        ValueError: there is no such place.
     """
     operator = next(named[mutant.operator] for named in operators().values() if mutant.operator in named)
     text = mutate_code(source, operator, mutant.occurrence)

@@ -50,7 +50,7 @@ class KnownTests:
 
     @classmethod
     def read(cls, path: Path) -> KnownTests:
-        """The content of the file that `write` has made for it; empty where it has made none."""
+        """The content of the file that `write` has made; empty if there is no such file."""
         if not path.exists():
             return cls()
         stored = json.loads(path.read_text("utf-8"))
@@ -74,7 +74,7 @@ class KnownTests:
         return {name for place, name in enumerate(self.names) if bits >> place & 1} & self.seconds.keys()
 
     def forget(self, file: str) -> None:
-        """Drop what is known of the tests in ``file``."""
+        """Drop the results of the tests in ``file``."""
         for known in (self.seconds, self.failing):
             for name in [name for name in known if name.startswith(f"{file}::")]:
                 del known[name]
@@ -85,17 +85,17 @@ class KnownTests:
         self.digests.pop(file, None)
 
     def of(self, mutant: Mutant, most_seconds: float = SECONDS_A_FAULT) -> list[list[str]]:
-        """The tests that run the statement with the fault, in two rounds: quick ones, the others.
+        """The tests that run the statement with the fault, in two rounds: first quick tests, then the others.
 
         A statement that runs at the import of its module (a constant, a default) is judged by all tests of the module,
-        by those of its own test file, and by those that state the limits of its folder: a test that states a constant
-        may run no line of a module that is imported already.
+        by the tests in its own test file, and by the tests that state the limits of its folder, because a test that
+        states a constant may run no line of a module that is already imported.
         """
         names = self.that_run(str(mutant.module), mutant.statement if mutant.in_function else None)
         if not mutant.in_function:
             stating = (f"{limits_of(mutant.module)}::", f"{mirror(mutant.module)}.py::")
             names |= {name for name in self.seconds if name.startswith(stating)}
-        # A server that several tests of a file share counts for the first of them alone.
+        # If several tests of a file share a server, its lines are noted only for the first of these tests.
         files = {name.partition("::")[0] for name in names if name.startswith("tests/integration")}
         names |= {name for name in self.seconds.keys() - set(self.names) if name.partition("::")[0] in files}
         own = mirror(mutant.module)
@@ -115,7 +115,8 @@ class KnownTests:
 
 
 def changed(known: KnownTests, tree: Path, tests: Iterable[str]) -> dict[str, list[str]]:
-    """Folder -> its test files that `measure` has not seen as they are in ``tree``. Other code: nothing is known."""
+    """Folder → its test files whose state in ``tree`` `measure` has not seen. If the code has changed, these are all
+    files."""
     code = _digest(*sorted((tree / "service").rglob("*.py")))
     if known.digests.get("service") != code:
         known.__init__()  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The faults are what they claim to be, a seed always draws the same, and the right tests judge them."""
+"""Each fault has the described effect, a seed always draws the same faults, and the right tests judge them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.mutants.selection import KnownTests, measure
 
 
 @pytest.mark.parametrize("operator", [DeleteStatement, ReplaceReturn])
-def test_an_operator_does_what_its_examples_say(operator: type) -> None:
+def test_an_operator_changes_its_examples_as_stated(operator: type) -> None:
     for example in operator.examples():
         assert mutate_code(example.pre_mutation_code, operator(), example.occurrence) == example.post_mutation_code
 

@@ -1,7 +1,7 @@
-"""Faults that the tests must notice, whatever a seed draws: a few of each room, whose effects appear late.
+"""Faults that the tests must notice in every run: a few of each room, with effects that appear late.
 
-Each is a piece of a module, what it becomes, and the test that must fail then. A piece that is no longer in its module
-is to be replaced by one that means the same.
+Each fault consists of a piece of a module, its replacement, and the test that must then fail. If a piece is no longer
+in its module, replace it here by a piece with the same meaning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FAULTS = (
     ("definition_server/control_plane/delayed_release.py", f"{CANCEL}\n            self._timer = None",
      "            self._timer = None",
      f"{SERVER}/control_plane/test_delayed_release.py::"
-     "test_a_snapshot_is_held_for_its_whole_time_although_an_earlier_one_is_due"),
+     "test_a_snapshot_is_held_for_its_full_time_even_if_an_earlier_one_was_due"),
     ("definition_server/control_plane/delayed_release.py", f"{CANCEL}\n        self._held = []",
      "            pass\n        self._held = []",
      f"{SERVER}/control_plane/test_delayed_release.py::test_close_cancels_the_release_that_was_due"),

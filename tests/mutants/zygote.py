@@ -1,7 +1,7 @@
-"""``python -m tests.mutants.zygote``: runs pytest many times, each time in a fork, without starting anew.
+"""``python -m tests.mutants.zygote``: runs pytest many times, each time in a fork of one process.
 
-Three quarters of the time of a short pytest run are the imports of libraries. This process has imported them, but
-nothing of the project: each fork imports the project's modules as they are then.
+Three quarters of the time of a short pytest run are the imports of libraries. This process has imported these
+libraries, but no module of the project: each fork imports the modules in their present state.
 
 It reads one JSON list of pytest's arguments a line, and answers with the process id of the fork, then with its exit
 code (negative: the signal that ended it).

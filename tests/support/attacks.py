@@ -2,9 +2,10 @@
 
 The octets of an attack are prepared beforehand, the first ones and the following ones, in pieces of at most `PIECE`
 octets, so sending them costs the attacker only system calls. An attacker that is disconnected connects again and starts
-anew. So does an attacker whose script has ended, once the server has answered the PING at the end of the script: thus
-an attack is as fast as the server works, and not as fast as the kernel queues unread octets. `Attackers.step` sends one
-piece, so that an attack and a victim's calls can share one loop without delaying the victim's clock.
+from the beginning. So does an attacker whose script has ended, once the server has answered the PING at the end of the
+script. An attack is therefore as fast as the server works, and not as fast as the kernel queues unread octets.
+`Attackers.step` sends one piece, so that an attack and a victim's calls can share one loop without delaying the
+victim's clock.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _GOAWAY = wire.frame(wire.GOAWAY, 0, 0)[3:]
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """The octets that one attacking connection sends, and its behaviour."""
+    """The octets that an attacking connection sends, and its behaviour."""
 
     what: str
     first: Callable[[Blocks], bytes]
@@ -97,7 +98,7 @@ def _provoke(stream: int, block: bytes) -> bytes:
 
 
 def _dribble(blocks: Blocks) -> bytes:
-    """Forty answers in flight, whose windows grow by one octet at a time."""
+    """Forty answers in flight; their windows grow by one octet at a time."""
     calls = _each(lambda stream: _ask(stream, blocks.get, wire.command_request(b"command00000")), 40)
     round_ = b"".join(wire.window_update(stream, 1) for stream in range(1, 80, 2))
     return calls + round_ * 100
@@ -295,7 +296,8 @@ class _Attacker:
             self._script, self._at = self._owner.again, 0
 
     def _read(self, sock: socket.socket) -> None:
-        """Read from the server: the end of the connection, or the answer to the PING at the end of the script."""
+        """Read from the server until the end of the connection, or until the answer to the PING at the end of the
+        script."""
         data = sock.recv(65_536)
         self._heard = self._heard[-len(_FINISHED_ANSWER) :] + data
         if not data or _GOAWAY in self._heard:

@@ -49,10 +49,10 @@ def make(arguments: Sequence[str], cwd: Path) -> None:
 def place(source: Path, cache: Path, also: Sequence[Path] = ()) -> Path:
     """The directory in ``cache`` for the build of ``source`` in its present state. It need not exist yet.
 
-    ``also``: files beside ``source`` that the build depends on.
+    ``also``: other files that the build depends on.
     """
     digest = hashlib.sha256()
-    # Python's caches in it are not sources, and appear and vanish.
+    # Python's caches in ``source`` are not sources, and may appear and vanish.
     files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     for file in sorted((*files, *also)):
         octets = file.read_bytes()
@@ -61,7 +61,7 @@ def place(source: Path, cache: Path, also: Sequence[Path] = ()) -> Path:
 
 
 def built(source: Path, cache: Path, build: Callable[[Path], None], also: Sequence[Path] = ()) -> Path:
-    """The directory that ``build`` fills from ``source``; filled once per state of the sources.
+    """The directory that ``build`` fills from ``source``. It is filled once for each state of the sources.
 
     ``also``: as for `place`.
 

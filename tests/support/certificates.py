@@ -70,7 +70,7 @@ class Authority:
         return made
 
     def intermediate(self, name: str) -> Authority:
-        """An authority whose certificate this one has signed."""
+        """An intermediate authority; this authority has signed its certificate."""
         made = Authority.__new__(Authority)
         made._folder, made._config = self._folder, self._config
         made._own = self._files(name)

@@ -57,7 +57,7 @@ class Client:
         *,
         tls: Tls | None = None,
     ) -> None:
-        # Its own pool; otherwise channels of one process share a connection.
+        # The channel has its own pool; otherwise all channels of a process share a connection.
         options = [*options, ("grpc.use_local_subchannel_pool", 1)]
         if tls is None:
             self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)

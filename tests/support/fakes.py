@@ -1,4 +1,4 @@
-"""Stand-ins that a test controls: the source of definitions, the clock, the status of the service."""
+"""Stand-ins that a test controls: a source of definitions, a clock, and the status of a service."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FakeSource:
         self.version += 1
 
     def fail(self, error: BaseException, *, after_rows: int | None = None) -> None:
-        """Let one later reading raise ``error``: at its beginning, or after ``after_rows`` rows."""
+        """Let one later reading raise ``error``, at its beginning or after ``after_rows`` rows."""
         self._failures.append((error, after_rows))
 
     @asynccontextmanager

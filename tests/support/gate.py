@@ -1,4 +1,4 @@
-"""A row gate whose checker is this process, and the refresh of a catalogue by a strict client."""
+"""A row gate with a checker in this process, and the refresh of a catalogue by a strict client."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CheckerHere:
         """Nothing has to be started."""
 
     def lower_priority(self) -> None:
-        """Only noted."""
+        """Note that the priority was lowered."""
         self.low_priority = True
 
     async def close(self) -> None:
@@ -46,10 +46,10 @@ class CheckerHere:
 
 
 def refresh(snapshot: Snapshot) -> dict[str, str]:
-    """Name → code, as the AVAP language server refreshes its catalogue: all or nothing.
+    """Refresh a catalogue as the AVAP language server does: all or nothing. Returns name → code.
 
     Raises:
-        Exception: that of ``compile`` or of the JSON parser. The language server keeps its old catalogue then.
+        Exception: from ``compile`` or from the JSON parser. The language server then keeps its old catalogue.
     """
     fresh = {}
     for definition in snapshot:

@@ -1,5 +1,5 @@
-"""An attacker of one `Connection`, and a victim beside it. The attacker keeps nothing, so all memory that grows belongs
-to the engine."""
+"""An attacker of one `Connection`, and a victim on another. The attacker keeps nothing, so all memory growth belongs to
+the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from grpc_h2 import CallCancelled, CallStarted, Connection, ConnectionClosing, E
 
 
 class Attacker:
-    """Sends as fast as the connection reads. All octets have the same instant, so that no bucket leaks."""
+    """An attacker that sends as fast as the connection reads. All octets arrive at the same instant, so no bucket
+    leaks."""
 
     def __init__(
         self, router: Router | None = None, limits: Limits | None = None, *, slow_handlers: bool = False
@@ -34,7 +35,7 @@ class Attacker:
         self.flood([HELLO + SETTINGS_ACK])
 
     def flood(self, pieces: Iterable[bytes], *, read: bool = True, keep: bool = False) -> Attacker:
-        """Send `pieces` until the connection ends; without `read`, until it defers work."""
+        """Send `pieces` until the connection ends; if `read` is false, until it defers work."""
         connection = self.connection
         for piece in pieces:
             if connection.terminated:
@@ -95,7 +96,7 @@ def peak_memory(action: Callable[[], object]) -> int:
 
 
 def cpu(action: Callable[[], object]) -> float:
-    """CPU seconds of `action`."""
+    """The CPU seconds that `action` takes."""
     begin = time.process_time()
     action()
     return time.process_time() - begin

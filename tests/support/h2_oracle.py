@@ -68,7 +68,7 @@ class Oracle:
         self.stream = -1
 
     def call(self, atoms: bytes, request: bytes = REQUEST) -> None:
-        """A call with `atoms` behind the request's own fields."""
+        """A call with `atoms` after the fields of the request."""
         self.stream += 2
         wanted = self.decode(request + atoms)
         self.peer.send(headers(self.stream, request + atoms), data(self.stream, BODY, end_stream=True))

@@ -49,7 +49,8 @@ class Keys:
 
 
 def some_router(keys: Keys | None = None) -> Router:
-    """Static methods: one that answers, one that fails, one that requires a key. Any other path has a handler."""
+    """A router with three static methods: one answers, one fails, and one requires a key. Any other path has a
+    handler."""
     router = Router()
     answer = StaticAnswer.unary(ANSWER, answer_id=1)
     router.add_static_unary(
@@ -169,7 +170,7 @@ class Peer:
                     assert self.closing is None, "a connection closes once"
                     self.closing = event
 
-    # -- as the handler -----------------------------------------------------------------------------------------
+    # -- the handler --------------------------------------------------------------------------------------------
 
     def answer(self, stream: int, *messages: bytes, status: int = 0, text: str = "") -> None:
         """Play the handler of a call to its end."""

@@ -88,7 +88,8 @@ class Replies:
         self._rest = b""
         self._decoder = hpack.Decoder()
         self._block: tuple[int, int, bytearray] | None = None
-        # Limits for the server. A smaller window or frame size applies after its acknowledgement, a larger one at once.
+        # The limits that the client has set. A smaller window or frame size applies after its acknowledgement, a larger
+        # one at once.
         self._settings_sent: deque[dict[int, int]] = deque()
         self.initial_window = 65535
         self.max_frame = 16384

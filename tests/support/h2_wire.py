@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from tests.support.wire import (  # the names below are this module's too
+from tests.support.wire import (  # this module also provides the names below
     ACK,
     CONTINUATION,
     DATA,
@@ -69,7 +69,7 @@ def headers(
     pad: int | None = None,
     depends: int | None = None,
 ) -> bytes:
-    """HEADERS; `pad` octets of padding, the PRIORITY fields when `depends` names a stream."""
+    """A HEADERS frame with `pad` octets of padding, and with PRIORITY fields if `depends` names a stream."""
     flags = END_STREAM * end_stream | END_HEADERS * end_headers
     if depends is not None:
         flags |= PRIORITISED
@@ -141,7 +141,8 @@ def block(fields: Fields) -> bytes:
 def request_fields(
     path: bytes = b"/t.S/Get", *extra: tuple[bytes, bytes], **replaced: bytes | None
 ) -> list[tuple[bytes, bytes]]:
-    """A gRPC request's fields. `replaced` names fields with _ for - and without the colon; None leaves one out."""
+    """The fields of a gRPC request. `replaced` names fields with _ for - and without the colon; the value None omits a
+    field."""
     fields = {
         b":method": b"POST",
         b":scheme": b"http",
@@ -215,7 +216,7 @@ def bytewise(octets: bytes) -> Iterator[bytes]:
 
 
 def chunks(octets: bytes) -> Iterator[bytes]:
-    """Pieces of random sizes, the same ones in each run."""
+    """Cuts octets into pieces of random sizes, which are the same in each run."""
     draw = random.Random(len(octets))
     at = 0
     while at < len(octets):

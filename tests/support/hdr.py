@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 
 with warnings.catch_warnings():
-    # hdrhistogram 0.10.8 packs two structures without a `_layout_`; Python 3.14 deprecates that, 3.19 refuses it. Their
-    # fields are whole octets, so all layouts are the same. No other well-kept package has this format. The repair waits
-    # upstream (https://github.com/HdrHistogram/HdrHistogram_py/pull/57); delete the filter when it is released.
+    # hdrhistogram 0.10.8 packs two structures without a `_layout_`, which Python 3.14 deprecates and 3.19 refuses. The
+    # fields are whole octets, so all layouts are the same. No other maintained package has this format. A fix is
+    # pending upstream (https://github.com/HdrHistogram/HdrHistogram_py/pull/57); delete the filter when it is released.
     warnings.filterwarnings("ignore", "Due to '_pack_', the '(External|Payload)Header' Structure", DeprecationWarning)
     from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
     from hdrh.histogram import HdrHistogram

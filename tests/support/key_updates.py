@@ -18,8 +18,8 @@ _OFFSET_OF_SSL = 3 * ctypes.sizeof(ctypes.c_void_p)
 
 
 def send_key_updates(client: ssl.SSLSocket | ssl.SSLObject, number: int) -> None:
-    """Send ``count`` KeyUpdates, each of which requests one in return. Skips the test where this Python's OpenSSL is
-    not found."""
+    """Send ``count`` KeyUpdates, each of which requests one in return. Skips the test if this Python's OpenSSL is not
+    found."""
     library = _library()
     tls = _tls(client)
     for _ in range(number):
@@ -41,8 +41,8 @@ def _tls(client: ssl.SSLSocket | ssl.SSLObject) -> ctypes.c_void_p:
 
 
 def _library() -> ctypes.CDLL:
-    """The extension module `_ssl`. Functions that are looked up in it are those of its own OpenSSL, whichever others
-    this process has loaded."""
+    """The extension module `_ssl`. A function that is looked up in the module comes from its own OpenSSL, even if the
+    process has loaded another one."""
     if sys.implementation.name != "cpython" or not hasattr(_ssl, "__file__"):
         pytest.skip("the OpenSSL of this Python is not found")
     return ctypes.CDLL(_ssl.__file__)

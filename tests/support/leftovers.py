@@ -18,7 +18,7 @@ def open_descriptors(pid: int | str = "self") -> dict[int, str]:
         try:
             found[int(entry.name)] = str(entry.readlink())
         except FileNotFoundError:
-            continue  # closed since the listing, as the listing's own descriptor is
+            continue  # closed since the listing, like the descriptor of the listing itself
     return found
 
 
@@ -45,7 +45,8 @@ def child_processes() -> set[int]:
 def nothing_left(*, c_core: bool = False) -> Iterator[None]:
     """Fail if the block leaves a descriptor, a thread or a child process behind.
 
-    ``c_core``: gRPC runs in this process. It never frees its descriptors and threads, so only children are checked.
+    ``c_core``: gRPC's C-core runs in this process. It never frees its descriptors and threads, so only children are
+    checked.
     """
     descriptors, threads, children = set(open_descriptors()), set(threading.enumerate()), child_processes()
     yield
@@ -58,7 +59,8 @@ def nothing_left(*, c_core: bool = False) -> Iterator[None]:
         return found
 
     def left() -> list[object]:
-        # Objects that only a reference cycle holds do not count. A collection takes too long to run it without need.
+        # Objects in reference cycles are collected first. A collection takes long, so it runs only if something seems
+        # to be left.
         if seen():
             gc.collect()
         return seen()

@@ -37,7 +37,8 @@ class Result:
 
 
 class Load:
-    """``rate`` calls per second for ``names`` in turn over ``connections`` connections, in a thread. A context."""
+    """Sends ``rate`` calls per second for ``names`` in turn over ``connections`` connections, in a thread. A
+    context."""
 
     def __init__(
         self,

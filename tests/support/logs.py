@@ -14,7 +14,7 @@ LogLines = list[Any]
 
 @contextmanager
 def captured_logs() -> Iterator[LogLines]:
-    """The log lines of the block, at any level, whatever the earlier logging configuration was."""
+    """The log lines of the block at all levels, with any earlier configuration of logging."""
     before = structlog.get_config()
     structlog.reset_defaults()
     try:
@@ -25,7 +25,7 @@ def captured_logs() -> Iterator[LogLines]:
 
 
 def logged(lines: LogLines, message: str, **fields: object) -> LogLines:
-    """Those of ``lines`` with that message and those fields (``log_level`` in structlog's words)."""
+    """The lines with that message and those fields; the level is the field ``log_level``, as in structlog."""
     return [
         line
         for line in lines

@@ -1,4 +1,4 @@
-"""How long a server's loop is held by the longest of its iterations."""
+"""Measures the longest iteration of a server's event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.native_server import ServerThread
 
 
 class LongestIteration:
-    """The most CPU time that one iteration of a server's loop has taken, as long as the context lasts."""
+    """The most CPU time that one iteration of a server's loop takes while the context is open."""
 
     def __init__(self, running: ServerThread) -> None:
         self._loop = running.loop

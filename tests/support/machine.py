@@ -1,4 +1,4 @@
-"""The machine of a measurement, without which its figures mean nothing."""
+"""Facts about the machine of a measurement, which are needed to interpret its figures."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cpu() -> str:
 
 
 def python_build() -> str:
-    """How the interpreter was built, as far as it shows that. The build decides how much CPU time bytecode takes.
+    """How the interpreter was built, as far as the interpreter shows it. The CPU time of bytecode depends on the build.
 
     Debian's Python is built with profile-guided optimization (PGO), which its configuration does not show.
     """
@@ -91,7 +91,7 @@ def governor() -> str:
 
 
 def steal_ticks() -> int:
-    """Ticks that the hypervisor gave to other machines; a run with many of them is disturbed."""
+    """Ticks that the hypervisor gave to other machines; a run with many such ticks is disturbed."""
     return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
 
 

@@ -70,11 +70,11 @@ class ServerThread:
         return f"127.0.0.1:{self.port}"
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine, run in the server's loop."""
+        """Run a coroutine in the server's loop. Returns its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function, called in the server's loop."""
+        """Call a function in the server's loop. Returns its result."""
 
         async def called() -> T:
             return function(*arguments)

@@ -1,7 +1,7 @@
 """The schedule of an open-loop load: calls are sent when they are due, whether or not earlier ones are answered.
 
-Latency counts from the instant at which a call was due, so a stall of the server or of the load itself lengthens the
-latency of every call that was due during the stall.
+Latency is measured from the instant at which a call was due, so a stall of the server or of the load itself lengthens
+the latency of every call that was due during the stall.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CALLS_BETWEEN_YIELDS = 50
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A call that is due now."""
+    """The number and the due time of a call that is due now."""
 
     number: int
     """Counts from 0."""
@@ -27,7 +27,7 @@ class Due:
 
 
 async def open_loop(rate: float, stopped: Callable[[], bool]) -> AsyncIterator[Due]:
-    """Each call of a schedule with ``rate`` calls a second when it is due, until ``stopped``."""
+    """Yields each call of a schedule of ``rate`` calls a second when the call is due, until ``stopped``."""
     started, number = time.monotonic(), 0
     while not stopped():
         instant = started + number / rate

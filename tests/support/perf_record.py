@@ -100,7 +100,7 @@ def write(folder: Path, record: dict[str, Any] | None = None, name: str = "2026-
 
 
 def histogram(median_ms: float, spread: float, count: int = 40_000) -> str:
-    """Latencies with a tail, in nanoseconds, encoded as HdrHistogram V2: log-normal, one of 250 six times as slow.
+    """Latencies in nanoseconds, encoded as HdrHistogram V2. They are log-normal, and one of 250 is six times as slow.
     ``count`` is a multiple of the number of places that are taken, 400 or less."""
     made, places = HdrHistogram(1, 60 * 10**9, 3), min(400, count)
     for place in range(places):
@@ -120,7 +120,7 @@ def _run(noise: random.Random, scenario: str, server: str, number: int, faster: 
         return head | {"valid": False, "reason": WHY_FALLEN, "fault": "server"}
     if server == "native" and scenario == "get-zipf" and number == 2:
         return head | {"valid": False, "reason": "the generator was late: 3.1 % of calls", "fault": "generator"}
-    # A harder scenario affects a slower server less, because that spends most of its time on other work.
+    # A harder scenario affects a slower server less, because a slower server spends most of its time on other work.
     per_core = faster * _RATES[server] * share ** (0.4 + 0.6 * math.log(_RATES[server]) / math.log(600_000))
     per_core *= noise.gauss(1, 0.012)
     offered = 8750.0 if scenario == "rated" else None

@@ -52,7 +52,7 @@ def shipped_alerts() -> dict[str, Document]:
 
 
 def selectors(expression: str) -> set[str]:
-    """The series that a PromQL expression of ours uses, each as a selector with its matchers."""
+    """The series that a PromQL expression uses, each as a selector with its matchers."""
     found = set()
     # Label lists (`by (job, status)`, `on (job)`) hold names of labels, not of metrics.
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", expression)
@@ -176,7 +176,7 @@ class Prometheus:
         return self.alerts()[name]
 
     def wait_quiet(self, expression: str) -> None:
-        """Wait until there is such a series and no alert fires (before the first scrape, `absent` alerts do)."""
+        """Wait until there is such a series and no alert fires. (`absent` alerts fire before the first scrape.)"""
         self.wait_series(expression)
         until(lambda: self.alerts() == {}, lambda: f"no alert; it is {sorted(self.alerts())}")
 

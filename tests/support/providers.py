@@ -1,6 +1,6 @@
 """A real PostgreSQL for a test, from any source that this machine has, with one interface.
 
-``external``   the server of ``TEST_DATABASE_URL``; it is not ours, so no faults can be injected into it.
+``external``   the server of ``TEST_DATABASE_URL``; others may use it, so no faults can be injected into it.
 ``container``  the image ``POSTGRES_IMAGE`` (default ``postgres:16-alpine``), if a Docker engine answers.
 ``embedded``   a child process, from the binaries of the wheel or of the system.
 
@@ -48,7 +48,7 @@ ENGINE_SECONDS = 1.5
 REGISTRY_SECONDS = 10
 
 _TESTCONTAINERS_SETTINGS = {
-    "TESTCONTAINERS_RYUK_DISABLED": "true",  # the reaper would be one more image to pull
+    "TESTCONTAINERS_RYUK_DISABLED": "true",  # the reaper of testcontainers would be another image to pull
     "TC_POOLING_INTERVAL": "0.1",
     "TC_MAX_TRIES": "600",  # a minute, because a container starts slowly on a busy machine
     "TESTCONTAINERS_CONNECTION_MODE": "docker_host",
@@ -81,7 +81,7 @@ class DatabaseServer(Protocol):
         """Let it continue after ``pause``."""
 
     def close(self) -> None:
-        """End it, whatever its state, and leave nothing behind."""
+        """End the server in any state, and leave nothing behind."""
 
 
 class ExternalServer:
@@ -245,8 +245,8 @@ def _engine() -> docker.DockerClient | str:
     import docker
 
     with warnings.catch_warnings():
-        # The client does not close a socket that cannot connect. It is collected here, because otherwise it would make
-        # some test fail.
+        # The client does not close a socket that cannot connect. The socket is collected here, because otherwise it
+        # would make a test fail.
         warnings.simplefilter("ignore", ResourceWarning)
         try:
             return docker.from_env(timeout=ENGINE_SECONDS)  # this asks the engine for its version

@@ -79,7 +79,7 @@ class Proxy:
             self._lost |= self._sockets
 
     def spit_out(self) -> None:
-        """Forward new connections again; lost connections stay lost, because their peer does not know them."""
+        """Forward new connections again. Lost connections stay lost, because their peer does not know about them."""
         with self._lock:
             self._swallowing = False
 

@@ -42,14 +42,15 @@ LogLine = dict[str, Any]
 
 
 class ServerProcess:
-    """``definition-server serve`` in its own process group. A context: it leaves nothing behind."""
+    """``definition-server serve`` in its own process group. A context, which leaves nothing behind."""
 
     def __init__(self, database_url: str, **settings: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith("COVERAGE_")}
         self.environment = kept | FAST | {"DATABASE_URL": database_url} | settings
         if any(name.startswith("COVERAGE_") for name in kept) or os.geteuid() != 0:
-            # A process writes its coverage when it ends, which a confined process cannot do. And many tests count the
-            # memory and descriptors of a process, which an ordinary account cannot read of a hidden one.
+            # The jail is off: a process writes its coverage when it ends, which a confined process cannot do. Also,
+            # many tests read the memory and descriptors of a process, which an ordinary account cannot do if the
+            # process is hidden.
             self.environment.setdefault("JAIL", "off")
         self.command = [sys.executable, "-m", "definition_server", "serve"]
         self.directory: Path | None = None

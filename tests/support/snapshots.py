@@ -1,4 +1,4 @@
-"""Makes rows, snapshots and publications, each by one call."""
+"""Functions that make rows, snapshots and publications."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def opened(*rows: Row | str, generation: int = 1) -> Snapshot:
 def published(
     *rows: Row | str, generation: int = 1, created_at: float = 1_700_000_000.0, signer: Signer | None = None
 ) -> Publication:
-    """The same in sealed memory. The caller closes the descriptor, or hands it to a `Publisher`."""
+    """The snapshot of ``rows`` in sealed memory. The caller closes the descriptor, or passes it to a `Publisher`."""
     return to_shared_memory(built(*rows, generation=generation, created_at=created_at, signer=signer))
 
 

@@ -1,6 +1,6 @@
-"""The numbers that a module states: its limits and times, and the defaults of what it offers.
+"""The numbers that a module states: its limits, its times, and the defaults of its public functions and classes.
 
-They are found in its source, so a test that states them has forgotten none.
+The numbers are found in the source of the module, so a test that compares all of them cannot forget one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 SERVICE = Path(__file__).parents[2] / "service"
 _LONGEST_TABLE = 20
-"""Numbers of a tuple or a table. Longer ones are tables of a standard, which other tests compare with it."""
+"""The most numbers in a tuple or table. Longer tables are those of a standard; other tests compare them with it."""
 
 
 def modules_of(package: str) -> list[str]:
-    """The modules below ``package``, by their names within it."""
+    """The names of the modules below ``package``, relative to it."""
     folder = SERVICE.joinpath(*package.split("."))
     paths = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py") if path.name != "__init__.py")
     return sorted(".".join(path.parts) for path in paths)
@@ -27,7 +27,7 @@ def stated_by(module: str) -> dict[str, object]:
     """Name → value of each number, and of each tuple or table of numbers, that the source of ``module`` states.
 
     A member of a class is named ``Class.MEMBER``, a default ``Class.field`` or ``function(parameter)``. The defaults of
-    what is private are left out.
+    private functions and classes are left out.
     """
     tree = ast.parse(SERVICE.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
     found = import_module(module)
@@ -47,7 +47,7 @@ def _constants(scope: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
 
 
 def _states_a_number(expression: ast.expr) -> bool:
-    """Whether a number is written in ``expression``. One that only numbers names (``range``) states none."""
+    """Whether a number is written in ``expression``. A ``range`` only numbers names, so it states no number."""
     if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and expression.func.id == "range":
         return False
     return any(isinstance(node, ast.Constant) and _is_number(node.value) for node in ast.walk(expression))

@@ -18,7 +18,7 @@ RowValues = tuple[str | None, str | None, str | None, str | None]
 
 
 class Table:
-    """Changes rows, as an operator does who writes to the table directly."""
+    """Changes rows directly in the table, as an operator may do."""
 
     def __init__(self, url: str) -> None:
         self.url = url

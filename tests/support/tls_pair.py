@@ -11,7 +11,7 @@ from grpc_h2 import TlsCredentials
 
 
 class Pair:
-    """Both, after their handshake. ``version``: the highest version that the client offers."""
+    """A client and a server after their handshake. ``version``: the highest TLS version that the client offers."""
 
     def __init__(self, certificate: Certificate, version: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

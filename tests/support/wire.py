@@ -89,7 +89,7 @@ def integer(value: int, bits: int, first: int = 0) -> bytes:
 
 
 def string(text: bytes) -> bytes:
-    """RFC 7541 §5.2, Huffman where that is shorter, as grpc-go does."""
+    """A string by RFC 7541 §5.2; Huffman-coded if that is shorter, as in grpc-go."""
     coded = _huffman.encode(text)
     return integer(len(coded), 7, 0x80) + coded if len(coded) < len(text) else integer(len(text), 7) + text
 
@@ -114,8 +114,8 @@ def call_fields(
 class HeaderEncoder:
     """grpc-go's encoder: a field in a table is sent as its index, any other is inserted (§6.2.1).
 
-    A field that the table cannot hold any longer is evicted, and inserted again when it is needed. With a new deadline
-    in every call, that happens to ``:path`` and its neighbours after some 70 calls.
+    A field that the table can no longer hold is evicted, and inserted again when it is needed. If every call has a new
+    deadline, ``:path`` and its neighbours are evicted after about 70 calls.
     """
 
     def __init__(self) -> None:
@@ -179,10 +179,10 @@ class BlockCycle:
         return chain(self.first, cycle(self.repeated))
 
     def check(self, deadlines: Sequence[bytes]) -> None:
-        """Decode twice as many blocks as there are, with the hpack library.
+        """Decode more than twice as many blocks as this object holds, with the hpack library.
 
         Raises:
-            ValueError: if one decodes to other fields than ours.
+            ValueError: if a block decodes to wrong fields.
         """
         decoder, blocks = Decoder(), iter(self)
         for number in range(2 * (len(self.first) + len(self.repeated)) + 2):

@@ -1,5 +1,5 @@
-"""Which module may import which: the rules of docs/architecture.md for every import of service/, tests/ and perf/. And
-how long a function of service/ may be, because that is checked in the same sources.
+"""The rules of docs/architecture.md for every import in service/, tests/ and perf/. This module also limits the length
+of functions in service/, because it reads the same sources.
 
 - `definition_server`: a room imports only rooms below it, never another room on its floor. psycopg, gRPC and the
   environment are each touched only in their own files; the catalogue uses no process, no socket and no database.
@@ -147,7 +147,7 @@ class Sources:
         return frozenset()
 
     def arrows(self, path: str) -> list[Arrow]:
-        """Every import of one module. A name that is imported *from* a package is a module where there is one of that
+        """Every import of one module. A name that is imported *from* a package is a module if there is a module of that
         name."""
         if path not in self._arrows:
             self._arrows[path] = list(self._read(path))
@@ -200,7 +200,7 @@ def inside(module: str, *packages: str) -> bool:
 
 
 def violations(sources: Sources) -> list[str]:
-    """Everything that the architecture forbids, one line each."""
+    """Every import that the architecture forbids, one line each."""
     found = []
     for path in sources.trees:
         for arrow in sources.arrows(path):
@@ -211,7 +211,7 @@ def violations(sources: Sources) -> list[str]:
 
 
 def forbidden(path: str, arrow: Arrow, sources: Sources) -> Iterator[str]:
-    """Why ``arrow`` is forbidden; nothing where it is allowed."""
+    """The reason why ``arrow`` is forbidden; empty if it is allowed."""
     package = path.partition("/")[0]
     if package in FLOORS:
         yield from between_rooms(package, arrow)
@@ -238,7 +238,7 @@ def between_rooms(package: str, arrow: Arrow) -> Iterator[str]:
 
 
 def of_service(path: str, arrow: Arrow) -> Iterator[str]:
-    """The imports that no module of service/ may make, or only a certain one."""
+    """The imports that no module of service/ may make, or only a certain module."""
     if inside(arrow.target, "tests", "perf"):
         yield f"service may not know {arrow.target}"
     if path.startswith("grpc_h2/") and inside(arrow.target, "definition_server"):
@@ -292,8 +292,8 @@ def cycles(sources: Sources) -> list[str]:
     """The first circle of imports, if any, outside the tests themselves.
 
     A package may choose among its own modules at run time (``data_plane.transports`` does), so a deferred import from a
-    package into itself is not part of a circle. Any other deferred import is: even if a circle works as long as no
-    function is called too early, it is a circle.
+    package into itself is not part of a circle. Any other deferred import is part of a circle, even if the circle works
+    as long as no function is called too early.
     """
     graph: dict[str, set[str]] = {}
     for path in sources.trees:

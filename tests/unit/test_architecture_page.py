@@ -1,4 +1,4 @@
-"""docs/architecture.md and docs/engine.md show the rooms of both packages, their modules and imports as they are."""
+"""docs/architecture.md and docs/engine.md show the present rooms of both packages, with their modules and imports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def modules(package: str) -> dict[str, set[str]]:
 
 
 def on_the_architecture_page() -> dict[str, set[str]]:
-    """The list of the rooms of definition_server: an item for each room, names in code marks."""
+    """The list of the rooms of definition_server: it has an item for each room, with names in code marks."""
     items = re.split(r"^- ", between(ARCHITECTURE, "rooms of definition_server"), flags=re.MULTILINE)[1:]
     found = {}
     for item in items:

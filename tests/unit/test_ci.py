@@ -59,7 +59,7 @@ esac
 
 
 class Machine:
-    """A machine on which `.ci/run` finds stand-ins, in a project of its own."""
+    """A machine on which `.ci/run` finds stand-ins for programs, in a separate project."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.project, self.programs = folder, folder / "project", folder / "project/stand-ins"
@@ -110,7 +110,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_all_stages_run_and_the_output_of_those_beside_them_is_printed(machine: Machine) -> None:
+def test_all_stages_run_and_the_output_of_parallel_stages_is_printed(machine: Machine) -> None:
     code, output = machine.run(MEETS=" containers:judges compiled:containers deploy:judges judges:simulation ")
     assert code == 0, output
     once = ["tests", "lint", "coverage", "fuzz", "compiled", "containers", "simulation", "deploy"]
@@ -125,7 +125,7 @@ def test_all_stages_run_and_the_output_of_those_beside_them_is_printed(machine: 
     assert machine.calls("again") == []
 
 
-def test_a_stage_that_fails_beside_others_runs_again_by_its_own_python(machine: Machine) -> None:
+def test_a_stage_that_fails_in_parallel_runs_again_with_its_own_python(machine: Machine) -> None:
     code, output = machine.run(FAILING="compiled judges deploy containers simulation", MEETS="")
     assert code == 1, "the judge of the load generator fails, too, and does not run beside others"
     environments = machine.project / ".nox"
@@ -155,7 +155,7 @@ def test_a_stage_that_fails_ends_ci(machine: Machine, session: str) -> None:
     assert "== Done in" not in output
 
 
-def test_stages_that_still_run_beside_a_failed_one_are_ended_and_their_output_printed(machine: Machine) -> None:
+def test_stages_that_run_in_parallel_to_a_failed_one_are_ended_and_their_output_is_printed(machine: Machine) -> None:
     begun = 'echo "the root file system"; echo "$BASHPID" >"$STAGE/pid"; touch "$STAGE/root.begun"; exec sleep 1000\n'
     machine.put(machine.folder / "shared/python/with-debian", STAND_IN + begun)
     code, output = machine.run(FAILING="tests", MEETS=" tests:root ")

@@ -1,4 +1,4 @@
-"""`hatch_build.py`: wheels with compiled modules, and the pure wheel where they cannot be compiled."""
+"""`hatch_build.py`: wheels with compiled modules, and the pure wheel if the modules cannot be compiled."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_build_without_the_request_to_compile_makes_the_pure_wheel(project: Pa
 
 @pytest.mark.slow
 @can_compile
-def test_a_compiled_wheel_holds_the_modules_beside_their_sources_and_is_for_this_python_only(project: Path) -> None:
+def test_a_compiled_wheel_holds_modules_and_sources_and_is_for_this_python_only(project: Path) -> None:
     [wheel], printed, code = build(project, COMPILED_ENGINE="1")
     assert code == 0, printed
     version = f"cp{sys.version_info[0]}{sys.version_info[1]}"
@@ -123,7 +123,9 @@ CANNOT = {
 @pytest.mark.parametrize(
     "why", ["missing", *(pytest.param(each, marks=pytest.mark.slow) for each in ("failing", "silent"))]
 )
-def test_without_a_working_compiler_the_wheel_is_pure_and_one_line_gives_the_reason(project: Path, why: str) -> None:
+def test_the_wheel_is_pure_and_one_line_gives_the_reason_if_there_is_no_working_compiler(
+    project: Path, why: str
+) -> None:
     text, reason = CANNOT[why]
     compiler = program(project, "cc", text) if text else "/nonexistent/cc"
     wheels, printed, code = build(project, COMPILED_ENGINE="1", CC=compiler)

@@ -37,7 +37,7 @@ def test_a_drawing_refers_to_no_other_file(drawing: ET.Element) -> None:
         assert [name for name in element.attrib if name.endswith("href")] == []
 
 
-def test_all_parts_of_a_drawing_are_within_its_frame_and_words_within_their_boxes(drawing: ET.Element) -> None:
+def test_all_parts_of_a_drawing_are_within_its_frame_and_all_words_within_their_boxes(drawing: ET.Element) -> None:
     left, top, width, height = (float(number) for number in drawing.attrib["viewBox"].split())
     boxes = []
     for box in drawing.iter(f"{SVG}rect"):

@@ -1,7 +1,7 @@
 """The project uses the terms of docs/glossary.md, and not the names that they replaced.
 
 The source code, the documentation, everything that operators deploy, the tests and the measurements are searched. The
-table of renamed terms in the changelog is the only place where the old names stand.
+table of renamed terms in the changelog is the only place with the old names.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ REPLACED = {
 """Pattern of a replaced term → the term to use."""
 ANY = re.compile("|".join(REPLACED))
 
-# Not the replaced terms: the shell of an operating system, the front door of a package, the word in sample commands,
-# the module that finds descriptors and processes that a test has left behind.
+# These uses are not the replaced terms: the shell of an operating system, the front door of a package, the word in
+# sample commands, and the module that finds descriptors and processes left behind by a test.
 ALLOWED = re.compile(
     r"(a|no|without a|password, a|as) shells?\b|\bfront door\b|shell in between|/bin/(ba)?sh|\bPOST\b"
     r"|tests\.support\.leftovers|shell=|The inner shell|One shell for all|Each shell leaves|"

@@ -244,7 +244,7 @@ def test_an_allowed_import_is_no_violation(path: str, text: str) -> None:
     assert violations(Sources({**OTHERS, path: text})) == []
 
 
-def test_a_circle_is_found_however_long() -> None:
+def test_a_circle_of_any_length_is_found() -> None:
     texts = {
         f"{DS}/catalog/a.py": "from definition_server.catalog import b",
         f"{DS}/catalog/b.py": "from definition_server.catalog.c import thing",

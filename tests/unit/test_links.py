@@ -43,7 +43,7 @@ def test_every_file_and_module_that_a_page_names_exists(page: Path) -> None:
 
 
 def sources() -> Iterator[str]:
-    """The files of the project by their path, those of its environments apart."""
+    """The files of the project by their path, without those of its environments."""
     for top in ("service", "tests", "perf", "proto", "deploy", "docs"):
         yield from (path.relative_to(ROOT).as_posix() for path in (ROOT / top).rglob("*.*"))
     yield from (path.name for path in ROOT.glob("*.*"))

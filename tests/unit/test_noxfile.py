@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class CommandFailed(Exception):
-    """As ``nox.command.CommandFailed``."""
+    """A stand-in for ``nox.command.CommandFailed``."""
 
     def __init__(self, return_code: int | None = None) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Session:
             (folder / "bin/pip").touch()
 
     def run(self, *command: str, **_: Any) -> None:
-        """As under ``nox --install-only``: nothing is run."""
+        """A session as under ``nox --install-only``, which runs no command."""
         self.running.append(list(command))
 
     def log(self, *_: str) -> None: ...
@@ -117,7 +117,7 @@ def test_an_environment_is_installed_once(noxfile: Any) -> None:
     assert [installs(noxfile), installs(noxfile), installs(noxfile, "test")] == [2, 0, 0]
 
 
-def test_an_installation_of_the_smaller_extra_does_not_count_for_the_larger_one(noxfile: Any) -> None:
+def test_an_installation_of_the_smaller_extra_does_not_replace_that_of_the_larger_one(noxfile: Any) -> None:
     assert [installs(noxfile, "test"), installs(noxfile, "test"), installs(noxfile, "dev")] == [2, 0, 1]
 
 
@@ -136,13 +136,13 @@ def test_an_installation_that_failed_is_repeated(noxfile: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"of": "', "[1]", "null"])
-def test_a_stamp_that_cannot_be_read_counts_as_none(noxfile: Any, text: str) -> None:
+def test_an_unreadable_stamp_is_treated_as_missing(noxfile: Any, text: str) -> None:
     installs(noxfile)
     (noxfile.ENVIRONMENT / "installed.json").write_text(text)
     assert installs(noxfile) == 1
 
 
-def test_an_environment_whose_interpreter_was_removed_is_made_anew(noxfile: Any) -> None:
+def test_an_environment_whose_interpreter_was_removed_is_created_again(noxfile: Any) -> None:
     installs(noxfile)
     python = noxfile.ENVIRONMENT / "bin/python"
     python.unlink()
@@ -182,7 +182,7 @@ def test_a_second_nox_waits_until_the_first_has_installed(noxfile: Any) -> None:
     ("cache", "options"), [("writable/uv", []), ("file/uv", ["--no-cache"]), ("file", ["--no-cache"])]
 )
 @pytest.mark.parametrize("variable", ["UV_CACHE_DIR", "XDG_CACHE_HOME"])
-def test_uv_runs_without_a_cache_where_it_cannot_write_one(
+def test_uv_runs_without_a_cache_if_it_cannot_write_one(
     noxfile: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, cache: str, options: list[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -328,7 +328,7 @@ def test_the_servers_of_a_thorough_test_run_without_coverage(
     assert os.environ["COVERAGE_PROCESS_CONFIG"] == "settings"
 
 
-# -- tests that fail beside others -------------------------------------------------------------------------------------
+# -- tests that fail in parallel ---------------------------------------------------------------------------------------
 
 
 class Judged(Session):
@@ -368,7 +368,7 @@ def test_a_run_that_was_not_finished_or_is_not_in_ci_fails_at_once(
 
 
 @pytest.mark.parametrize(("code", "kept"), [(1, True), (2, False), (-9, False)])
-def test_beside_another_session_the_list_of_failed_tests_is_left_to_ci_unless_the_run_was_unfinished(
+def test_a_parallel_session_leaves_its_failed_tests_to_ci_unless_the_run_was_unfinished(
     noxfile: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, kept: bool
 ) -> None:
     monkeypatch.setenv("CI", "true")
@@ -400,7 +400,7 @@ def test_beside_another_session_the_list_of_failed_tests_is_left_to_ci_unless_th
     ],
     ids=["passes", "fails-alone-too", "too-many", "empty", "no-list"],
 )
-def test_a_test_that_failed_beside_others_must_pass_alone(
+def test_a_test_that_failed_in_parallel_must_pass_alone(
     tmp_path: Path, failed: list[str] | None, code: int, says: str
 ) -> None:
     (tmp_path / "test_it.py").write_text("def test_that_passes(): pass\ndef test_that_fails(): assert False\n")

@@ -39,8 +39,8 @@ def fixed(node: ast.expr) -> list[str] | None:
 def message_of(call: ast.Call) -> ast.expr | None:
     """The message argument of a log call, or None if the call does not log.
 
-    Two forms are known: ``log.error("Message", …)``, and any call that is passed a level of `logging` with the message
-    behind it, as ``limited.log(now, logging.INFO, "Message", …)``.
+    Two forms are known: ``log.error("Message", …)``, and any call with a level of `logging` followed by the message,
+    such as ``limited.log(now, logging.INFO, "Message", …)``.
     """
     for level, message in zip(call.args, call.args[1:], strict=False):
         if isinstance(level, ast.Attribute) and isinstance(level.value, ast.Name) and level.value.id == "logging":
@@ -125,7 +125,7 @@ def fields(kind: object, prefix: str = "") -> Iterator[str]:
             inner = list(fields(hints[field.name], path))
             yield from inner or [path]
             if inner and not any(each.startswith(f"{path}[]") for each in inner):
-                yield path  # an object that may be null has a row of its own
+                yield path  # an object that may be null has its own row
         return
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
@@ -135,7 +135,7 @@ def fields(kind: object, prefix: str = "") -> Iterator[str]:
             yield from fields(each, prefix)
 
 
-def test_the_page_lists_every_field_of_statusz_and_no_other() -> None:
+def test_the_page_lists_exactly_the_fields_of_statusz() -> None:
     listed = first_column("statusz")
     assert len(listed) == len(set(listed))
     known = set(fields(ServiceStatus))
@@ -144,7 +144,7 @@ def test_the_page_lists_every_field_of_statusz_and_no_other() -> None:
     assert set(listed) <= known
 
 
-def test_the_page_lists_every_reason_and_no_other() -> None:
+def test_the_page_lists_exactly_the_reasons() -> None:
     listed = first_column("reasons")
     assert sorted(listed) == sorted(Reason)
 

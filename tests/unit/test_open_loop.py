@@ -17,7 +17,7 @@ async def test_calls_are_due_at_even_distances_and_never_early() -> None:
     assert all(abs(instant - first - number / 1000) < 1e-9 for number, instant in seen)
 
 
-async def test_after_a_stall_the_calls_that_were_due_meanwhile_follow_at_once_with_their_own_instants() -> None:
+async def test_calls_that_were_due_during_a_stall_follow_at_once_with_their_own_instants() -> None:
     stall, rate = 0.05, 1000
     seen = []
     async for due in open_loop(rate, lambda: len(seen) == 20):

@@ -1,4 +1,4 @@
-"""Ids of parametrized tests are short and printable, whatever the value."""
+"""Ids of parametrized tests are short and printable for any value."""
 
 from __future__ import annotations
 

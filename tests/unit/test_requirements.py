@@ -83,7 +83,7 @@ def test_a_row_without_a_test_and_a_marker_without_a_row_are_reported() -> None:
     ]
 
 
-def test_markers_of_classes_count_for_their_tests() -> None:
+def test_a_marker_of_a_class_applies_to_its_tests() -> None:
     source = (
         '@pytest.mark.requirement("A1")\nclass TestIt:\n    @mark.requirement("B-flood")\n    def test_b(self): ...\n'
     )

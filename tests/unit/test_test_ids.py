@@ -1,4 +1,4 @@
-"""Every runner can run our tests: ids are printable ASCII, and a log message of a test cannot abort a run on several
+"""Every runner can run the tests: ids are printable ASCII, and a log message of a test cannot abort a run on several
 processes."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_a_test_whose_id_is_not_portable_is_refused_at_collection(tmp_path: Path
 
 
 @pytest.mark.thorough  # starts pytest
-def test_a_captured_lone_surrogate_does_not_abort_a_run_side_by_side(tmp_path: Path) -> None:
+def test_a_captured_lone_surrogate_does_not_abort_a_parallel_run(tmp_path: Path) -> None:
     source = "import logging\ndef test_it():\n    logging.warning('\\udcff')\n    assert 0, '\\udcff'\n"
     done = run_pytest(tmp_path / "test_it.py", source, "-n", "1")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "service/definition_server/proto/avap.proto"
 
 
-def test_uv_builds_a_clone_anew_when_a_file_of_the_wheel_has_changed() -> None:
+def test_uv_builds_a_clone_again_when_a_file_of_the_wheel_has_changed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     watched = [key["file"] for key in settings["tool"]["uv"]["cache-keys"]]
     found = {path for pattern in watched for path in ROOT.glob(pattern)}

@@ -31,7 +31,7 @@ def _after_each_cycle(act: Callable[[sync.Synchronizer, Outcome], None]) -> None
 
 
 def fails_closed() -> None:
-    """Serves nothing while the database cannot be read, to avoid old answers."""
+    """Serves nothing while the database cannot be read, so that no answer is old."""
 
     def empty(self: sync.Synchronizer, outcome: Outcome) -> None:
         if outcome is Outcome.FAILED:
@@ -89,7 +89,7 @@ def waits_for_ever() -> None:
 
 
 def accepts_empty() -> None:
-    """Treats every table as intended, an emptied one too: nothing is held."""
+    """Treats every table as intended, even an emptied table: nothing is held."""
 
     async def let_pass(*_: object) -> None:
         return None
@@ -165,7 +165,7 @@ def serves_what_policies_leave() -> None:
 
 
 def sees_rows_alone() -> None:
-    """Checks for changes by the versions of rows, and not by the tables that they are in."""
+    """Checks for changes only by the versions of rows, and not by the tables of the rows."""
     table_reading._VERSION_IN_TABLE = table_reading._VERSION_IN_TABLE.replace("tableoid::bigint", "0")
     row = postgres._Reading._row
 
@@ -177,7 +177,7 @@ def sees_rows_alone() -> None:
 
 
 def loses_the_pin_in_a_cycle() -> None:
-    """Serves what the last cycle has read, whatever an operator pinned."""
+    """Serves the catalogue of the last cycle, even if an operator has pinned another one."""
 
     def unpin(self: sync.Synchronizer, _: Outcome) -> None:
         self.catalogue._wishes.pin(None)
@@ -186,7 +186,7 @@ def loses_the_pin_in_a_cycle() -> None:
 
 
 def times_the_check_that_finds_a_change() -> None:
-    """Measures a change from the check that found it, and not from the last one that did not find it."""
+    """Measures a change from the check that found it, and not from the last check that did not find it."""
     change_read = propagation.Propagation.change_read
 
     def from_this_check(self: propagation.Propagation) -> None:
@@ -198,7 +198,7 @@ def times_the_check_that_finds_a_change() -> None:
 
 
 def measures_two_checks_back() -> None:
-    """Measures the delay of a change from the wrong check: one long before the last check that did not see the
+    """Measures the delay of a change from a wrong check, which was long before the last check that did not find the
     change."""
     add = propagation.Propagation._add
 

@@ -66,7 +66,7 @@ def dies_of_a_reset() -> None:
 
 
 def dies_of_an_attack() -> None:
-    """Has no limits against attackers."""
+    """Has no limits for attackers."""
     from grpc_h2 import Http2Protocol
 
     log_closing = Http2Protocol._log_closing

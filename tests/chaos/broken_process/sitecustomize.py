@@ -25,8 +25,9 @@ from typing import Any
 def run_under_clock(file: str, library: str) -> None:
     """Restart this interpreter under libfaketime, whose variables are missing in a worker's scrubbed environment."""
     if os.environ.get("FAKETIME_TIMESTAMP_FILE") == file:
-        del os.environ["LD_PRELOAD"]  # not for child processes: each does this for itself
-        # From Python 3.11 on this is clock_nanosleep until a monotonic instant, which libfaketime (0.9.10) makes fail.
+        del os.environ["LD_PRELOAD"]  # not for child processes: each child restarts itself
+        # From Python 3.11 on, `sleep` uses clock_nanosleep until a monotonic instant, which fails under libfaketime
+        # (0.9.10).
         time.sleep = lambda seconds: select.select((), (), (), float(seconds))  # type: ignore[assignment]
         return
     os.environ.update(
@@ -34,13 +35,13 @@ def run_under_clock(file: str, library: str) -> None:
         FAKETIME_TIMESTAMP_FILE=file,
         FAKETIME_CACHE_DURATION="1",
         FAKETIME_DONT_FAKE_MONOTONIC="1",
-        DONT_FAKE_MONOTONIC="1",  # its name in older versions
+        DONT_FAKE_MONOTONIC="1",  # the name of the attribute in older versions
     )
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def of(module: str) -> Any:
-    """A module of the server, to be changed."""
+    """A module of the server, which a variant changes."""
     return import_module(f"definition_server.{module}")
 
 
@@ -95,13 +96,13 @@ def rolls_before_the_successor_is_ready() -> None:
 
 
 def starts_again_at_once() -> None:
-    """Never increases the delay, however often a worker has failed."""
+    """Never increases the delay after repeated failures of a worker."""
     backoff = of("control_plane.schedule").Backoff
     backoff.next = lambda self: 0.0
 
 
 def rolls_by_killing() -> None:
-    """Does not wait for calls in flight; as calls take less than a millisecond, it also delays them."""
+    """Does not wait for calls in flight. It also delays calls, because they take less than a millisecond otherwise."""
     process = of("control_plane.worker_process").WorkerProcess
 
     def stop_and_kill(self: Any, drain: Any) -> None:

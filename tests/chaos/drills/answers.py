@@ -1,4 +1,4 @@
-"""Conditions for an answer: it is complete, of one version, and agrees with its hashes."""
+"""The conditions for an answer: it is complete, belongs to one version, and agrees with its hashes."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def check_catalogue(answer: avap_pb2.CatalogResponse) -> None:
 
 
 class Checker:
-    """Judges answers; remembers judged answers by their bytes, so that a repeated answer costs one look-up.
+    """Judges answers, and remembers judged answers by their bytes, so that a repeated answer costs one look-up.
 
-    ``count`` > 0: the catalogue is a `rows.VersionedTable` of so many rows with ``size`` octets of filling, and an
-    answer's version is the tag in its code. 0: any catalogue, for which only ``SyncCatalog`` has a version, its hash.
+    If ``count`` is above 0, the catalogue is a `rows.VersionedTable` of ``count`` rows with ``size`` octets of filling,
+    and an answer's version is the tag in its code. If ``count`` is 0, any catalogue is accepted, and only an answer to
+    ``SyncCatalog`` has a version: its hash.
     """
 
     def __init__(self, count: int = 0, size: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Determines which promises an outcome broke, and whether the outcome proves anything."""
+"""Determines which promises an outcome broke, and whether the drill is valid."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def judge(outcome: Outcome) -> list[str]:
 
 
 def doubts(outcome: Outcome) -> list[str]:
-    """Why the drill proves nothing: its load or its fault was not as intended."""
+    """The reasons why the drill is invalid: its load or its fault was not as intended."""
     load = outcome.load
     found = []
     if outcome.trouble:
@@ -79,11 +79,12 @@ def _under_way(call: Failure, wounds: list[tuple[float, float]], failures: list[
 
 
 def _broken_by(call: Failure, since: float, until: float, failures: list[Failure]) -> bool:
-    """Whether the call was in flight during the wound, or sent before the client noticed that its connection was lost.
+    """Whether the call was in flight during the wound, or was sent before the client noticed that its connection was
+    lost.
 
-    The server cannot prevent the latter. The client has noticed the loss at the latest when a call on the connection
-    has failed. If a call that was sent after the wound was answered, its connection is a new one, or was not broken:
-    calls on it may not fail.
+    The server cannot prevent such calls. The client has noticed the loss at the latest when a call on the connection
+    has failed. If a call that was sent after the wound was answered, its connection is new or was not broken, so calls
+    on it may not fail.
     """
     if call.ended < since:
         return False

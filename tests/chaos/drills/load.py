@@ -128,7 +128,7 @@ class DrillLoad:
         if self._error or self._process.poll() is not None:
             raise LoadFailed(self._told())
 
-    # -- what it sees so far -----------------------------------------------------------------------------------
+    # -- results up to now -------------------------------------------------------------------------------------
 
     def _so_far(self, what: str) -> int:
         self._alive()
@@ -150,14 +150,15 @@ class DrillLoad:
         return self._so_far("failed")
 
     def everywhere(self, version: str) -> float | None:
-        """When all connections had first seen ``version`` (monotonic clock); None: not yet."""
+        """The time (monotonic clock) at which every connection had seen ``version``; None if some have not seen it
+        yet."""
         self._alive()
         found: float | None = self._progress.get("everywhere", {}).get(version)
         return found
 
     @property
     def version(self) -> str | None:
-        """The version that every connection saw last; None while they differ."""
+        """The version that every connection saw last; None while these versions differ."""
         self._alive()
         found: str | None = self._progress.get("now_everywhere")
         return found
@@ -173,7 +174,7 @@ class DrillLoad:
             until(lambda: self.answered >= wanted, self._stand, seconds=seconds)
 
     def keep(self, seconds: float) -> None:
-        """Continue for that many seconds, measured by the calls that were offered."""
+        """Continue the load for ``seconds``, measured by the calls that were offered."""
         goal = self.offered + int(seconds * self.job.rate)
         until(lambda: self.offered >= goal, self._stand, seconds=3 * seconds + 30)
 

@@ -51,7 +51,7 @@ class Connection:
 
 @dataclass(slots=True)
 class Counts:
-    """The results of the calls of one set."""
+    """The results of the calls of one set of connections."""
 
     offered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -59,7 +59,7 @@ class Counts:
     latencies: list[float] = field(default_factory=list)
 
     def report(self) -> SetReport:
-        """The numbers."""
+        """The counts and latencies as JSON."""
         ordered = sorted(self.latencies)
 
         def at(share: float) -> float:
@@ -77,7 +77,7 @@ class Load:
         self._connections = connections
         self._names = names
         self._requests = {name: avap_pb2.CommandRequest(name=name).SerializeToString() for name in names}
-        # Coprime, so that every connection has its turn.
+        # The numbers are coprime, so that every connection gets calls.
         self._sync_every = job.sync_every
         while self._sync_every and math.gcd(self._sync_every, len(connections)) > 1:
             self._sync_every += 1
@@ -94,7 +94,7 @@ class Load:
         self._started = time.monotonic()
 
     async def run(self, stopped: asyncio.Event) -> None:
-        """Offer calls until ``stopped``, then wait for those under way."""
+        """Offer calls until ``stopped``, and then wait for the calls under way."""
         self._started = time.monotonic()
         async for due in open_loop(self._job.rate, stopped.is_set):
             self._late += due.behind >= LATE_SECONDS
@@ -190,18 +190,18 @@ class Load:
 
 
 def _common(versions: set[str | None]) -> str | None:
-    """The version that all saw last; None if they differ."""
+    """The version that all connections saw last; None if the versions differ."""
     return next(iter(versions)) if len(versions) == 1 else None
 
 
 def say(**what: Any) -> None:
-    """One line of JSON."""
+    """Print one line of JSON."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
 
 def connect(job: Job) -> list[Connection]:
-    """The connections, alternately without and with a retry."""
+    """Open the connections, alternately without and with a retry policy."""
     found = []
     for number in range(2 * job.connections):
         retrying = number % 2 == 1
@@ -217,7 +217,7 @@ def connect(job: Job) -> list[Connection]:
 
 
 async def known_names(job: Job, connection: Connection) -> list[str]:
-    """The job's names, or those of the catalogue that is served."""
+    """The names of the job, or those of the served catalogue."""
     if job.names:
         return job.names
     answer = await connection.calls[_SYNC](b"", metadata=(("x-avap-auth", job.key),), timeout=60)
@@ -225,13 +225,13 @@ async def known_names(job: Job, connection: Connection) -> list[str]:
 
 
 async def until_all_connected(connections: list[Connection], seconds: float) -> None:
-    """Raises `TimeoutError` if one does not connect."""
+    """Wait until all are connected. Raises `TimeoutError` if a connection fails."""
     async with asyncio.timeout(seconds):
         await asyncio.gather(*(each.channel.channel_ready() for each in connections))
 
 
 async def tell_progress(load: Load) -> None:
-    """Never returns."""
+    """Print the progress at intervals. Never returns."""
     while True:
         say(progress=load.progress())
         await asyncio.sleep(PROGRESS_SECONDS)

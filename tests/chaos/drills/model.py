@@ -57,8 +57,8 @@ NOTHING = Allowance()
 class Fault:
     """A fault. ``inject`` is a context: entering begins the fault, leaving ends it.
 
-    It runs in the main thread while the load runs in a separate process, so it may block. It must leave the stage sound
-    in any case: `run.play` may leave the context early.
+    It runs in the main thread while the load runs in a separate process, so it may block. It must leave the stage
+    intact in any case, because `run.play` may leave the context early.
     """
 
     id: str
@@ -96,7 +96,7 @@ class Failure:
 
     @property
     def seconds(self) -> float:
-        """From sending to the end."""
+        """Seconds from the sending of the call to its end."""
         return self.ended - self.sent
 
 
@@ -123,7 +123,7 @@ class SetReport:
 
 @dataclass(slots=True)
 class Sighting:
-    """A version as clients saw it. Instants are seconds of the machine's monotonic clock."""
+    """A version that clients saw. Instants are seconds of the machine's monotonic clock."""
 
     first: float
     last: float
@@ -152,7 +152,7 @@ class LoadReport:
 
     @property
     def too_late(self) -> bool:
-        """Whether so many calls were sent late that the load was not as planned."""
+        """Whether too many calls were sent late for the load to be as planned."""
         return self.late > MOST_LATE * self.offered
 
     @property
@@ -173,7 +173,7 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Memory, descriptors and the like of all server processes together."""
+    """The memory, descriptors and other resources of all server processes together."""
 
     memory_bytes: int
     """Anonymous and shared memory, each page counted once (``Pss_Anon`` + ``Pss_Shmem``). Pages of program files are

@@ -1,4 +1,4 @@
-"""The role of a drill's server: SELECT on the table and nothing else, by password."""
+"""The role of a drill's server: it has a password, and only the privilege SELECT on the table."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Reader:
 def new_reader(admin_url: str, name: str) -> Iterator[Reader]:
     """A role that may read every table of this database, present and to come; dropped at the end.
 
-    PostgreSQL requires its password, whatever ``pg_hba.conf`` states for other roles.
+    PostgreSQL requires its password, even if ``pg_hba.conf`` requires none of other roles.
     """
     reader = Reader(admin_url, name)
     role = sql.Identifier(name)

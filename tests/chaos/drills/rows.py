@@ -1,4 +1,4 @@
-"""A table whose every row carries its version, so that an answer shows its publication."""
+"""A table in which every row contains its version, so that an answer shows its publication."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE = "obex_dapl_functions"
 
 
 def names(rows: int) -> list[str]:
-    """The commands of a table of so many rows."""
+    """The commands of a table of ``count`` rows."""
     return [f"command{number:06d}" for number in range(rows)]
 
 
@@ -30,7 +30,7 @@ def code(name: str, version: int, size: int) -> bytes:
 
 
 def version_in(name: str, found: bytes) -> str | None:
-    """The version in the code of ``name``; None if there is none, or another name."""
+    """The version in the code of ``name``; None if the code has no version, or has another name."""
     tag = _TAG.match(found)
     if tag is None or tag[1] != name.encode():
         return None
@@ -60,10 +60,11 @@ def expected_hash(version: int, rows: int, size: int) -> str:
 
 
 class VersionedTable:
-    """``obex_dapl_functions`` with ``rows`` commands, all of one version; a new version is one transaction."""
+    """``obex_dapl_functions`` with ``rows`` commands, all of one version. One transaction writes a new version to all
+    rows."""
 
     def __init__(self, url: str, *, rows: int = 100, size: int = 200) -> None:
-        """Creates and fills the table in the database of ``url``, whose role may do so."""
+        """Create and fill the table in the database of ``url``; the role of the URL must have the privileges."""
         self.url = url
         self.rows = rows
         self.size = size
@@ -78,7 +79,7 @@ class VersionedTable:
 
     @property
     def database(self) -> str:
-        """Its name."""
+        """The name of the table."""
         return urlsplit(self.url).path[1:]
 
     def run(self, statement: str, parameters: object = None) -> None:
@@ -87,7 +88,7 @@ class VersionedTable:
             connection.execute(statement, parameters)  # type: ignore[call-overload]
 
     def value(self, query: str, parameters: object = None) -> object:
-        """The first column of the first row; None without a row."""
+        """The first column of the first row of the result; None if there is no row."""
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
             row = connection.execute(query, parameters).fetchone()  # type: ignore[call-overload]
             return None if row is None else row[0]
@@ -117,7 +118,8 @@ class VersionedTable:
             return self._committed(version)
 
     def _committed(self, version: int) -> str:
-        """Record the version before the transaction of this block commits: it may be served a moment later."""
+        """Record the version before the transaction of this block commits, because the version may be served a moment
+        later."""
         self.version = version
         self.written.append(str(version))
         return str(version)

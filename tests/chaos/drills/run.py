@@ -37,7 +37,7 @@ _UNFIT = re.compile(r"(unexpected )?(AttributeError|ImportError|NameError|TypeEr
 def play(fault: Fault, stage: Stage, load_seconds: float = 2.0) -> Outcome:
     """Offer steady load, make ``fault``, and record the outcome in `PLAYED`; `judge.verdict` judges it.
 
-    Args: fault: what to inject. stage: a server that serves; sound again afterwards, unless the outcome reports
+    Args: fault: what to inject. stage: a server that serves; it serves again afterwards, unless the outcome reports
     trouble. load_seconds: how long the fault lasts after its first effect.
 
     Returns: The outcome. An error in the drill itself is its ``trouble``, not an exception.
@@ -61,8 +61,8 @@ def play(fault: Fault, stage: Stage, load_seconds: float = 2.0) -> Outcome:
 
 
 def play_until_valid(fault: Fault, stage: Stage, load_seconds: float = 2.0, attempts: int = 3) -> Outcome:
-    """Call `play`, and repeat it if the machine was too busy to offer the load at its rate: such an outcome proves
-    nothing, and stays in the table as invalid. Returns the last outcome.
+    """Call `play`, and repeat it if the machine was too busy to offer the load at its rate: such an outcome is invalid,
+    and stays in the table as invalid. Returns the last outcome.
     """
     for _ in range(attempts - 1):
         outcome = play(fault, stage, load_seconds)
@@ -75,7 +75,7 @@ def play_red(fault: Fault, stage: Stage, bug: str, load_seconds: float = 2.0) ->
     """`play` on a server with the deliberate defect ``bug``. Recorded in `RED`.
 
     Raises:
-        AssertionError: where the server fails because ``bug`` replaces code that has changed since.
+        AssertionError: the server fails because ``bug`` replaces code that has been changed.
     """
     outcome = play(fault, stage, load_seconds)
     PLAYED.remove(outcome)
@@ -117,7 +117,7 @@ def _place(error: Exception) -> str:
 
 
 def _warm_up(stage: Stage, load: DrillLoad) -> None:
-    """Publish a few times, so that the memory of a publication is part of the baseline."""
+    """Publish several times, so that the memory of a publication is part of the baseline."""
     if stage.table is None:
         load.keep(1)
         return
@@ -126,7 +126,7 @@ def _warm_up(stage: Stage, load: DrillLoad) -> None:
         written = time.monotonic()
         stage.cycle_took = load.wait_everywhere(version, 30 + 2 * stage.cycle_seconds) - written
     load.keep(0.7)  # a worker releases a replaced snapshot half a second later
-    with suppress(AssertionError):  # and the master after some seconds; if not, the drill detects it
+    with suppress(AssertionError):  # the master releases it after some seconds; otherwise the drill reports a leak
         until(lambda: _alone(stage.usage()), "only the current snapshot", seconds=MEMORY_SECONDS)
 
 
@@ -143,16 +143,16 @@ def _felt(fault: Fault, stage: Stage) -> bool:
 
 
 def _first_time(fault: Fault, stage: Stage, load: DrillLoad, load_seconds: float, outcome: Outcome) -> None:
-    """Make the fault once before its memory is judged."""
+    """Make the fault once before the drill judges the memory."""
     outcome.fresh_server, outcome.first_time_mib = stage.usage(), fault.first_time_mib
     with fault.inject(stage):
         load.keep(load_seconds)
-    with suppress(AssertionError):  # if it grows beyond, the judge says so
+    with suppress(AssertionError):  # if the memory grows beyond this, the judge reports it
         until(lambda: first_time_kept(outcome, stage.usage()), "memory of a first time", seconds=MEMORY_SECONDS)
 
 
 def first_time_kept(outcome: Outcome, now: Usage | None) -> bool:
-    """Whether the first time made the processes larger by no more than it may, and left no descriptors behind."""
+    """Whether the first fault enlarged the processes by no more than is allowed, and left no descriptors behind."""
     fresh, mib = outcome.fresh_server, outcome.first_time_mib
     if fresh is None or now is None or mib is None:
         return True
@@ -168,10 +168,10 @@ def _see_fresh(stage: Stage, load: DrillLoad, outcome: Outcome) -> None:
     written = time.monotonic()
     before = _cycles(stage)
     try:
-        # Longer than the limit, so that the table can show how late it was.
+        # The wait is longer than the limit, so that the table can show the delay.
         came = load.wait_everywhere(version, PATIENCE * outcome.fresh_limit_seconds)
     except AssertionError:
-        return  # a broken promise, whether or not the status page answers
+        return  # this is a broken promise even if the status page does not answer
     outcome.fresh_seconds = came - written
     after = _cycles(stage)
     for each in (before, after):
@@ -182,7 +182,7 @@ def _see_fresh(stage: Stage, load: DrillLoad, outcome: Outcome) -> None:
 
 
 def _cycles(stage: Stage) -> int | Exception | None:
-    """`Stage.cycles`, or the error where the status page does not answer, or not with a status."""
+    """`Stage.cycles`, or the error if the status page does not answer with a status."""
     try:
         return stage.cycles()
     except (OSError, ValueError) as error:
@@ -200,7 +200,7 @@ def memory_back(before: Usage, now: Usage) -> bool:
 
 
 def _see_memory(stage: Stage, outcome: Outcome) -> None:
-    """Wait some time until memory has returned to its value before. Returns its last value."""
+    """Wait for a limited time until memory has returned to its earlier value. Returns the last value."""
     before = outcome.before
 
     def look() -> bool:

@@ -93,8 +93,8 @@ class Stage:
 
     @contextmanager
     def wound(self) -> Iterator[None]:
-        """The block harms calls in flight while it lasts. Calls that a client sends on a lost connection, before it
-        notices that, count as in flight too (`judge`).
+        """The block harms calls in flight while it lasts. Calls that a client sends on a lost connection before it
+        notices the loss are also treated as in flight (`judge`).
         """
         began = time.monotonic()
         try:
@@ -137,7 +137,7 @@ class Stage:
         return sum(not needles or any(each in line.get("error", "") for each in needles) for line in lines)
 
     def cycles(self, outcome: str | None = None) -> int | None:
-        """Sync cycles so far (with that outcome); None if that is unknown."""
+        """The number of sync cycles up to now (with that outcome); None if it is unknown."""
         if self.server is None:
             return None
         counted: dict[str, int] = self.server.statusz()["sync"]["cycles"]
@@ -145,8 +145,8 @@ class Stage:
 
     @property
     def cycle_seconds(self) -> float:
-        """The longest time until fresh rows are served: the cycle under way may first run into its time limit; then
-        come the wait for the next one, and its work.
+        """The longest time until fresh rows are served: the cycle under way may first reach its time limit; the wait
+        for the next cycle and its work follow.
         """
         settings = SETTINGS | self.settings
         give_up = max(
@@ -171,9 +171,9 @@ def open_stage(
 ) -> Iterator[Stage]:
     """A server behind a proxy on a new database of ``database``, serving ``rows`` rows.
 
-    Args: database: is not closed here. directory: for files; exists. reader: the server uses a role with SELECT only,
-    by password (needs a superuser). broken: name of a variant with a deliberate defect (`tests/chaos/broken`).
-    settings: added to `SETTINGS`.
+    Args: database: is not closed here. directory: an existing directory for files. reader: the server uses a role with
+    SELECT only, by password (needs a superuser). broken: name of a variant with a deliberate defect
+    (`tests/chaos/broken`). settings: added to `SETTINGS`.
     """
     name = f"drill_{os.getpid()}_{next(_numbers)}"
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A hot standby of an embedded PostgreSQL that stops replaying on request: a database that is behind."""
+"""A hot standby of an embedded PostgreSQL that stops replaying on request, so that it lags behind."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from tests.chaos.drills.model import Usage
 
 
 def usage(pids: Iterable[int]) -> Usage:
-    """Resource usage of the processes together. A process that ends meanwhile counts with the values read so far."""
+    """The resource usage of all processes together. If a process ends during this, the values that were already read
+    are included."""
     memory_bytes = rss = descriptors = threads = processes = 0
     memfds: set[int] = set()
     for pid in pids:
@@ -30,13 +31,13 @@ def usage(pids: Iterable[int]) -> Usage:
 
 
 def _is_reserve(descriptor: Path) -> bool:
-    """Whether it is one of the descriptors of /dev/null that the master holds for its own work, and lends while it
-    works.
+    """Whether the descriptor belongs to the master's reserve for its own work: descriptors of /dev/null, which are
+    closed while it works.
     """
     try:
         return str(descriptor.readlink()) == "/dev/null"
     except (FileNotFoundError, ProcessLookupError):
-        return True  # closed since
+        return True  # the descriptor was closed since
 
 
 def _fields(path: Path) -> dict[str, int]:

@@ -8,8 +8,8 @@
 - `server`: the protocol around a connection (reads, writes, time slices, pauses) and the handlers.
 - `world`: virtual time, one queue of events, the network: sizes of chunks, delays, capacity of transports.
 
-The oracle is the plan: a call that is not cancelled has one right outcome, however its octets are divided, delayed and
-interleaved. After each event `world` checks the invariants; at the end, it checks that nothing is left over.
+The oracle is the plan: a call that is not cancelled has one right outcome, for any division, delay and order of its
+octets. After each event `world` checks the invariants; at the end, it checks that nothing is left over.
 
 ``python -m tests.simulation.engine --seeds 1000 --start 0`` runs seeds; ``--start N --seeds 1 --trace`` replays one and
 prints its events.

@@ -10,7 +10,7 @@ from tests.simulation.engine.world import NETWORKS, Failure, run_seed
 
 
 def main() -> int:
-    """Run seeds. Exit code 1 at the first that fails, with the command that replays it."""
+    """Run seeds. Ends with exit code 1 at the first failing seed, and prints the command that replays it."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.engine", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the first seed (default: %(default)s)")

@@ -53,8 +53,8 @@ class Client:
         clock: Callable[[], float],
         at_work: Callable[[Call], bool],
     ) -> None:
-        """``at_work``: whether the handler of a call that is over for the client is still at work, or may still
-        begin."""
+        """``at_work``: whether the handler of a call is still at work, or may still begin, after the call has ended for
+        the client."""
         self.plan = plan
         self.limits = limits
         self.draw = draw
@@ -135,9 +135,9 @@ class Client:
         self.outbox += octets
 
     def step(self, *, hurry: bool) -> bool:
-        """Do one of the actions that are possible now; with ``hurry`` also one of those that bring the run to its end.
+        """Do one of the actions that are possible now; with ``hurry``, it may also be an action that ends the run.
 
-        Returns whether there was one.
+        Returns whether there was an action.
         """
         if not self.introduced:
             self._introduce()
@@ -384,8 +384,8 @@ class Client:
             )
 
     def _judge_timeout(self, call: Call) -> None:
-        """Judge a call that ended because its request was not whole in time: that time must be over, and the method
-        must be unary."""
+        """Judge a call that ended because its request was incomplete after its time: the time must be over, and the
+        method must be unary."""
         plan, limits = call.plan, self.limits
         assert not plan.handled, f"call {plan.number}: its handler has no time limit"
         assert call.over_at is not None

@@ -27,7 +27,7 @@ Step = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """One call and its outcome. ``status`` is None where there is no gRPC status; then ``http`` or ``reset`` is set."""
+    """One call and its outcome. ``status`` is None if there is no gRPC status; then ``http`` or ``reset`` is set."""
 
     number: int
     path: bytes
@@ -198,7 +198,7 @@ class _Drawing:
 
     def _limits(self, clients: tuple[ClientPlan, ...]) -> Limits:
         draw = self.draw
-        # Honest clients stay below these; a leak of a few hundred octets a message does not.
+        # Honest clients stay below these limits; a leak of a few hundred octets for each message does not.
         unread = max(
             sum(len(message) + UNREAD_OVERHEAD for call in client.calls if not call.alone for message in call.messages)
             for client in clients

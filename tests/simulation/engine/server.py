@@ -241,7 +241,7 @@ class SimulatedProtocol:
             assert now < self.drained_at + self.world.plan.limits.age_grace, "the time for calls is over"
 
     def judge_idleness(self, since: float) -> None:
-        """The connection has certainly had no call since the instant ``since``."""
+        """The connection has had no call since the instant ``since``."""
         waited = self.world.now - since
         if self.connection.state.name == "OPEN":
             assert waited < self.world.plan.limits.max_connection_idle, "idle for too long, and not drained"

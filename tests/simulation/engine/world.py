@@ -46,7 +46,7 @@ class Loop:
         self._world = world
 
     def call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call in the next iteration: at the same instant, behind callbacks that are due already."""
+        """Call in the next iteration: at the same instant, after callbacks that are already due."""
         self._world.later(0.0, lambda: callback(*arguments))
 
     def time(self) -> float:
@@ -69,7 +69,7 @@ class Link:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is in transit in either direction and every handler has finished."""
+        """Whether no octets are in transit in either direction and every handler has finished."""
         return (
             self.client.done
             and (self.protocol.lost or not self.protocol.buffer)

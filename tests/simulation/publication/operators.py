@@ -1,5 +1,5 @@
-"""The actions of operators in a run, and checks of their effects: a pin, its end, and an accepted catalogue reach every
-worker within `SOON`."""
+"""The actions of operators in a run, and the checks of their effects: a pin, its end, and an accepted catalogue reach
+every worker within `SOON`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STEPS = 10
 
 
 class Operators:
-    """The operators of one run, whichever master lives in it."""
+    """The operators of one run, with each of its masters in turn."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Operators:
             await self._master().publications.pin(version, until)
         except PublicationError:
             return
-        # If the pinned catalogue was served already, nothing is published. And the table may return to that state
+        # If the pinned catalogue was served already, nothing is published. The table may also return to that state
         # during the pin.
         self._promises.served_last = None
         if until is not None:
@@ -105,7 +105,7 @@ class Operators:
         master.loop.sync_soon()
 
     async def _expect_end(self, version: str, until: float) -> None:
-        """A second after the pin has expired, it no longer counts, and no worker serves ``version`` because of it."""
+        """A second after the pin has expired, it has no effect, and no worker serves ``version`` because of it."""
         await asyncio.sleep(until - self._clock() + SOON)
         catalogue = self._master().synchronizer.catalogue
         newest = catalogue.newest

@@ -1,5 +1,5 @@
-"""The promises that must hold after every step, whatever fails. They are judged by a model that does not use the
-server's code.
+"""The promises that must hold after every step, with any faults. A model that does not use the server's code judges
+them.
 
 1. *Whole*: a worker serves exactly one catalogue that passed, with the content that it had when it passed.
 2. *Good*: no catalogue that passes has code that clients refuse, unless no checker could judge it.

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class InlineBackground:
-    """A `Background` without a thread: work is done at once, or after a while."""
+    """A `Background` without a thread. It does work at once, or after a while."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -44,7 +44,7 @@ class InlineBackground:
         return work(*arguments, **options)
 
     def interrupt(self, steps: int, action: Callable[[], None]) -> None:
-        """After this many steps of work, each of which takes a while, call ``action``, so that it runs beside the next
+        """After this many steps of work, each of which takes a while, call ``action``, so that it runs during the next
         step.
         """
         self._steps, self._action = steps, action
@@ -112,14 +112,13 @@ class SimulatedDisk:
             future.set_exception(error)
 
     def lose(self) -> None:
-        """The process was killed: work in progress is never done."""
+        """The process was killed, so work in progress is never finished."""
         under_way, self._under_way = self._under_way, {}
         for work in under_way.values():
             self._fail(work)
 
     def _fail(self, work: Callable[[], object]) -> None:
-        """Make ``work`` fail, so that it only closes its descriptors: meanwhile a file takes the place of the
-        directory."""
+        """Make ``work`` fail, so that it only closes its descriptors: a file replaces the directory during the work."""
         elsewhere = self._directory.with_suffix(".away")
         self._directory.rename(elsewhere)
         self._directory.touch()
@@ -233,7 +232,7 @@ class SimulatedWorker:
         return None
 
     def reconcile(self, *levels: object) -> None:
-        """Send those of ``levels`` that were not sent yet; the publication is one of them."""
+        """Send each of ``levels`` that was not sent yet; the publication is one of them."""
         publication = next((level for level in levels if isinstance(level, Publication)), None)
         if publication is None or publication.snapshot.generation == self._sent or not self.alive:
             return

@@ -61,7 +61,7 @@ def test_a_failure_names_the_command_that_replays_it(monkeypatch: pytest.MonkeyP
         run_seed(7)
 
 
-@pytest.mark.thorough  # about the simulation itself
+@pytest.mark.thorough  # a test of the simulation itself
 def test_some_days_have_every_kind_of_event() -> None:
     trace: list[str] = []
     for seed in range(12):

@@ -80,7 +80,7 @@ class Ran:
 
 
 def signer_of(seed: int) -> Signer | None:
-    """The signing key of a run. Its random numbers are of another sequence, so that it does not change the other
+    """The signing key of a run. Its random numbers come from another sequence, so that it does not change the other
     events."""
     return Signer("simulated") if Random(f"signer {seed}").random() < _SIGNED else None
 
@@ -89,7 +89,7 @@ def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> Ran:
     """Run a day.
 
     Raises:
-        Failure: where a promise is broken, or the code under test fails.
+        Failure: a promise is broken, or the code under test fails.
     """
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     loop = VirtualLoop()
@@ -124,7 +124,7 @@ def _end_tasks(loop: VirtualLoop) -> None:
 
 @contextmanager
 def _surroundings() -> Iterator[None]:
-    """Replace what the master does not take as an argument: the class of its workers, and sizes and periods."""
+    """Replace values that the master does not accept as arguments: the class of its workers, and sizes and periods."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervisor, "WorkerProcess", SimulatedWorker)
         patch.setattr(supervisor, "TICK_SECONDS", _TICK_SECONDS)
@@ -140,7 +140,7 @@ def _surroundings() -> Iterator[None]:
 class _NoCollector:
     @staticmethod
     def collect() -> None:
-        """A real one would take most of the time of a run."""
+        """A real thread would take most of the time of a run."""
 
 
 class _Silence:
@@ -213,7 +213,7 @@ class Master:
         self._tasks = [asyncio.create_task(self.loop.run()), asyncio.create_task(self.supervisor.watch())]
 
     def failure(self) -> BaseException | None:
-        """The exception that ended a task of the master; None while all of them run, as they must."""
+        """The exception that ended a task of the master; None while all tasks run, as they must."""
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 return task.exception()
@@ -332,7 +332,7 @@ class World:
         self.promises.on_passed(snapshot)
 
     def _note_excuses(self, snapshot: Snapshot) -> None:
-        """Code that no checker could judge, or that the first review let pass because there was much of it."""
+        """Code that no checker could judge, or that passed the first review because there was much bad code."""
         gate = self.master.gate
         self.promises.unjudged |= self.master.checker.failed or gate.pending > 0
         for name in gate._gate.tolerated:
@@ -342,7 +342,7 @@ class World:
 
     def _on_publish(self, publication: Publication) -> None:
         snapshot = publication.snapshot
-        # the pin that counted when this catalogue was chosen; it may have expired since
+        # the pin that was in effect when this catalogue was chosen; it may have expired since
         pinned = self.master.synchronizer.state.pin is not None
         self.note(f"published {snapshot.version_hash[:8]} as {snapshot.generation}{' pinned' if pinned else ''}")
         self._publications += 1
@@ -369,8 +369,7 @@ class World:
         await self.master.crash()
 
     async def _start_without_database(self) -> None:
-        """A start that has nothing to serve but the stored catalogue, which is damaged in a way that only its digest
-        shows."""
+        """A start that can serve only the stored catalogue, which is damaged in a way that only its digest shows."""
         await self._end()
         first = SnapshotStore(self._directory).path
         for path in sorted(self._directory.rglob("*.avapsnap")):

@@ -147,7 +147,7 @@ def _report(number: int, frame: object) -> None:
         sys.modules["definition_server.observability.logs"].get_logger(__name__).error("Logged", exc_info=error)
     _write({"msg": "Attempts", "pid": os.getpid(), "outcomes": outcomes})
     with contextlib.suppress(ImportError):
-        importlib.import_module("colorsys")  # this shows that imports are noticed
+        importlib.import_module("colorsys")  # an import that the log must show
 
 
 def _write(line: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ def _watch_imports() -> None:
 
     def enter_and_note(self: Any) -> list[str]:
         threads = len(os.listdir("/proc/self/task"))
-        signal.signal(TRY, _report)  # a worker ignores it from its start on
+        signal.signal(TRY, _report)  # a worker ignores this signal from its start on
         failures = enter(self)
         _CONFINED.append(True)
         _write({"msg": "Confined", "threads": threads})

@@ -1,4 +1,5 @@
-"""The Python that starts workers and checkers is that of the server, whatever name the parent process has given it."""
+"""Workers and checkers are started with the Python of the server, even if the parent process has given it another
+name."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def test_the_python_that_runs_is_started_by_the_path_that_it_has(
 
 
 @pytest.mark.parametrize("executable", ["another program", "/nonexistent/python", "", None])
-def test_where_argv_0_misleads_the_environments_python_is_started(
+def test_the_python_of_the_environment_is_started_if_argv_0_is_wrong(
     executable: str | None, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = str(environment.program) if executable == "another program" else executable
@@ -53,7 +54,7 @@ def test_where_argv_0_misleads_the_environments_python_is_started(
 
 
 @pytest.mark.parametrize("executable", ["another python", "/nonexistent/python"])
-def test_where_the_environments_python_is_another_one_the_running_interpreter_file_is_started(
+def test_the_file_of_the_running_interpreter_is_started_if_the_environment_has_another_python(
     executable: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment.python.unlink()
@@ -65,7 +66,7 @@ def test_where_the_environments_python_is_another_one_the_running_interpreter_fi
 
 @pytest.mark.parametrize("executable", ["its python", "another program", "/nonexistent/python"])
 @pytest.mark.parametrize("missing", ["no /proc", "replaced by an upgrade"])
-def test_where_the_running_interpreter_file_is_not_known_its_name_decides(
+def test_the_name_of_the_interpreter_decides_if_its_file_is_not_known(
     executable: str, missing: str, environment: Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     running = tmp_path / "exe"

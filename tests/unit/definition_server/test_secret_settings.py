@@ -1,5 +1,5 @@
-"""Secrets come from variables or from files and are cleaned alike. An unusable secret is one problem, and no secret is
-shown."""
+"""Secrets are read from variables or files, and cleaned in the same way. An unusable secret is one problem, and no
+secret is shown."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_white_space_within_a_secret_file_is_kept(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", SINGLE)
-def test_secrets_from_variables_and_files_are_cleaned_alike(
+def test_secrets_from_variables_and_files_are_cleaned_in_the_same_way(
     name: str, around: str, kept: bool, source: str, tmp_path: Path
 ) -> None:
     """Line ends and a byte order mark are dropped. Other white space at the ends might be intended, so it is
@@ -140,7 +140,7 @@ def test_a_problem_of_a_secret_files_content_is_reported_masked(tmp_path: Path) 
     assert (problem.variable, problem.value) == ("API_KEY", "********")
 
 
-def test_an_empty_file_name_counts_as_unset() -> None:
+def test_an_empty_file_name_is_treated_as_unset() -> None:
     assert load(API_KEY_FILE="") == load()
 
 

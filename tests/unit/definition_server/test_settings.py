@@ -139,7 +139,7 @@ def test_seconds_may_be_fractions(variable: str, name: str) -> None:
         {"DRAIN_TIMEOUT_SECONDS": "5"},
     ],
 )
-def test_the_drain_timeout_must_exceed_the_wait_even_where_one_is_a_default(values: dict[str, str]) -> None:
+def test_the_drain_timeout_must_exceed_the_wait_even_if_one_is_a_default(values: dict[str, str]) -> None:
     (problem,) = failure(**values).problems
     assert problem.variable == "DRAIN_TIMEOUT_SECONDS"
     assert problem.value == values.get("DRAIN_TIMEOUT_SECONDS", "25")
@@ -316,7 +316,7 @@ def test_a_key_longer_than_a_header_may_carry_is_refused() -> None:
         ({"APP_ENV": "", "NODE_ENV": ""}, "production"),
     ],
 )
-def test_the_old_name_of_app_env_is_read_where_the_new_one_is_unset(values: dict[str, str], expected: str) -> None:
+def test_the_old_name_of_app_env_is_read_if_the_new_one_is_unset(values: dict[str, str], expected: str) -> None:
     assert load(**values).app_env == expected
 
 
@@ -328,13 +328,11 @@ def test_the_old_name_of_app_env_is_read_where_the_new_one_is_unset(values: dict
         ({"THREADPOOL_SIZE": "", "UV_THREADPOOL_SIZE": "128"}, 128),
     ],
 )
-def test_the_old_name_of_threadpool_size_is_read_where_the_new_one_is_unset(
-    values: dict[str, str], expected: int
-) -> None:
+def test_the_old_name_of_threadpool_size_is_read_if_the_new_one_is_unset(values: dict[str, str], expected: int) -> None:
     assert load(**values).threadpool_size == expected
 
 
-def test_an_empty_variable_counts_as_unset() -> None:
+def test_an_empty_variable_is_treated_as_unset() -> None:
     optional = [variables(f) for f in Settings.model_fields.values() if default_text(f)[:8] != "required"]
     assert load(**{name: "" for names in optional for name in names}) == load()
     assert [problem.value for problem in failure(DATABASE_URL="", API_KEY="").problems] == [None, None]
@@ -510,7 +508,7 @@ def test_an_unusable_tls_file_is_refused_at_once_with_a_reason(variable: str, ki
     (problem,) = failure(**values | {variable: str(odd)}).problems
     assert TLS_FILES[kind] in problem.reason
     assert "_ssl.c" not in problem.reason
-    # Whether a truncated certificate fits its key is known only where both are given.
+    # Whether a truncated certificate fits its key is known only if both are given.
     assert problem.variable == ("TLS_KEY_FILE" if (variable, kind) == ("TLS_CERT_FILE", "cut") else variable)
 
 

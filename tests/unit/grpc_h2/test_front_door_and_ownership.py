@@ -1,4 +1,5 @@
-"""The engine's public interface, and the rule about changes of a connection's state. Both are checked in the sources.
+"""Checks two rules in the sources of the engine: its public interface is documented, and a connection's state is
+changed only by its owner.
 
 In ``connection`` an object changes only its own attributes, so no attribute is written from two modules. The layers are
 in ``tests/unit/test_layers.py``.
@@ -161,6 +162,6 @@ def test_a_change_of_another_objects_attribute_is_found(text: str) -> None:
     assert len(foreign_changes(ast.parse(text))) == 1
 
 
-def test_a_change_of_an_own_attribute_is_no_finding() -> None:
+def test_a_change_of_an_own_attribute_is_not_reported() -> None:
     own = "def f(self, other):\n    self.a += other.b\n    self.c[1] = 2\n    self.d.append(3)\n    other.method()"
     assert foreign_changes(ast.parse(own)) == []

@@ -1,5 +1,5 @@
-"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf writes it, except that a
-hash is the last field of its command. It is sorted and complete, with one definition per name and with defaults. Its
+"""A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf writes it, except that the
+hash is the last field of each command. It is sorted and complete, with one definition per name and with defaults. Its
 hashes depend only on the content of the rows, and stay the same in every release. Rows that cannot be served are left
 out and counted.
 """
@@ -42,12 +42,12 @@ def body(built: BuiltSnapshot) -> bytes:
 
 
 def catalogue(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """The catalogue built from ``rows``, as protobuf reads it."""
+    """Build a catalogue from ``rows``, and parse it with protobuf."""
     return avap_pb2.CatalogResponse.FromString(body(build(rows, signer)))
 
 
 def as_served(catalogue: avap_pb2.CatalogResponse) -> bytes:
-    """``catalogue`` as it is served: protobuf's own octets, but with the hash of each command behind its other
+    """``catalogue`` in its served form: the octets of protobuf, but with the hash of each command after its other
     fields."""
     octets = b""
     for command in catalogue.commands:
@@ -61,7 +61,7 @@ def as_served(catalogue: avap_pb2.CatalogResponse) -> bytes:
 
 
 def model(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """The hash according to the text of the contract, without our code except for the signature."""
+    """The hash computed from the text of the contract; of the server's code, only the signature is used."""
     served = {row.name: row for row in sorted(rows, key=lambda row: row.id or 0) if row.name and row.code is not None}
     answer, version = avap_pb2.CatalogResponse(total_count=len(served)), hashlib.sha256()
     for name, row in sorted(served.items()):
@@ -132,7 +132,7 @@ def test_the_highest_id_wins_in_any_order_and_any_batches(
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_of_two_rows_with_one_name_the_unserved_one_is_reported_by_its_id(first: int) -> None:
+def test_the_unserved_row_of_two_with_one_name_is_reported_by_its_id(first: int) -> None:
     builder = SnapshotBuilder()
     for number in (first, 3 - first):
         builder.add([Row(number, b"if", None, None, b"code %d" % number)])
@@ -242,7 +242,7 @@ def test_a_row_that_lost_its_name_to_another_is_not_suspect(order: int) -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_duplicate_rows_only_the_served_one_is_an_example_of_a_suspect(order: int) -> None:
+def test_only_the_served_row_of_duplicates_is_an_example_of_a_suspect_row(order: int) -> None:
     builder = SnapshotBuilder()
     builder.add([Row(n, b"if", None, None, b"x" * LARGE_DEFINITION) for n in (1, 2, 3)][::order])
     assert builder.findings.examples[Suspect.LARGER_THAN_4_MIB] == ["id=3 name='if'"]
@@ -297,7 +297,7 @@ def test_the_hashes_of_a_known_body_never_change() -> None:
         TABLE[0]._replace(type=b"functio"),
         TABLE[0]._replace(interface=b"[]"),
         TABLE[0]._replace(code=b"task = None"),
-        TABLE[0]._replace(name=b"iff", type=b"unction"),  # the same letters, divided at another place
+        TABLE[0]._replace(name=b"iff", type=b"unction"),  # same letters, other fields
         TABLE[0]._replace(code=b""),
     ],
 )
@@ -347,7 +347,7 @@ BYTECODE = {
 
 @pytest.mark.parametrize("octets", BYTECODE.values(), ids=BYTECODE)
 @pytest.mark.parametrize("signer", [None, SIGNER], ids=["unsigned", "signed"])
-def test_bytecode_is_served_octet_by_octet_whatever_it_is(octets: bytes, signer: Signer | None) -> None:
+def test_any_bytecode_is_served_octet_by_octet(octets: bytes, signer: Signer | None) -> None:
     built = build([TABLE[0]._replace(avbc_code=octets, avbc_version=-1)], signer)
     (command,) = avap_pb2.CatalogResponse.FromString(body(built)).commands
     assert (command.avbc_code, command.avbc_version) == (octets, -1)
@@ -396,7 +396,7 @@ def test_comparing_rows_when_they_are_added_or_afterwards_finds_the_same_differe
 
 
 @pytest.mark.parametrize("signer", [None, SIGNER])
-def test_the_facts_of_a_row_are_those_that_would_be_served_and_the_unsigned_code(signer: Signer | None) -> None:
+def test_row_facts_hold_the_served_fields_and_the_unsigned_code(signer: Signer | None) -> None:
     builder = SnapshotBuilder(signer)
     builder.add(TABLE)
     facts = builder.row_facts(b"if")
@@ -413,7 +413,7 @@ def test_a_row_with_a_fault_of_its_own_is_counted_and_named() -> None:
     assert builder.digests().keys() == {b"else"}
 
 
-def test_a_held_command_is_served_as_it_was_and_its_new_row_is_neither_suspect_nor_unserved() -> None:
+def test_a_held_command_keeps_its_served_version_and_its_new_row_is_not_counted() -> None:
     old = SnapshotBuilder(SIGNER)
     old.add([Row(1, b"if", None, b"[]", b"old"), Row(2, b"else", None, b"[]", b"old too")])
     before = served(old)
@@ -430,7 +430,7 @@ def test_a_held_command_is_served_as_it_was_and_its_new_row_is_neither_suspect_n
     assert new.findings.unserved == new.findings.suspect == new.findings.examples == new.faults() == {}
 
 
-def test_a_command_that_is_left_out_is_counted_under_its_reason_alone() -> None:
+def test_an_omitted_command_is_counted_under_one_reason() -> None:
     builder = SnapshotBuilder()
     builder.add([Row(7, b"if", None, b"{}", b"pass"), Row(8, b"else", None, None, b"pass")])
     builder.leave_out(b"if", Unserved.CODE_INVALID)
@@ -507,7 +507,7 @@ ALIKE = (
 )  # fmt: skip
 
 
-def test_names_that_only_look_alike_are_different_commands() -> None:
+def test_names_that_only_look_the_same_are_different_commands() -> None:
     rows = [Row(number, name.encode(), None, None, b"x = %d" % number) for number, name in enumerate(ALIKE, 1)]
     snapshot = Snapshot(build(rows).to_bytes())
     assert snapshot.count == len(ALIKE)
@@ -518,7 +518,7 @@ def test_names_that_only_look_alike_are_different_commands() -> None:
 
 
 @pytest.mark.parametrize(("octets", "suspect"), [(4093, False), (4094, True), (1 << 16, True)])
-def test_a_name_that_fits_into_no_request_is_served_and_suspect_and_shown_in_part(octets: int, suspect: bool) -> None:
+def test_a_name_too_long_for_a_request_is_served_as_suspect_and_logged_in_part(octets: int, suspect: bool) -> None:
     name = b"n" * octets
     builder = SnapshotBuilder()
     builder.add([Row(1, name, None, None, b"pass"), Row(2, b"if", None, None, b"pass")])

@@ -1,4 +1,4 @@
-"""The octets that are hashed and written at once are bounded, whatever the pieces of a snapshot are."""
+"""The number of octets that are hashed and written at once is bounded for pieces of any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MEBIBYTE, LONG = 1 << 20, 64 << 10
 
 
 @pytest.mark.parametrize("size", [1000, LONG, LONG + 1, 3 * MEBIBYTE])
-def test_chunks_have_a_mebibyte_or_so_and_all_octets_in_order(size: int) -> None:
+def test_chunks_have_about_a_mebibyte_and_hold_all_octets_in_order(size: int) -> None:
     pieces: list[bytes | memoryview] = [bytes([number % 251]) * size for number in range(1 + 5 * MEBIBYTE // size)]
     whole = b"".join(pieces)
     made = list(chunks(pieces))

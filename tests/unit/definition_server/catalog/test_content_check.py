@@ -1,5 +1,5 @@
-"""A row's content is judged as a client would judge it: code by ``compile``, and an interface by ``json.loads``, as an
-array."""
+"""A row's content is judged as a client judges it: code must pass ``compile``, and an interface must be an array for
+``json.loads``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_only_arrays_are_interfaces(value: object) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_an_interface_is_refused_exactly_where_a_client_refuses_it(interface: bytes) -> None:
+def test_an_interface_is_refused_if_and_only_if_a_client_refuses_it(interface: bytes) -> None:
     try:
         accepted = isinstance(json.loads(interface.decode()), list)
     except ValueError:
@@ -60,7 +60,7 @@ def test_an_interface_that_a_client_cannot_use_is_refused(interface: bytes) -> N
 
 
 @pytest.mark.parametrize("interface", [b"[NaN]", b'[{"default": -Infinity}]', b"[Infinity]"])
-def test_an_interface_that_python_alone_reads_passes_and_is_noted(interface: bytes) -> None:
+def test_an_interface_that_only_python_can_read_passes_and_is_noted(interface: bytes) -> None:
     assert flaws_of(INTERFACE, b"name", interface, b"") == Flaw.NOT_STRICT_JSON
 
 
@@ -88,11 +88,11 @@ def test_code_that_compiles_passes(code: bytes, checks: int) -> None:
 @pytest.mark.parametrize("checks", [MODULE, FUNCTION])
 def test_code_that_does_not_compile_is_refused(code: bytes, checks: int) -> None:
     if code.startswith(b"yield") and checks == FUNCTION:
-        return  # a module that may return; no other statement of functions is allowed
+        return  # a module that may have `return`, but no other statement that only functions may have
     assert code_flaws(code, checks) & ~(Flaw.EXHAUSTED | Flaw.UNKNOWN_CODING) == Flaw.CODE
 
 
-def test_a_coding_that_this_process_does_not_have_is_noted() -> None:
+def test_a_coding_unknown_to_this_process_is_noted() -> None:
     assert code_flaws(b"# coding: nosuch\nx = 1") == Flaw.CODE | Flaw.UNKNOWN_CODING
     assert code_flaws(b"# coding: hex\nx = 1") & Flaw.CODE
     assert code_flaws(b"# coding: ascii\nif") == Flaw.CODE
@@ -118,5 +118,5 @@ def test_parts_of_a_row_that_are_not_to_be_checked_are_skipped() -> None:
     assert flaws_of(MODULE | INTERFACE, b"name", b"{", b"if") == Flaw.CODE | Flaw.INTERFACE
 
 
-def test_code_whose_name_cannot_be_a_file_name_for_compile_is_refused() -> None:
+def test_code_whose_command_name_compile_refuses_as_a_file_name_is_refused() -> None:
     assert code_flaws(b"pass", name=b"a\0b") == Flaw.CODE

@@ -39,7 +39,7 @@ class Bench:
         self.now = 100.0
 
     def read(self, *rows: Row, judging: bool = True) -> Change:
-        """Pass a reading through the gate. Without ``judging`` no checker can be started."""
+        """Pass a reading through the gate. If ``judging`` is false, no checker can be started."""
         builder = SnapshotBuilder(self.signer, self.gate.served)
         builder.add(rows)
         review = Review(self.gate, builder, self.last)
@@ -59,7 +59,7 @@ class Bench:
 
     @property
     def codes(self) -> dict[str, str]:
-        """Name → code, as a strict client takes it."""
+        """Name → code of the catalogue, as a strict client reads it."""
         assert self.last is not None
         return refresh(self.last)
 
@@ -81,7 +81,7 @@ def test_one_bad_row_is_held_and_ten_changed_ones_advance() -> None:
     assert not bench.findings.unserved
 
 
-def test_a_held_row_is_reported_once_and_keeps_its_time_until_it_changes() -> None:
+def test_a_held_row_is_reported_once_and_keeps_its_time_while_it_is_unchanged() -> None:
     bench = Bench()
     bench.read(row("a"), row("b"))
     bench.read(row("a", "if"), row("b"))
@@ -137,7 +137,7 @@ def test_a_row_that_vanished_is_not_held() -> None:
     ],
 )
 @pytest.mark.parametrize("checks", ["module", "off"])
-def test_a_row_that_the_wire_format_cannot_carry_is_held_too(bad: Row, reason: Unserved, checks: str) -> None:
+def test_a_row_that_cannot_be_served_is_held_like_a_bad_one(bad: Row, reason: Unserved, checks: str) -> None:
     bench = Bench(checks, "on" if checks == "module" else "off")
     bench.read(row("a"), row("b"))
     bench.read(bad, row("b", "new = 1"))
@@ -146,7 +146,7 @@ def test_a_row_that_the_wire_format_cannot_carry_is_held_too(bad: Row, reason: U
     assert not bench.findings.unserved
 
 
-def test_of_two_rows_the_one_with_the_highest_id_is_judged() -> None:
+def test_only_the_row_with_the_highest_id_of_a_name_is_judged() -> None:
     bench = Bench()
     bench.read(row("a", "good = 1", number=1))
     bench.read(row("a", "good = 1", number=1), row("a", "if", number=2))
@@ -167,8 +167,8 @@ def test_only_changed_rows_are_judged_and_the_same_content_once() -> None:
     assert bench.judged == [b"c", b"a"]
 
 
-def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
-    """By CPU time in one run: 20,000 rows in another order than before, none of which has changed."""
+def test_judging_unchanged_rows_costs_a_small_share_of_the_time_to_read_them() -> None:
+    """Compares CPU times of one run. The 20,000 rows come in another order than before, and none has changed."""
     rows = [row(f"command{n}", f"x = {n}\n" * 40) for n in range(20_000)]
     gate, encoding, reviewing, kept = Gate(), [], [], []
     for seed in range(4):
@@ -177,7 +177,7 @@ def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
         started = thread_time()
         builder.add(rows)
         encoded = thread_time()
-        kept.append(gate.served)  # so that the time to release it does not count
+        kept.append(gate.served)  # keeps it alive, so that the time to release it is not measured
         review = Review(gate, builder, None)
         review.find_changed()
         for name, _, _ in review.unjudged():
@@ -185,7 +185,7 @@ def test_unchanged_rows_cost_a_small_share_of_reading_them() -> None:
         review.settle(1.0)
         encoding.append(encoded - started)
         reviewing.append(thread_time() - encoded)
-    # Measured: 2 to 3 %; 9 to 11 % where each row is looked up once more.
+    # Measured: 2 to 3 %; it was 9 to 11 % with one more look-up for each row.
     assert min(reviewing[1:]) < 0.06 * min(encoding)
 
 
@@ -206,7 +206,7 @@ def test_verdicts_are_not_shared_between_modes_and_are_bounded() -> None:
 
 
 def restarted(bench: Bench, signer: Signer | None = None) -> Bench:
-    """Another gate, which takes the same stored catalogue as the last good one."""
+    """Another gate, which uses the same stored catalogue as the last good one."""
     after = Bench(signer=signer)
     after.last = bench.last
     return after
@@ -223,7 +223,7 @@ def test_a_held_command_is_held_after_a_restart() -> None:
     assert after.codes == {"a": "good = 1", "b": "new = 1"}
 
 
-def test_rows_that_equal_the_stored_catalogue_are_judged_afterwards() -> None:
+def test_rows_that_equal_the_stored_catalogue_are_served_first_and_judged_later() -> None:
     bench = Bench()
     bench.read(row("a"), row("b"))
     after = restarted(bench)
@@ -232,7 +232,7 @@ def test_rows_that_equal_the_stored_catalogue_are_judged_afterwards() -> None:
     assert after.findings.unchecked == len(after.gate.pending) == 1
 
 
-def test_a_row_that_vanishes_before_it_is_judged_no_longer_counts_as_unchecked() -> None:
+def test_a_row_that_vanishes_before_it_is_judged_is_no_longer_counted_as_unchecked() -> None:
     bench = Bench()
     bench.read(row("a"), row("b"), row("c"))
     after = restarted(bench)
@@ -244,8 +244,8 @@ def test_a_row_that_vanishes_before_it_is_judged_no_longer_counts_as_unchecked()
     assert after.findings.unchecked == 2
 
 
-def test_a_bad_stored_version_does_not_count_as_a_good_version() -> None:
-    """A release without the gate may have stored it."""
+def test_a_bad_stored_version_is_not_used_as_the_last_good_version() -> None:
+    """A release without the gate may have stored a bad version."""
     old = Bench("off", "off")
     old.read(row("a", "if"), row("b", "else"), row("c"))
     after = restarted(old)
@@ -275,7 +275,7 @@ def test_a_held_command_is_signed_with_the_present_key() -> None:
 # -- rows that were not judged -----------------------------------------------------------------------------------------
 
 
-def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> None:
+def test_rows_are_served_unchecked_and_judged_later_if_no_checker_runs() -> None:
     bench = Bench()
     bench.read(row("a"), row("b"))
     bench.read(row("a", "if"), row("b", "new = 1"), judging=False)
@@ -290,9 +290,8 @@ def test_rows_are_served_unchecked_where_no_checker_runs_and_judged_later() -> N
     assert bench.codes == {"b": "new = 1"}
 
 
-def test_an_unjudged_version_stays_pending_while_it_is_served_in_place_of_a_bad_row() -> None:
-    """A version does not count as good only because it is served in place of a row without code: it may be bad
-    itself."""
+def test_an_unjudged_version_that_replaces_a_bad_row_must_still_be_judged() -> None:
+    """A version that is served in place of a row without code may be bad itself, so it is not yet a good version."""
     bench = Bench()
     bench.read(row("a", "if"), row("b"), judging=False)
     bench.read(row("a", None), row("b"), judging=False)
@@ -319,7 +318,7 @@ def test_a_version_that_was_judged_good_is_held_without_being_judged_again() -> 
     assert not bench.gate.pending
 
 
-def test_an_interface_that_python_alone_reads_is_suspect_as_long_as_it_is_served() -> None:
+def test_an_interface_that_only_python_can_read_is_suspect_as_long_as_it_is_served() -> None:
     bench = Bench()
     for other in ("x = 1", "x = 2"):
         bench.read(row("a", interface="[NaN]"), row("b", other))
@@ -411,7 +410,7 @@ ROWS = st.builds(
 
 
 @given(st.lists(st.lists(ROWS, max_size=8), min_size=1, max_size=5), st.sampled_from([None, SIGNER]))
-def test_a_strict_client_can_refresh_whatever_the_table_holds(tables: list[list[Row]], signer: Signer | None) -> None:
+def test_a_strict_client_can_refresh_from_any_table(tables: list[list[Row]], signer: Signer | None) -> None:
     bench = Bench(signer=signer)
     bench.read(row("z"))  # the first start is over
     before: dict[str, str] = {}
@@ -420,7 +419,7 @@ def test_a_strict_client_can_refresh_whatever_the_table_holds(tables: list[list[
         codes = bench.codes
         present = {(each.name or b"").decode() for each in table}
         assert codes.keys() <= present
-        # A command that was served and is still in the table stays served, in this version or in an earlier one.
+        # A command that was served and is still in the table remains served, in its present version or an earlier one.
         assert before.keys() & present <= codes.keys()
         before = codes
 

@@ -1,6 +1,6 @@
-"""A build on the previous build equals a build of all rows, octet for octet, and the gate and the findings get the same
-from both: whichever rows are added, removed or moved, lose their name to another row or have faults, and whichever
-commands the gate holds or leaves out.
+"""A build on the previous build equals a build of all rows, octet for octet, and gives the same data to the gate and to
+the findings. This holds for any rows that are added, removed or moved, that lose their name to another row, or that
+have faults, and for any commands that the gate holds or leaves out.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Table:
 
 
 def judge(builder: SnapshotBuilder, last: Snapshot | None) -> None:
-    """As the gate does: hold bad commands at their last good version, or leave them out."""
+    """Hold bad commands at their last good version, or leave them out, as the gate does."""
     faulty = dict(builder.faults())
     bad = [name for name in builder.digests() if builder.row_facts(name).code == BAD]
     for name in sorted({*faulty, *bad}):
@@ -102,11 +102,11 @@ def judge(builder: SnapshotBuilder, last: Snapshot | None) -> None:
 
 
 def seen(builder: SnapshotBuilder, known: Mapping[bytes, bytes]) -> object:
-    """The data that gate and findings get from a build."""
+    """The data that a build gives to the gate and to the findings."""
     digests, findings = builder.digests(), builder.findings
     facts = {name: (builder.row_facts(name), builder.id_of(name)) for name in digests}
     examples = None
-    if sum(findings.unserved.values()) <= 10:  # of more than ten, any ten are shown
+    if sum(findings.unserved.values()) <= 10:  # if there are more than ten, any ten of them may be shown
         examples = {reason: sorted(found) for reason, found in findings.examples.items()}
     counts = findings.source_rows, dict(findings.unserved), dict(findings.suspect), examples
     differing = sorted(builder.differing(known))
@@ -139,7 +139,7 @@ def built(
     Random(1),
 )
 @example(
-    # A range with a faulty row beside a sound one; neither changes afterwards.
+    # A range with a faulty row and a valid row; neither row changes afterwards.
     [
         [("put", 0, Row(None, b"a", None, None, None), 1), ("put", 1, Row(None, b"b", None, None, b"sound"), 2)],
         [("put", 14, Row(None, b"z", None, None, b"other"), 3)],
@@ -155,7 +155,7 @@ def test_a_build_on_the_previous_one_equals_a_build_of_all_rows(steps, signer, r
 
 
 @pytest.mark.parametrize("changed", range(12))
-def test_the_version_hash_is_continued_behind_the_unchanged_definitions(changed: int) -> None:
+def test_the_version_hash_is_computed_only_from_the_first_changed_definition_on(changed: int) -> None:
     """Twelve names, each in a range of its own. One of them gets another code."""
     first = [("put", OF_A_RANGE * place, Row(None, b"%02d" % place, None, None, b"old"), place) for place in range(12)]
     another = Row(None, b"%02d" % changed, None, None, b"new")
@@ -163,7 +163,7 @@ def test_the_version_hash_is_continued_behind_the_unchanged_definitions(changed:
         compare([first, [("put", OF_A_RANGE * changed, another, changed)]], None, Random(1))
 
 
-def test_names_of_a_range_are_forgotten_when_it_is_read_again_without_their_rows() -> None:
+def test_the_names_of_removed_rows_are_forgotten_when_their_range_is_read_again() -> None:
     rows = [("put", place, Row(None, b"twice", None, None, b"%d" % place), place) for place in (0, OF_A_RANGE)]
     other = ("put", 2 * OF_A_RANGE, Row(None, b"other", None, None, b"1"), 3)
     gone = [("delete", 0), ("delete", OF_A_RANGE)]
@@ -194,7 +194,7 @@ def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
         changed = builder.changed_since(before)
         assert (changed is None) == (previous is None)
         if before is not None and changed is not None:
-            # The names that are known to have changed are those that a comparison of all names finds.
+            # The names reported as changed are the same as those found by a comparison of all names.
             assert diff(before, last, changed) == diff(before, last)
             for counted in (False, True):
                 known_before = Contents.of(before, with_hashes=counted)
@@ -202,7 +202,7 @@ def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
         previous = builder.as_previous(last)
         assert previous is not None
         table.changed.clear()
-        # All names but one, as when one row still waits to be judged.
+        # All names except one, as if one row still had to be judged.
         known = dict(list(builder.digests().items())[1:])
 
 
@@ -229,7 +229,7 @@ def test_unchanged_rows_are_slices_of_the_previous_snapshot() -> None:
     pieces = builder.build(generation=2, created_at_ns=2).pieces
     slices = [piece for piece in pieces if isinstance(piece, memoryview) and piece.obj is snapshot.buffer.obj]
     assert len(slices) == 2
-    # Beside them: ten commands, tail, index, footer.
+    # The other pieces: ten commands, tail, index, footer.
     assert len(pieces) == 2 + 10 + 3
 
 
@@ -245,15 +245,15 @@ def test_unchanged_rows_are_slices_of_the_previous_snapshot() -> None:
     ],
     ids=["wins its name", "loses its name", "no code", "no code beside others", "no name", "large"],
 )
-def test_a_range_with_a_row_that_is_not_simply_served_is_read_again(row: Row) -> None:
+def test_a_range_with_a_faulty_or_duplicate_row_is_read_again(row: Row) -> None:
     previous, _ = previous_of([*some(100), row])
-    # Of two rows with one name, the ranges of both are read again, because the range of the unserved one is not known.
+    # If two rows share a name, the ranges of both are read again, because the range of the unserved row is not known.
     read_again = {0, 70} if row.name == b"name0007" else {row.range}
     assert previous.ranges.keys() == set(range(10)) - read_again
 
 
 @pytest.mark.parametrize("code", [b"other", None], ids=["both can be served", "neither can be served"])
-def test_of_two_rows_with_one_name_and_one_id_the_same_row_is_served_in_any_order(code: bytes | None) -> None:
+def test_the_same_row_is_served_in_any_order_if_two_rows_share_name_and_id(code: bytes | None) -> None:
     rows = [Row(7, b"name", None, None, code), Row(7, b"name", None, b"[]", code and b"code", fault=None)]
     rows[1] = rows[1] if code else rows[1]._replace(fault=Unserved.TOO_LARGE)
     made = set()
@@ -301,7 +301,7 @@ def test_nothing_is_taken_over_from_another_snapshot() -> None:
     assert builder.as_previous(signed) is None
 
 
-def test_a_suspicion_of_a_row_is_found_again_in_each_build() -> None:
+def test_a_suspect_row_is_found_in_each_build() -> None:
     previous, _ = previous_of([*some(100), Row(7000, b"large", None, None, bytes(LARGE_DEFINITION), range=70)])
     builder = SnapshotBuilder()
     builder.take_over(previous, previous.ranges)
@@ -310,14 +310,14 @@ def test_a_suspicion_of_a_row_is_found_again_in_each_build() -> None:
     assert builder.findings.source_rows == 101
 
 
-def test_the_tables_of_a_build_are_handed_on_once() -> None:
+def test_the_tables_of_a_build_are_passed_on_once() -> None:
     previous, _ = previous_of(some(10))
     SnapshotBuilder().take_over(previous, previous.ranges)
     with pytest.raises(AssertionError, match="only one build takes over"):
         SnapshotBuilder().take_over(previous, previous.ranges)
 
 
-def test_a_changed_row_costs_no_step_for_each_row_that_did_not_change() -> None:
+def test_the_cost_of_a_changed_row_does_not_depend_on_the_unchanged_rows() -> None:
     previous, _ = previous_of(some(1000))
     ids, digests = previous.tables()
     previous._tables = ids, digests

@@ -32,7 +32,7 @@ def test_a_row_is_restored_unchanged_whether_it_was_signed_or_not(signer: Signer
 
 
 @pytest.mark.parametrize(("given", "known"), [(1, 1), (2**31 - 1, 2**31 - 1), (-5, -5), (2**40, None), (0, None)])
-def test_an_id_that_the_contract_carries_is_restored(given: int, known: int | None) -> None:
+def test_an_id_in_the_catalogue_is_restored(given: int, known: int | None) -> None:
     [row] = rows_of(Row(given, b"if", b"t", b"[]", b"pass"))
     assert row.id == known
 
@@ -44,7 +44,7 @@ def test_bytecode_and_its_version_are_restored(version: int | None, known: int, 
     assert (row.bytecode, row.bytecode_version) == (b"\0\xffbytecode", known)
 
 
-def test_the_script_touches_the_table_of_bytecode_only_where_the_catalogue_has_some() -> None:
+def test_the_script_changes_the_bytecode_table_only_if_the_catalogue_has_bytecode() -> None:
     plain, compiled = TableRow(1, "a", "t", "[]", "x"), TableRow(2, "b", "t", "[]", "y", b"\0\x27\\", -3)
     without, text = ("".join(script(rows, version_hash="")) for rows in ([plain], [plain, compiled]))
     assert "avap_bytecode" not in re.sub("^--.*", "", without, flags=re.MULTILINE)
@@ -54,7 +54,7 @@ def test_the_script_touches_the_table_of_bytecode_only_where_the_catalogue_has_s
     assert text.endswith("COMMIT;\n")
 
 
-def test_bytecode_counts_for_the_size_of_a_piece() -> None:
+def test_bytecode_is_included_in_the_size_of_a_piece() -> None:
     rows = [TableRow(number, f"n{number}", "t", "[]", "x", b"x" * 1000) for number in range(500)]
     assert max(map(len, script(rows, version_hash=""))) < 70_000
 
@@ -77,7 +77,7 @@ def test_a_text_with_a_backslash_or_a_control_character_becomes_an_escape_string
 
 
 @pytest.mark.parametrize("code", [b"\xff", b"a\0b"])
-def test_a_text_that_no_column_can_hold_is_refused_and_its_command_named(code: bytes) -> None:
+def test_a_text_that_no_column_can_hold_is_refused_with_the_name_of_its_command(code: bytes) -> None:
     message = wire.field(1, b"if") + wire.field(4, code)
     with pytest.raises(RestoreError, match="'if'"):
         row_of(memoryview(message))
@@ -105,7 +105,7 @@ def test_a_catalogue_without_commands_empties_the_table() -> None:
 
 def test_texts_are_compared_under_the_settings_that_the_server_reads_them_with() -> None:
     read_with = dict(re.findall(r"set_config\('(\w+)', '([^']*)', true\)", SETTINGS_SQL))
-    del read_with["jit"]  # no text depends on it
+    del read_with["jit"]  # no text depends on this setting
     compared_with = dict(re.findall(r"^SET LOCAL (\w+) = '?([^';]*)'?;$", "".join(script([], version_hash="")), re.M))
     assert len(read_with) > 5
     assert read_with.items() <= compared_with.items()

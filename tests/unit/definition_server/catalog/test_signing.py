@@ -1,5 +1,5 @@
-"""A signed package has the layout that deployed language servers verify, octet for octet. It opens with its own key
-only, and a changed, missing or added octet is detected.
+"""A signed package has exactly the octets that deployed language servers verify. It opens only with its own key, and a
+changed, missing or added octet is detected.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PACKAGE = Signer("key").pack(b"task = None\n")
 
 
 @pytest.mark.parametrize("position", range(len(PACKAGE)))
-def test_a_changed_octet_is_refused_wherever_it_is(position: int) -> None:
+def test_a_changed_octet_at_any_place_is_refused(position: int) -> None:
     for change in range(1, 256):
         tampered = bytearray(PACKAGE)
         tampered[position] ^= change
@@ -112,7 +112,7 @@ def test_a_package_of_version_2_has_the_documented_layout(key: str, payload: byt
 
 
 @given(BINDINGS, BINDINGS)
-def test_a_package_of_version_2_opens_in_its_own_answer_only(one: Binding, other: Binding) -> None:
+def test_a_package_of_version_2_opens_only_in_its_own_answer(one: Binding, other: Binding) -> None:
     package = Signer("key", 2).pack(b"pass", one)
     if one != other:
         with pytest.raises(SignatureError, match="does not match"):

@@ -1,6 +1,6 @@
-"""A snapshot is read without a copy: every name finds its answer, and no other name finds one, whatever the collisions.
-Opening reads no entry, and a look-up allocates only its answer. A snapshot with any damage, such as a flipped bit or an
-octet more or less, is never served.
+"""A snapshot is read without a copy. Each of its names finds its own answer, and other names find nothing, even if
+hashes collide. Opening a snapshot reads no entry, and a look-up allocates only its answer. A damaged snapshot, such as
+one with a flipped bit or with an octet more or less, is never served.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check(buffer: bytes) -> Snapshot:
     return snapshot
 
 
-# -- every name is found, no other is ----------------------------------------------------------------------------------
+# -- every name is found, no other -------------------------------------------------------------------------------------
 
 ODD_NAMES = [
     "if", "i", "iff", "'", '"', "a'b\"c", "new\nline", "\r\n", " ", "tab\t", "año", "日本語", "🐍", "\x7f", "%s", "\\",
@@ -75,7 +75,7 @@ ODD_NAMES = [
 
 
 def as_served(command: avap_pb2.CommandResponse) -> bytes:
-    """``command`` as it is served, with its hash behind its other fields."""
+    """``command`` in its served form, with the hash after the other fields."""
     digest = command.hash
     command.ClearField("hash")
     octets: bytes = command.SerializeToString() + b"\x2a\x40" + digest.encode()
@@ -134,7 +134,7 @@ def test_every_name_is_found_in_catalogues_of_any_size(size: int, salt: int) -> 
 
 @pytest.mark.parametrize("constant", [0, 7, 2**63, 2**64 - 1])
 def test_names_with_the_same_hash_are_distinguished(constant: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then all names share one sequence of slots, which wraps around the end of the index."""
+    """All names then share one sequence of slots, which wraps around the end of the index."""
     monkeypatch.setattr(arranging_module, "name_hashes", lambda names: array("Q", [constant] * len(names)))
     monkeypatch.setattr(snapshot_module, "name_hash", lambda name: constant)
     names = [b"a", b"ab", b"abc", b"b", b"ba", b"x" * 200, b"x" * 201]
@@ -190,7 +190,8 @@ def test_nothing_can_be_written_through_a_snapshot() -> None:
 
 
 def sparse(size: int) -> mmap:
-    """A mapped snapshot of one command, behind a hole of ``size`` octets that its footer counts as body."""
+    """A mapped snapshot of one command. Before it lies a hole of ``size`` octets, which the footer includes in the
+    body."""
     small = octets([b"if"])
     footer = Footer.unpack(memoryview(small))
     index = bytes(8 * SLOT.size)
@@ -342,7 +343,7 @@ def test_a_valid_footer_with_wrong_sizes_is_refused(
 
 
 @pytest.mark.parametrize(("count", "slots"), [(8, 8), (9, 8), (1, 1), (3, 7), (3, 9), (3, 0)])
-def test_an_index_that_could_not_end_a_search_is_refused(count: int, slots: int) -> None:
+def test_an_index_in_which_a_search_could_not_end_is_refused(count: int, slots: int) -> None:
     index = bytes(slots * SLOT.size)
     footer = Footer(1, 1, count, 0, slots, bytes(8), bytes(32), hashlib.sha256(index).digest())
     with pytest.raises(SnapshotError, match=r"^index: "):
@@ -408,14 +409,14 @@ FORGED_INDEXES = {
 @pytest.mark.parametrize("forgery", FORGED_INDEXES)
 def test_an_index_that_does_not_lead_to_every_command_is_refused(forgery: str) -> None:
     body, slots = parts([b"if", b"else", b"end"])
-    if slots[0][2]:  # the forgery that leaves one free slot must free one first
+    if slots[0][2]:  # the forgery with one free slot must free a slot first
         slots = [*slots[-1:], *slots[:-1]]
     with pytest.raises(SnapshotError, match="index: "):
         check(resealed(body, FORGED_INDEXES[forgery](slots), 3))
 
 
 @pytest.mark.parametrize(("found", "said"), [(2, 0), (2, 1), (2, 3), (0, 1)])
-def test_a_count_that_is_not_that_of_the_body_is_refused(found: int, said: int) -> None:
+def test_a_count_that_differs_from_the_number_of_commands_is_refused(found: int, said: int) -> None:
     body, slots = parts([b"if", b"else"][:found])
     with pytest.raises(SnapshotError, match=r"body: |index: "):
         check(resealed(body, slots, said))
@@ -445,7 +446,7 @@ def test_commands_out_of_order_or_twice_are_refused() -> None:
     st.lists(st.binary(min_size=1, max_size=8).filter(lambda name: b"\0" not in name and is_text(name)), max_size=5),
     st.data(),
 )
-def test_any_content_with_right_checksums_is_refused_or_answers_every_look_up(
+def test_content_with_right_checksums_is_refused_or_answers_every_look_up(
     names: list[bytes], data: st.DataObject
 ) -> None:
     body, slots = parts(sorted(set(names)))
@@ -462,7 +463,7 @@ def test_any_content_with_right_checksums_is_refused_or_answers_every_look_up(
     except SnapshotError:
         return
     for name in (*names, b"missing", b""):
-        snapshot.answer(name)  # the look-up ends
+        snapshot.answer(name)  # the look-up must end
     try:
         snapshot.verify()
     except SnapshotError:

@@ -1,5 +1,5 @@
-"""A row is served unless the wire format cannot carry it, and each row that is not served is counted under one reason.
-The examples of such rows are limited, however many rows there are.
+"""A row is served unless the wire format cannot carry it. Each unserved row is counted under one reason, and the number
+of examples is limited.
 """
 
 from __future__ import annotations

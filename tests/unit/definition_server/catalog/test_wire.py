@@ -30,12 +30,12 @@ CATALOGUE = st.builds(
 
 @given(UNSIGNED)
 def test_a_varint_equals_that_of_protobuf(value: int) -> None:
-    # As the value of a field, behind the tag; protobuf leaves out a zero.
+    # The varint is the value of a field, after its tag. Protobuf omits the field if the value is zero.
     expected = UInt64Value(value=value).SerializeToString()[1:] if value else b"\0"
     assert wire.varint(value) == expected
 
 
-def test_a_bounded_number_of_varints_is_remembered_and_none_before_it_is_used() -> None:
+def test_varints_are_remembered_when_they_are_first_used_and_up_to_a_limit() -> None:
     varints = type(wire.VARINTS)()
     assert not varints
     for value in EDGES:
@@ -44,7 +44,7 @@ def test_a_bounded_number_of_varints_is_remembered_and_none_before_it_is_used() 
 
 
 @given(st.lists(st.one_of(st.sampled_from([edge for edge in EDGES if edge]), st.integers(1, 2**31))))
-def test_the_octets_of_a_field_show_those_of_its_content(lengths: list[int]) -> None:
+def test_content_lengths_are_found_from_the_sizes_of_fields(lengths: list[int]) -> None:
     sizes = [1 + len(wire.varint(length)) + length for length in lengths]
     assert wire.content_lengths(sizes) == lengths
 

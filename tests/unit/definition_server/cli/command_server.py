@@ -27,7 +27,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Engine(avap_pb2_grpc.DefinitionEngineServicer):
-    """Serves ``commands``; fails with ``failure`` if that is set; delays every answer while ``gate`` is closed."""
+    """Serves ``commands``. If ``failure`` is set, every call fails with it. While ``gate`` is closed, every answer is
+    delayed."""
 
     def __init__(self) -> None:
         self.commands: list[avap_pb2.CommandResponse] = []
@@ -123,7 +124,7 @@ def spawn(command: str, *arguments: str, environment: dict[str, str | None], **s
 
 
 def on_a_terminal(command: str, *arguments: str, environment: dict[str, str | None], stdout: Any = None) -> str:
-    """The command's output on a terminal (its stderr where ``stdout`` is given)."""
+    """The command's output on a terminal; only its stderr if ``stdout`` is given."""
     controller, terminal = pty.openpty()
     try:
         target = terminal if stdout is None else stdout
@@ -135,7 +136,7 @@ def on_a_terminal(command: str, *arguments: str, environment: dict[str, str | No
         try:
             while octets := screen.read(65_536):
                 shown += octets
-        except OSError:  # EIO: the other side was closed
+        except OSError:  # EIO: the command has closed the terminal
             pass
     assert process.returncode == 0, shown
     return shown.decode()

@@ -56,7 +56,7 @@ def test_the_number_of_workers_is_the_load_divided_by_the_planned_rate(rps: floa
     assert answer(replace(DEMAND, rps=rps), FIGURES).workers == workers
 
 
-def test_with_several_replicas_one_may_be_down() -> None:
+def test_the_plan_for_several_replicas_allows_one_of_them_to_be_down() -> None:
     single = answer(DEMAND, FIGURES)
     assert answer(replace(DEMAND, replicas=2), FIGURES).rps_per_replica == single.rps_per_replica
     assert answer(replace(DEMAND, replicas=5), FIGURES).rps_per_replica == 35_000 / 4
@@ -85,7 +85,7 @@ def test_the_margin_and_the_twenty_percent_hold_for_any_demand(
 def test_no_measured_point_lies_above_the_memory_model(peak: bool) -> None:
     for points in (POINTS, sizing.load_figures().points):
         model = MemoryModel.over(points, peak)
-        # A worker beyond the measured number may be as large as the largest one.
+        # Each worker above the measured number may be as large as the largest measured worker.
         assert model.worker_mb == max(point.private_mb_per_worker for point in points)
         for point in points:
             measured = point.peak_mb if peak else point.resident_mb
@@ -97,7 +97,7 @@ def test_the_size_of_a_snapshot_is_that_of_the_builder(count: int, octets: int) 
     builder = SnapshotBuilder()
     builder.add(Row(1, b"name%04d" % number, None, None, b"x" * octets) for number in range(count))
     built = builder.build(generation=1, created_at_ns=0)
-    mean = len(Snapshot(built.to_bytes()).answer(b"name0000") or b"")  # which is that of each message
+    mean = len(Snapshot(built.to_bytes()).answer(b"name0000") or b"")  # `length` is the length of each message
     # The tail of the body (total count and version hash) takes some 70 octets more.
     assert sizing.snapshot_octets(count, mean) == pytest.approx(built.size, abs=80)
 

@@ -53,7 +53,7 @@ def test_get_code_only_on_a_terminal_escapes_control_characters(server: Server) 
 
 
 @pytest.mark.parametrize("force", [None, "1"])
-def test_get_through_a_pipe_has_no_colours_even_where_they_are_forced(server: Server, force: str | None) -> None:
+def test_get_through_a_pipe_has_no_colours_even_if_they_are_forced(server: Server, force: str | None) -> None:
     server.engine.add("plus")
     assert "\x1b" not in server.run(client.get, "plus", FORCE_COLOR=force).stdout
 
@@ -88,7 +88,7 @@ def test_get_json_gives_code_that_is_not_utf8_in_base64(server: Server) -> None:
     assert base64.b64decode(answer["code"]) == b"\xff\xfe"
 
 
-def test_get_shows_the_payload_of_a_signed_package_and_says_signed(server: Server) -> None:
+def test_get_shows_the_payload_of_a_signed_package_and_that_it_is_signed(server: Server) -> None:
     server.engine.add("plus", code=Signer("internal").pack(CODE))
     shown = server.run(client.get, "plus").stdout
     assert ", signed\n" in shown
@@ -250,7 +250,7 @@ def test_ctrl_c_during_a_call_exits_130_without_a_traceback(server: Server, comm
     assert b"Traceback" not in errors
 
 
-def test_a_full_disk_behind_stdout_exits_1_without_a_traceback(server: Server) -> None:
+def test_stdout_on_a_full_disk_exits_1_without_a_traceback(server: Server) -> None:
     server.engine.add("plus")
     with (
         Path("/dev/full").open("wb") as full,

@@ -151,7 +151,7 @@ def test_a_watch_outlives_the_server_and_finds_it_again(server: Server, watching
 
 
 class CountingHealth(health_pb2_grpc.HealthServicer):
-    """Every watch sends SERVING once, and then ends if ``ends``. Sets ``often`` at the third watch."""
+    """Every watch sends SERVING once, and then ends if ``ends`` is true. The third watch sets ``often``."""
 
     def __init__(self, *, ends: bool) -> None:
         self._ends = ends
@@ -170,7 +170,7 @@ class CountingHealth(health_pb2_grpc.HealthServicer):
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["the server ends", "fall silent"])
-def test_a_watch_is_renewed_silently_where_streams(ends: bool) -> None:
+def test_a_watch_whose_stream_ends_or_is_silent_is_renewed_without_a_message(ends: bool) -> None:
     server = Server()
     server.health = CountingHealth(ends=ends)
     server.start()

@@ -90,7 +90,7 @@ def test_sync_out_writes_a_file_for_each_definition_and_the_catalogue(server: Se
     assert len(list(out.iterdir())) == 4
 
 
-def test_sync_out_keeps_every_hostile_name_inside_the_directory_and_apart(server: Server, tmp_path: Path) -> None:
+def test_sync_out_writes_every_hostile_name_to_its_own_file_in_the_directory(server: Server, tmp_path: Path) -> None:
     for name in HOSTILE_NAMES:
         server.engine.add(name, code=name.encode())
     out = tmp_path / "out"

@@ -197,7 +197,9 @@ def test_a_certificate_for_another_name_exits_69_and_asks_for_that_name(serve: S
     assert "failed. Call it by a name that its certificate holds: set --host" in result.stderr
 
 
-def test_a_server_in_cleartext_exits_69_and_says_to_leave_the_option_out(serve: Serve, authority: Authority) -> None:
+def test_a_server_in_cleartext_exits_69_and_the_remedy_is_to_omit_the_option(
+    serve: Serve, authority: Authority
+) -> None:
     with serve() as port:
         result = run(client.get, "plus", PORT=str(port), CA_FILE=str(authority.cert))
     assert result.exit_code == 69
@@ -217,7 +219,7 @@ def test_a_call_in_cleartext_to_a_server_with_tls_exits_69_and_names_the_option(
 # Settings that are refused
 
 
-def test_a_file_that_cannot_be_used_exits_78_and_says_which_and_why(
+def test_an_unusable_tls_file_exits_78_and_is_named_with_the_reason(
     authority: Authority, own: Certificate, tmp_path: Path
 ) -> None:
     (tmp_path / "text").write_text("no certificate")

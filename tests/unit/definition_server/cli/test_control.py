@@ -78,12 +78,12 @@ def test_a_command_calls_the_socket_at_exactly_its_path(tmp_path: Path, name: st
     assert called == [str(tmp_path / name)]
 
 
-def test_a_path_without_a_directory_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_path_without_a_directory_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "control.sock") in run("status", "--socket", "control.sock").output
 
 
-def test_without_a_path_a_command_asks_for_one(tmp_path: Path) -> None:
+def test_a_command_without_a_socket_path_asks_for_the_path(tmp_path: Path) -> None:
     found = run("status")
     assert found.exit_code == 78
     assert "SNAPSHOT_DIR" in found.output
@@ -93,7 +93,7 @@ def test_without_a_path_a_command_asks_for_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1234567", "g" * 8, "a" * 65, "../../etc", "12345678\n9"])
-def test_a_text_that_is_no_version_is_refused_before_the_server_is_called(text: str) -> None:
+def test_a_text_that_is_not_a_version_is_refused_before_the_server_is_called(text: str) -> None:
     assert run("accept", "--socket", "x", "--", text).exit_code == 2
 
 
@@ -151,7 +151,7 @@ def full_status() -> pb.Status:
 
 
 class Answering:
-    """A `Master` that has one answer."""
+    """A stand-in for the `Master` service with one answer."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         pass
@@ -165,7 +165,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_socket, "Master", Answering)
 
 
-def test_status_shows_everything_in_a_pipe_on_lines_of_their_own(answering: None) -> None:
+def test_status_in_a_pipe_shows_each_value_on_its_own_line(answering: None) -> None:
     shown = run("status", "--socket", "x").output
     for text in ("ab" * 32, "cd" * 32, "code_invalid", "default", "safe to restart", "not stored", "until `unpin`"):
         assert text in shown
@@ -218,7 +218,7 @@ def test_status_breaks_no_word_at_80_columns(answering: None, monkeypatch: pytes
     assert all(len(line) <= 80 for line in shown.partition("held commands")[2].splitlines())
 
 
-def test_fresh_beside_a_pin_says_that_the_table_is_not_served() -> None:
+def test_a_fresh_status_with_a_pin_states_that_the_table_is_not_served() -> None:
     status = full_status()
     status.fresh, status.freshness_reason = True, ""
     assert "not served because of the pin" in dict(_status_facts(status))["fresh"]
@@ -241,7 +241,7 @@ def test_a_held_catalogue_is_shown_with_the_commands_to_compare_and_accept_it(an
     assert "mend the table" in shown
 
 
-def test_no_time_is_broken_in_the_table_of_held_commands_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_in_the_table_of_held_commands_are_not_broken_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_output, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     status = pb.Status()

@@ -72,7 +72,7 @@ def run(*arguments: str) -> Result:
 
 
 def lines_of(result: Result) -> list[list[str]]:
-    """The lines in a pipe, the heading first."""
+    """The lines of the output in a pipe, with the heading first."""
     return [line.split("\t") for line in result.stdout.splitlines()]
 
 
@@ -104,7 +104,7 @@ def test_a_replica_that_serves_another_version_is_named_and_the_exit_code_is_1(s
     assert states == ["ready", "ready, differs", "ready"]
 
 
-def test_of_two_replicas_with_different_versions_the_one_with_the_older_publication_is_named(serve: Serve) -> None:
+def test_the_replica_with_the_older_publication_is_named_if_two_versions_differ(serve: Serve) -> None:
     port = serve(replica(1), replica(2, NEW))
     told = document(run("--json", f"127.0.0.1:{port}", f"127.0.0.2:{port}"))
     assert [each["differs"] for each in told["replicas"]] == [True, False]
@@ -189,7 +189,7 @@ def answer_of(body: bytes) -> bytes:
     ],
     ids=["silent", "empty", "ssh", "not-found", "half", "deep", "list", "numbers", "no-text", "cut-off"],
 )
-def test_a_host_that_is_no_definition_server_is_a_row_without_a_traceback(
+def test_a_host_that_is_not_a_definition_server_is_shown_as_a_row_without_a_traceback(
     serve: Serve, odd: Callable[[bytes | None], int], octets: bytes | None, words: str
 ) -> None:
     good, bad = serve(replica(1)), odd(octets)
@@ -201,7 +201,7 @@ def test_a_host_that_is_no_definition_server_is_a_row_without_a_traceback(
     assert f"1 of 2 do not answer: 127.0.0.1:{bad}" in done.stderr
 
 
-def test_where_nothing_answers_the_exit_code_is_69(names: dict[str, list[str]]) -> None:
+def test_the_exit_code_is_69_if_no_replica_answers(names: dict[str, list[str]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     done = run(f"127.0.0.1:{port}", "nowhere.example")

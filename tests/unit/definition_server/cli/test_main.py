@@ -95,7 +95,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command" in told.output
 
 
-def test_grpc_logs_nothing_in_a_command_and_child_processes_do_not_inherit_that(
+def test_grpc_logs_nothing_in_a_command_but_may_log_in_its_child_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str | None] = []

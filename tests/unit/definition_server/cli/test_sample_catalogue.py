@@ -193,7 +193,7 @@ def test_csv_of_no_commands_is_empty() -> None:
     assert as_csv([]) == ""
 
 
-def test_null_alone_has_no_quotes() -> None:
+def test_only_null_is_written_without_quotes() -> None:
     command = SampleCommand(name=NULL, description="", logic=False)
     assert as_csv([command]) == r'"\N",\N,"",\N,False,\N,\N,\N,\N' + "\n"
 

@@ -68,7 +68,7 @@ def on_a_terminal(path: Path, *options: str) -> str:
         try:
             while octets := screen.read(65_536):
                 shown += octets
-        except OSError:  # EIO: the other side was closed
+        except OSError:  # EIO: the command has closed the terminal
             pass
     assert process.returncode == 0, shown
     return shown.decode()
@@ -168,7 +168,7 @@ def test_one_definition_on_a_terminal_is_highlighted(file: Path) -> None:
     assert "none" in on_a_terminal(file, "--name", "tab\tñ\x1b[2J")
 
 
-def test_one_definition_as_json_holds_the_package_where_it_is_signed(tmp_path: Path) -> None:
+def test_one_signed_definition_as_json_holds_its_package(tmp_path: Path) -> None:
     signer = Signer("internal")
     path = stored(tmp_path, built(signer=signer).to_bytes())
     value = json.loads(inspect(path, "--name", "plus", "--json").stdout)
@@ -176,7 +176,7 @@ def test_one_definition_as_json_holds_the_package_where_it_is_signed(tmp_path: P
     assert signer.unpack(base64.b64decode(value["code"])) == CODE
 
 
-def test_id_and_bytecode_are_shown_where_they_are_served(tmp_path: Path) -> None:
+def test_id_and_bytecode_are_shown_if_they_are_served(tmp_path: Path) -> None:
     row = Row(7, b"plus", None, None, b"pass", b"\0bytecode", 3)
     path = stored(tmp_path, built([row]).to_bytes())
     value = json.loads(inspect(path, "--name", "plus", "--json").stdout)
@@ -240,7 +240,7 @@ def test_octets_put_in_front_exit_1_and_name_the_size(tmp_path: Path) -> None:
     assert "size: " in result.stderr
 
 
-def test_no_file_exits_1_and_says_which(tmp_path: Path) -> None:
+def test_a_missing_file_exits_1_and_is_named(tmp_path: Path) -> None:
     result = inspect(tmp_path / "nothing")
     assert result.exit_code == 1
     assert f"cannot read {tmp_path / 'nothing'}: No such file" in result.stderr

@@ -1,4 +1,4 @@
-"""The output of the commands: to a full disk, to a closed pipe, and to terminals that are narrow."""
+"""The output of the commands to a full disk, to a closed pipe, and to a narrow terminal."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def shown_at(columns: int, *arguments: str, **more: str) -> list[str]:
         try:
             while part := screen.read(65_536):
                 octets += part
-        except OSError:  # EIO: the other side was closed
+        except OSError:  # EIO: the command has closed the terminal
             pass
         process.wait()
     return re.sub(r"\x1b\[[0-9;]*m", "", octets.decode()).replace("\r", "").split("\n")
@@ -107,7 +107,7 @@ def shown_at(columns: int, *arguments: str, **more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("columns", "command"),
     [
-        (80, "serve"),  # required variables are missing, which is a long error
+        (80, "serve"),  # a long error: required variables are missing
         (120, "serve"),
         (40, "serve"),
         (40, "capacity --rps 35000 --replicas 3"),
@@ -135,7 +135,7 @@ def test_an_unknown_command_is_answered_with_the_nearest_name(name: str) -> None
     assert f"No such command '{name}'. Did you mean '" in done.output
 
 
-def test_a_misspelled_setting_is_named_beside_the_one_that_is_missing() -> None:
+def test_a_misspelled_setting_is_named_together_with_the_missing_setting() -> None:
     nothing = {"API_KEY": None, "API_KEY_FILE": None, "API_KEYS": None, "API_KEYS_FILE": None, "API_KEYY": "x"}
     done = CliRunner().invoke(cli, ["config"], env=SETTINGS | nothing)
     assert done.exit_code == 78
@@ -155,7 +155,7 @@ def test_get_on_a_narrow_terminal_shows_every_line_of_code_whole(server: Server)
     assert LONG.decode().expandtabs(8) in plain.expandtabs(8)
 
 
-def test_get_in_a_narrow_pipe_writes_the_code_as_it_is(server: Server) -> None:
+def test_get_in_a_pipe_does_not_wrap_the_code(server: Server) -> None:
     server.engine.add("long", code=LONG)
     assert server.run(client.get, "long", COLUMNS="60").stdout.endswith("\n" + LONG.decode())
     assert server.run(client.get, "long", "--code-only", COLUMNS="60").stdout_bytes == LONG

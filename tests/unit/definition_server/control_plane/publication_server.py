@@ -50,7 +50,7 @@ class Disk:
 
 
 class Server:
-    """A synchronizer with everything in SNAPSHOT_DIR; `restart` replaces it, as a new process would."""
+    """A synchronizer that uses SNAPSHOT_DIR; `restart` replaces it by a new one, as a new process would."""
 
     def __init__(self, directory: Path | None, source: FakeSource) -> None:
         self.directory = directory
@@ -105,7 +105,7 @@ class Server:
         await asyncio.sleep(0)
 
     async def cycle(self, *rows: Row) -> Outcome:
-        """Run a cycle, over ``rows`` if there are any, a second after the previous one."""
+        """Run a cycle a second after the previous one. If there are ``rows``, they replace the table first."""
         self.clock.advance(1)
         if rows:
             self.source.replace(*rows)
@@ -129,7 +129,7 @@ class Server:
 
 
 async def change(server: Server, code: str) -> str:
-    """Publish the table with other code in one row. Returns the version."""
+    """Publish the table with other code in one row. Returns the published version."""
     assert await server.cycle(row("c00", code), *ALL[1:]) is Outcome.PUBLISHED
     return server.version
 

@@ -242,7 +242,7 @@ def test_statusz_shows_the_times_of_publications_and_held_commands_as_iso_8601(a
     assert page["held_commands"][0]["since"] == "2023-11-14T22:13:23.000+00:00"
 
 
-def test_freshz_is_apart_from_readyz(ask: Ask, service: Service) -> None:
+def test_freshz_may_be_503_while_readyz_is_200(ask: Ask, service: Service) -> None:
     assert (ask("/freshz")[0].status, ask("/freshz")[1]) == (200, "fresh\n")
     service.status = service_status(freshness=FreshnessStatus(False, "catalogue_held"))
     assert (ask("/freshz")[0].status, ask("/freshz")[1]) == (503, "stale: catalogue_held\n")
@@ -273,7 +273,7 @@ def test_head_has_the_status_and_the_length_of_get(ask: Ask, service: Service, p
     head, _ = ask(path, "HEAD")
     assert head.status == get.status
     assert head.getheader("Content-Type") == get.getheader("Content-Type")
-    if path != "/metrics":  # the time that the server has run, which grows between the requests
+    if path != "/metrics":  # the uptime of the server grows between the requests
         assert int(str(head.getheader("Content-Length"))) == len(text.encode())
 
 
@@ -354,7 +354,7 @@ def test_closing_before_it_started_is_allowed(service: Service) -> None:
         socket.create_connection(("127.0.0.1", server.port))
 
 
-# -- strangers -------------------------------------------------------------------------------------------------------
+# -- clients ---------------------------------------------------------------------------------------------------------
 
 
 def connected(server: AdminServer) -> socket.socket:
@@ -414,7 +414,7 @@ def test_a_client_that_has_ended_its_side_gets_its_answer(server: AdminServer) -
         assert all_of(client).endswith(b"\r\n\r\nalive\n")
 
 
-def test_an_answer_is_not_lost_although_the_content_of_the_request_is_not_read(server: AdminServer) -> None:
+def test_an_answer_arrives_even_if_the_content_of_the_request_is_not_read(server: AdminServer) -> None:
     with connected(server) as client:
         client.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n" + b"x" * 900_000)
         assert b" 405 " in all_of(client)
@@ -445,7 +445,7 @@ def get(server: AdminServer, source: str) -> bytes:
         return all_of(client)
 
 
-def test_an_address_that_uses_more_than_its_share_waits_and_others_are_served(
+def test_an_address_above_its_share_waits_while_others_are_served(
     server: AdminServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admin_share, "BURST_SECONDS", 0.01)
@@ -494,7 +494,7 @@ def test_openmetrics_is_recognised_in_any_spelling_and_with_weights(server: Admi
 
 
 @pytest.mark.parametrize("host", ["::", "[::]", "0.0.0.0"])
-def test_every_address_means_ipv4_too_whatever_the_kernels_default(service: Service, host: str) -> None:
+def test_the_address_for_every_interface_includes_ipv4_with_any_kernel_default(service: Service, host: str) -> None:
     server = AdminServer(host, 0, read=service.read, alive=service.alive)
     server.start()
     try:
@@ -503,7 +503,7 @@ def test_every_address_means_ipv4_too_whatever_the_kernels_default(service: Serv
         server.close()
 
 
-def test_a_machine_without_ipv6_serves_ipv4_where_every_address_is_configured(
+def test_a_machine_without_ipv6_serves_ipv4_if_every_address_is_configured(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = socket.create_server

@@ -1,4 +1,5 @@
-"""One request and its answer by RFC 9110 and 9112: every form of request, whole and octet by octet."""
+"""A request and its answer according to RFC 9110 and 9112. Each form of request is sent as a whole and octet by
+octet."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def request(octets: bytes) -> Request:
 
 
 def status(octets: bytes) -> int:
-    """The status of the answer to a request that is refused."""
+    """The status code of the answer to a refused request."""
     whole, parts = given_whole(octets)[1], octet_by_octet(octets)[1]
     assert isinstance(whole, bytes)
     assert isinstance(parts, bytes)
@@ -140,7 +141,7 @@ def test_http_1_0_needs_no_host() -> None:
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 100 + b"\r\n", 431),
     ],
 )
-def test_a_request_that_gets_no_page_gets_its_status(octets: bytes, expected: int) -> None:
+def test_a_request_without_a_page_gets_the_status_code_of_its_fault(octets: bytes, expected: int) -> None:
     assert status(octets) == expected
 
 
@@ -255,7 +256,7 @@ def test_another_protocol_is_recognised_and_answered_in_its_own_way(octets: byte
         ({"if-unmodified-since": "Sat, 29 Oct 1994 19:43:31 GMT"}, None),
     ],
 )
-def test_preconditions_are_judged_as_for_pages_without_tag_and_date(
+def test_preconditions_are_evaluated_for_pages_without_etag_and_date(
     headers: dict[str, str], expected: int | None
 ) -> None:
     answer = precondition(headers)
@@ -277,7 +278,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12), st.binary(max_size=20))
-def test_any_octets_are_a_request_or_get_an_error_or_wait_for_more(pieces: list[bytes], more: bytes) -> None:
+def test_any_octets_make_a_request_get_an_error_or_wait_for_more(pieces: list[bytes], more: bytes) -> None:
     octets = b"".join(pieces) + more
     for exchange, outcome in (given_whole(octets), octet_by_octet(octets)):
         if outcome is None:
@@ -286,7 +287,7 @@ def test_any_octets_are_a_request_or_get_an_error_or_wait_for_more(pieces: list[
             assert exchange.answer(text_answer(HTTPStatus.OK, "x")).startswith(b"HTTP/1.1 200")
 
 
-def test_a_client_that_ends_after_its_beginning_gets_the_answer_to_an_incomplete_request() -> None:
+def test_a_client_that_ends_after_part_of_a_request_gets_the_answer_to_an_incomplete_one() -> None:
     for beginning in (b"GE", b"PRI", b"PROX", b"\r\nG"):
         exchange = Exchange()
         assert exchange.receive(beginning) is None

@@ -1,4 +1,5 @@
-"""The admin port's sockets: what each step of a connection waits for, and how a full or exhausted port behaves."""
+"""The sockets of the admin port: the waits of each step of a connection, and the behaviour of a full or exhausted
+port."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ LARGE = text_answer(HTTPStatus.OK, "x" * 4_000_000)
 
 
 class Shares:
-    """Makes a network wait for as long as the test wants."""
+    """Delays a network for as long as the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -94,7 +95,8 @@ class Client:
         self.connection = admin_port._Connection(cast(Any, port), served, ("192.0.2.1", 4711))
 
     def received(self) -> bytes | None:
-        """The octets that have arrived since the last call; empty at the end, None where nothing has arrived."""
+        """The octets that have arrived since the last call: empty at the end of the connection, None if nothing has
+        arrived."""
         try:
             return self.socket.recv(65536)
         except BlockingIOError:
@@ -148,7 +150,7 @@ async def test_a_network_over_its_share_is_read_again_only_after_its_wait(port: 
     await eventually(lambda: (client.received() or b"").startswith(b"HTTP/1.1 200 "), "the answer")
 
 
-async def test_a_network_over_its_share_is_not_read_from_the_beginning(port: Port, client: Client) -> None:
+async def test_a_new_connection_of_a_network_over_its_share_is_not_read_at_first(port: Port, client: Client) -> None:
     port.shares.seconds = 3600.0
     client.socket.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
     client.connection.begin()

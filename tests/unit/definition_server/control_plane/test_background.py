@@ -1,4 +1,5 @@
-"""Heavy work runs in one thread, in order, beside the event loop, and later with a lower priority than the workers."""
+"""Heavy work runs in order in one thread next to the event loop; after the start, its priority is lower than that of
+the workers."""
 
 from __future__ import annotations
 

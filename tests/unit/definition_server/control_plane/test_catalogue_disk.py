@@ -35,7 +35,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 class Bench:
-    """The disk of a server in ``directory``; None: it has none."""
+    """The disk of a server with SNAPSHOT_DIR at ``directory``, or without one if ``directory`` is None."""
 
     def __init__(self, directory: Path | None, *, keep: int = 10) -> None:
         self.background = Background()
@@ -68,7 +68,7 @@ async def bench(tmp_path: Path) -> Any:
     made.close()
 
 
-async def test_without_a_disk_everything_counts_as_stored_and_nothing_is_loaded() -> None:
+async def test_a_server_without_a_disk_reports_everything_as_stored_and_loads_nothing() -> None:
     bench = Bench(None)
     publication = bench.made("if")
     assert bench.disk.has_stored(publication.snapshot)
@@ -81,7 +81,7 @@ async def test_without_a_disk_everything_counts_as_stored_and_nothing_is_loaded(
     bench.close()
 
 
-async def test_a_catalogue_is_stored_where_the_file_has_the_same_content_under_the_same_key(bench: Bench) -> None:
+async def test_a_catalogue_is_reported_as_stored_if_content_and_key_equal_those_of_the_file(bench: Bench) -> None:
     one, other = bench.made("if", signer=KEY), bench.made("else", signer=KEY)
     newer, signed_otherwise = bench.made("if", generation=9, signer=KEY), bench.made("if", signer=OTHER)
     assert not bench.disk.has_stored(one.snapshot)
@@ -96,7 +96,7 @@ async def test_a_catalogue_is_stored_where_the_file_has_the_same_content_under_t
 
 
 @pytest.mark.parametrize("same_key", [True, False])
-async def test_a_catalogue_loaded_under_the_present_key_counts_as_stored_and_is_not_signed_again(
+async def test_a_catalogue_loaded_under_the_present_key_is_reported_as_stored_and_not_signed_again(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_key: bool
 ) -> None:
     await bench.disk.save(bench.made("if", signer=KEY), KEY)
@@ -196,7 +196,7 @@ async def test_a_catalogue_that_waits_for_the_disk_is_dropped_at_the_end(bench: 
     assert len(bench.disk.entries) == 1
 
 
-async def test_a_history_of_zero_catalogues_keeps_nothing_and_lacks_nothing(tmp_path: Path) -> None:
+async def test_a_history_of_zero_catalogues_keeps_nothing_and_is_complete(tmp_path: Path) -> None:
     bench = Bench(tmp_path, keep=0)
     bench.works = pytest.fail
     bench.disk.add(bench.made("if"), None, frozenset())
@@ -206,7 +206,7 @@ async def test_a_history_of_zero_catalogues_keeps_nothing_and_lacks_nothing(tmp_
 
 
 @pytest.mark.parametrize(("old", "new", "rotates"), [(KEY, OTHER, 1), (None, KEY, 0), (KEY, None, 0)])
-async def test_the_history_is_signed_again_where_one_key_replaces_another(
+async def test_the_history_is_signed_again_if_one_key_replaces_another(
     bench: Bench, old: Signer | None, new: Signer | None, rotates: int
 ) -> None:
     bench.disk.rotate(old, new)

@@ -1,4 +1,4 @@
-"""The guard at work: what it compares a catalogue with, and for how long; what passes without a comparison."""
+"""Which catalogue the guard compares a candidate with, for how long, and which candidates pass without a comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from definition_server.control_plane.catalogue_guard import CatalogueGuard
 
 
 class Background:
-    """Works at once, and counts the catalogues that were read."""
+    """Runs all work at once, and counts the catalogues that were read."""
 
     def __init__(self) -> None:
         self.works = 0
@@ -34,7 +34,7 @@ class Bench:
         return await self.guard.judge(candidate, before, **asked | given)
 
     async def publish(self, candidate: Snapshot, before: Snapshot | None, now: float, *, excused: bool = False) -> None:
-        """``candidate`` is judged, passes, and is the newest."""
+        """Judge ``candidate``, which must pass, and make it the newest catalogue."""
         assert await self.judge(candidate, before, now=now, excused=lambda _: excused) is None
         await self.guard.passed(candidate, before, now, excused=excused)
 
@@ -43,12 +43,12 @@ def catalogue(count: int, code: str = "pass") -> Snapshot:
     return opened(*(row(f"c{number:03}", code) for number in range(count)))
 
 
-# Each step loses less than a fifth, and from the first to the third a quarter is lost.
+# Each step loses less than a fifth of the commands; from FIRST to THIRD, a quarter is lost.
 FIRST, SECOND, THIRD = catalogue(200), catalogue(170), catalogue(150)
 FEW = catalogue(100)
 
 
-async def test_a_catalogue_that_lost_much_is_held_and_one_that_lost_little_passes() -> None:
+async def test_a_catalogue_that_lost_half_is_held_and_one_that_lost_less_than_a_fifth_passes() -> None:
     bench = Bench()
     judgement = await bench.judge(FEW, FIRST)
     assert judgement is not None
@@ -61,7 +61,7 @@ async def test_a_catalogue_that_lost_much_is_held_and_one_that_lost_little_passe
     ("before", "excused"), [(None, False), (catalogue(100), False), (FIRST, True)],
     ids=["the first one", "the same version", "accepted or published before"],
 )  # fmt: skip
-async def test_what_there_is_nothing_to_compare_with_or_was_excused_passes_unread(
+async def test_a_first_unchanged_or_excused_catalogue_passes_without_being_read(
     before: Snapshot | None, excused: bool
 ) -> None:
     bench = Bench()
@@ -71,7 +71,7 @@ async def test_what_there_is_nothing_to_compare_with_or_was_excused_passes_unrea
 
 @pytest.mark.parametrize("before", [FIRST, None], ids=["after another", "at a start"])
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_an_empty_catalogue_passes_only_where_it_is_allowed(before: Snapshot | None, allowed: bool) -> None:
+async def test_an_empty_catalogue_passes_only_if_empty_ones_are_allowed(before: Snapshot | None, allowed: bool) -> None:
     judgement = await Bench(allow_empty=allowed).judge(opened(), before)
     if allowed:
         assert judgement is None
@@ -91,7 +91,7 @@ async def test_losses_of_the_last_hour_add_up(now: float, held: bool) -> None:
         assert "50 of 200 commands that were served at the guard's baseline" in judgement.text
 
 
-async def test_the_hour_begins_with_the_first_change_and_another_after_it_ended() -> None:
+async def test_the_hour_begins_with_the_first_change_and_the_next_hour_with_the_first_change_after_it() -> None:
     bench = Bench()
     await bench.publish(SECOND, FIRST, 0.0)
     await bench.publish(catalogue(165), SECOND, 3000.0)
@@ -102,7 +102,7 @@ async def test_the_hour_begins_with_the_first_change_and_another_after_it_ended(
     assert await bench.judge(catalogue(125), catalogue(135), now=7600.1) is None
 
 
-async def test_after_one_that_was_excused_later_ones_are_compared_with_it_alone() -> None:
+async def test_after_an_excused_catalogue_later_catalogues_are_compared_only_with_it() -> None:
     bench = Bench()
     await bench.publish(SECOND, FIRST, 0.0)
     await bench.publish(catalogue(165), SECOND, 1.0, excused=True)
@@ -110,7 +110,7 @@ async def test_after_one_that_was_excused_later_ones_are_compared_with_it_alone(
 
 
 @pytest.mark.parametrize("before", [None, SECOND], ids=["the first one", "the same version"])
-async def test_what_is_no_change_neither_begins_nor_ends_the_hour(before: Snapshot | None) -> None:
+async def test_a_first_or_unchanged_catalogue_neither_begins_nor_ends_the_hour(before: Snapshot | None) -> None:
     bench = Bench()
     await bench.publish(SECOND, FIRST, 0.0)
     await bench.guard.passed(SECOND, before, 10.0, excused=True)
@@ -120,7 +120,7 @@ async def test_what_is_no_change_neither_begins_nor_ends_the_hour(before: Snapsh
     assert fresh.background.works == 0
 
 
-async def test_each_catalogue_is_read_once_however_often_it_is_compared() -> None:
+async def test_each_catalogue_is_read_once_for_any_number_of_comparisons() -> None:
     bench = Bench()
     await bench.guard.prepare(FIRST)
     await bench.guard.prepare(FIRST)
@@ -136,7 +136,7 @@ async def test_each_catalogue_is_read_once_however_often_it_is_compared() -> Non
 
 
 @pytest.mark.parametrize("lost", [7, 20])
-async def test_where_the_changed_names_are_known_the_judgement_is_the_same(lost: int) -> None:
+async def test_known_changed_names_do_not_change_the_judgement(lost: int) -> None:
     left = catalogue(30 - lost)
     names = [b"c%03d" % number for number in range(30 - lost, 30)]
     whole, known = Bench(), Bench()
@@ -147,7 +147,9 @@ async def test_where_the_changed_names_are_known_the_judgement_is_the_same(lost:
 
 @pytest.mark.parametrize(("percent", "held"), [(100.0, False), (99.9, True), (50.0, True)])
 @pytest.mark.parametrize("known", [True, False], ids=["names known", "all compared"])
-async def test_changes_of_content_are_counted_where_not_all_may_change(percent: float, held: bool, known: bool) -> None:
+async def test_changed_content_is_limited_if_the_threshold_is_below_100_percent(
+    percent: float, held: bool, known: bool
+) -> None:
     bench = Bench(limits=Thresholds(changed_percent=percent))
     names = [b"c%03d" % number for number in range(20)] if known else None
     judgement = await bench.judge(catalogue(20, "new"), catalogue(20), changed=names)
@@ -155,7 +157,7 @@ async def test_changes_of_content_are_counted_where_not_all_may_change(percent: 
 
 
 @pytest.mark.parametrize(("before", "held"), [(0, True), (6, True), (7, False), (12, False)])
-async def test_rows_that_were_held_before_do_not_count_as_held_at_once(before: int, held: bool) -> None:
+async def test_rows_that_were_held_before_are_not_counted_as_newly_held(before: int, held: bool) -> None:
     names = frozenset(b"c%03d" % number for number in range(12))
     judgement = await Bench().judge(catalogue(40, "new"), catalogue(40), held=names, held_before=before)
     assert (None if judgement is None else judgement.concern) == (Concern.ROWS_HELD if held else None)

@@ -23,7 +23,8 @@ def by_openssl(path: Path) -> float:
 
 @pytest.mark.parametrize("days", ["-1", "1", "9000", "20000"])
 def test_the_expiry_is_the_one_that_openssl_shows(days: str, tmp_path: Path) -> None:
-    """Before 2050 it is a UTCTime, from then on a GeneralizedTime. That of an expired certificate is read as well."""
+    """The expiry is a UTCTime before 2050, and a GeneralizedTime from then on. It is also read from an expired
+    certificate."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert]
     if days == "-1":
@@ -36,7 +37,7 @@ def test_the_expiry_is_the_one_that_openssl_shows(days: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("digits", "year"), [("00", 2000), ("49", 2049), ("50", 1950), ("99", 1999)])
-def test_a_year_of_two_digits_is_one_of_1950_to_2049(digits: str, year: int, tmp_path: Path) -> None:
+def test_a_year_of_two_digits_lies_between_1950_and_2049(digits: str, year: int, tmp_path: Path) -> None:
     """RFC 5280, section 4.1.2.5.1."""
     octets = PEM_cert_to_DER_cert(Authority(tmp_path).sign("server").cert.read_text())
     before, after = re.findall(rb"\x17\x0d(\d{12}Z)", octets)
@@ -47,7 +48,7 @@ def test_a_year_of_two_digits_is_one_of_1950_to_2049(digits: str, year: int, tmp
     assert earliest_expiry(path) == datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC).timestamp()
 
 
-def test_the_earliest_expiry_of_a_certificate_chain_counts(tmp_path: Path) -> None:
+def test_the_expiry_of_a_certificate_chain_is_that_of_its_first_expiring_certificate(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     made = authority.sign("server")
     chain = tmp_path / "chain.pem"

@@ -1,5 +1,5 @@
-"""The checker: a hostile source ends the checker at most, its answers are not trusted, and it runs only when it is
-needed."""
+"""The checker: a hostile source can at most end the checker process. The answers of this process are not trusted, and
+it runs only when it is needed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("code", HOSTILE.values(), ids=HOSTILE)
-async def test_a_hostile_source_is_refused_and_the_rows_beside_it_are_judged(checker: Checker, code: bytes) -> None:
+async def test_a_hostile_source_is_refused_and_the_other_rows_are_judged(checker: Checker, code: bytes) -> None:
     assert await checker.check([GOOD, content(code), content(b"if"), GOOD]) == [FINE, BAD, BAD, FINE]
 
 
@@ -117,14 +117,12 @@ async def test_a_source_that_is_unusual_but_valid_passes(
     ],
     ids=ascii,
 )
-async def test_code_for_which_python_loads_a_module_passes_as_it_passes_outside_the_jail(
-    checker: Checker, code: str
-) -> None:
+async def test_code_for_which_python_must_load_a_module_passes_in_the_jail(checker: Checker, code: str) -> None:
     compile(code, "command", "exec")
     assert await checker.check([content(code.encode())]) == [FINE]
 
 
-async def test_a_row_is_judged_anew_where_the_rows_before_it_may_have_filled_the_memory(checker: Checker) -> None:
+async def test_a_row_is_judged_again_if_earlier_rows_may_have_filled_the_memory(checker: Checker) -> None:
     await checker.check([GOOD])
     assert await checker.check([content(b"-" * 100_000 + b"1")]) == [BAD]
     assert checker.started == 2
@@ -201,11 +199,12 @@ async def test_a_cancelled_check_leaves_a_checker_that_answers_right(checker: Ch
     assert await checker.check([content(b"if"), GOOD]) == [BAD, FINE]
 
 
-# -- a checker that is not to be trusted -------------------------------------------------------------------------------
+# -- a checker that cannot be trusted ----------------------------------------------------------------------------------
 
 
 def program(body: str) -> Callable[[int, str], list[str]]:
-    """A checker that runs ``body`` after its start. ``rows()`` yields the code of each row, ``end`` is its socket."""
+    """A checker process that runs ``body`` after its start. In ``body``, ``rows()`` yields the code of each row, and
+    ``end`` is the socket of the process."""
     text = f"""
 import os, signal, socket, struct, sys, time
 end = socket.socket(fileno=int(sys.argv[1]))
@@ -230,7 +229,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
-async def test_a_row_that_ends_the_checker_is_refused_and_no_other(body: str) -> None:
+async def test_only_the_row_that_ends_the_checker_is_refused(body: str) -> None:
     with nothing_left():
         checker = Checker(program=program(body), wall_per_cpu_second=0.5)
         judged = await checker.check([GOOD, content(b"bad"), GOOD, content(b"bad")])
@@ -239,7 +238,7 @@ async def test_a_row_that_ends_the_checker_is_refused_and_no_other(body: str) ->
         await checker.close()
 
 
-async def test_a_death_that_the_row_may_not_have_caused_is_not_remembered() -> None:
+async def test_no_verdict_is_remembered_if_the_row_may_not_have_ended_the_process() -> None:
     with nothing_left():
         checker = Checker(program=program(BROKEN["it is killed"]))
         assert await checker.check([content(b"bad")]) == [Judgement(Flaw.CODE, lasting=False)]
@@ -250,7 +249,7 @@ async def test_a_death_that_the_row_may_not_have_caused_is_not_remembered() -> N
 
 
 @pytest.mark.parametrize("codings", [True, False])
-async def test_a_process_is_told_to_load_all_codings_where_they_are_needed_and_not_elsewhere(codings: bool) -> None:
+async def test_a_process_loads_all_codings_only_if_a_row_needs_them(codings: bool) -> None:
     told = program("for code in rows():\n  end.sendall(b'A' if 'codings' in sys.argv else b'@')")
     with nothing_left():
         process = await module._CheckerProcess.start(told, "off", 10.0, patient=False, codings=codings)
@@ -260,7 +259,7 @@ async def test_a_process_is_told_to_load_all_codings_where_they_are_needed_and_n
         assert (judged == [FINE]) is not codings
 
 
-async def test_surplus_answers_are_not_taken_for_later_ones() -> None:
+async def test_surplus_answers_are_not_used_for_later_rows() -> None:
     with nothing_left():
         checker = Checker(program=program("for code in rows():\n  end.sendall(b'@' * 9)"))
         judged = await checker.check([GOOD])
@@ -279,7 +278,7 @@ async def test_surplus_answers_are_not_taken_for_later_ones() -> None:
     ],
     ids=["no program", "it ends at once", "it answers something else"],
 )
-async def test_where_no_checker_can_be_started_a_check_raises_the_reason(
+async def test_a_check_raises_the_reason_if_no_checker_can_be_started(
     start: Callable[[int, str], list[str]],
 ) -> None:
     with nothing_left():
@@ -316,10 +315,10 @@ def test_the_checker_uses_the_bytecode_cache_of_the_master(
     assert [each for each in arguments if each.startswith("pycache_prefix")] == option
 
 
-# -- a patient one -----------------------------------------------------------------------------------------------------
+# -- a patient checker -------------------------------------------------------------------------------------------------
 
 
-async def test_a_patient_checker_runs_only_while_no_other_process_needs_the_cpu_and_judges_alike() -> None:
+async def test_a_patient_checker_runs_only_on_idle_cpus_and_gives_the_same_verdicts() -> None:
     with nothing_left():
         checker = Checker(patient=True)
         rows = [GOOD, content(b"if"), content(b"-" * 100_000 + b"1"), content(b"", b"[NaN]"), GOOD]
@@ -330,7 +329,7 @@ async def test_a_patient_checker_runs_only_while_no_other_process_needs_the_cpu_
         await checker.close()
 
 
-async def test_where_the_idle_policy_is_refused_a_patient_checker_has_the_lowest_priority(
+async def test_a_patient_checker_has_the_lowest_priority_if_the_idle_policy_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
@@ -344,7 +343,7 @@ async def test_where_the_idle_policy_is_refused_a_patient_checker_has_the_lowest
         await checker.close()
 
 
-async def test_the_answers_of_a_patient_checker_wake_the_event_loop_now_and_then_and_not_for_each_row(
+async def test_answers_of_a_patient_checker_wake_the_event_loop_less_than_once_per_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop, readers = asyncio.get_running_loop(), []
@@ -360,7 +359,7 @@ async def test_the_answers_of_a_patient_checker_wake_the_event_loop_now_and_then
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
 async def test_a_patient_checker_that_ends_or_hangs_is_noticed(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # With the short limit of this test, a checker on busy CPUs would be late even with the row that has no flaw.
+    # The limit of this test is so short that, on busy CPUs, even the valid row would be late.
     monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
     with nothing_left():
         checker = Checker(patient=True, program=program(body), wall_per_cpu_second=0.5)

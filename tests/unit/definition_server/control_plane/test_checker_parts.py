@@ -1,4 +1,4 @@
-"""The checker's decisions about a process that the test stands in for: no process is started."""
+"""The checker's decisions about its process. The test plays the process, so none is started."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_64_rows_or_a_mebibyte_are_sent_at_once(sizes: list[int], windows: list[
 
 
 class Process:
-    """Returns the answers that the test sets for each question, and then raises the exception if there is one."""
+    """A process that returns the answers that the test has set for each question, and then raises the exception if one
+    is set."""
 
     ended = False
 
@@ -86,7 +87,7 @@ class Process:
 
 
 class Bench:
-    """A checker with such processes, which are used in this order."""
+    """A checker with these processes, which it uses in this order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *processes: Process) -> None:
         self.processes = list(processes)
@@ -142,7 +143,7 @@ async def test_a_row_that_ends_a_process_after_other_rows_is_judged_again_by_its
     [(0, ENDED, False), (0, KILLED, True), (5, ENDED, True), (5, KILLED, True)],
     ids=["ended as the first", "killed as the first", "ended later", "killed later"],
 )
-async def test_the_first_row_of_a_fresh_process_counts_as_judged_alone_unless_that_was_killed(
+async def test_the_first_row_of_a_new_process_is_judged_alone_unless_the_process_was_killed(
     monkeypatch: pytest.MonkeyPatch, octets: int, how: dict[str, bool], again: bool
 ) -> None:
     processes = [Process(module._Ended(**how), octets=octets)]
@@ -154,14 +155,16 @@ async def test_the_first_row_of_a_fresh_process_counts_as_judged_alone_unless_th
     await close(bench)
 
 
-async def test_a_row_that_needs_other_codings_is_judged_where_all_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_row_that_needs_other_codings_is_judged_by_a_process_with_all_codings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench(monkeypatch, Process(FINE, module._LacksCoding()), Process(BAD))
     assert await bench.check(2) == [FINE, BAD]
     assert bench.codings == [False, True]
     await close(bench)
 
 
-async def test_codings_that_are_lacking_when_a_row_is_judged_alone_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_codings_that_a_row_judged_alone_needs_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, Process(FINE, module._Ended(**ENDED)), Process(module._LacksCoding()), Process(FINE))
     assert await bench.check(2) == [FINE, FINE]
     assert bench.codings == [False, False, True]
@@ -198,7 +201,7 @@ async def test_a_lower_priority_is_given_to_the_running_process_and_to_later_one
     await close(bench)
 
 
-async def test_the_end_of_an_idle_process_is_put_off_by_each_use(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_use_postpones_the_end_of_an_idle_process(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch, Process(FINE))
     await bench.check(1)
     first = bench.checker._idle
@@ -232,7 +235,7 @@ class Peer:
         return self.code
 
     async def ask(self, answers: bytes, rows: int = 1) -> tuple[list[Judgement], Exception | None]:
-        """The result for ``rows`` where the process sends these answers."""
+        """The result for ``rows`` if the process sends these answers."""
         judged: list[Judgement] = []
         self.end.sendall(answers)
         try:
@@ -265,7 +268,7 @@ async def test_each_answer_is_the_judgement_of_a_row() -> None:
 
 
 @pytest.mark.parametrize("octet", [0, ANSWER - 1, ANSWER + 32, 255])
-async def test_octets_that_are_no_answer_end_the_process_with_the_row_unjudged(octet: int) -> None:
+async def test_an_invalid_answer_ends_the_process_and_leaves_the_row_unjudged(octet: int) -> None:
     judged, error = await outcome(bytes([ANSWER, octet]), 2)
     assert judged == [FINE]
     assert (error.own_fault, error.lasting) == (False, True)
@@ -277,7 +280,7 @@ async def test_an_answer_may_hold_all_flaws() -> None:
     assert error is None
 
 
-async def test_a_row_for_which_memory_ran_out_is_judged_anew_unless_it_was_the_first() -> None:
+async def test_a_row_that_ran_out_of_memory_is_judged_again_unless_it_was_the_first() -> None:
     exhausted = Flaw.CODE | Flaw.EXHAUSTED
     assert await outcome(octets(exhausted)) == ([BAD], None)
     judged, error = await outcome(octets(Flaw.NONE, exhausted), 2)
@@ -285,7 +288,7 @@ async def test_a_row_for_which_memory_ran_out_is_judged_anew_unless_it_was_the_f
     assert (error.own_fault, error.lasting) == (False, True)
 
 
-async def test_an_unknown_coding_is_a_flaw_only_where_all_are_loaded() -> None:
+async def test_an_unknown_coding_is_a_flaw_only_if_all_codings_are_loaded() -> None:
     unknown = octets(Flaw.CODE | Flaw.UNKNOWN_CODING)
     judged, error = await outcome(unknown)
     assert judged == []
@@ -309,7 +312,7 @@ async def test_a_surplus_answer_makes_the_last_one_doubtful() -> None:
         (1, False, True),
     ],
 )
-async def test_the_way_a_process_ended_decides_whether_its_row_can_have_caused_it(
+async def test_the_exit_of_a_process_decides_whether_its_row_may_have_caused_it(
     code: int, own_fault: bool, lasting: bool
 ) -> None:
     peer = Peer(code)
@@ -347,7 +350,7 @@ async def test_a_process_that_closes_its_socket_and_lives_has_five_seconds_to_en
     await peer.close()
 
 
-async def test_an_answer_that_is_late_is_the_fault_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_answer_is_a_fault_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cpu_seconds", lambda _: 0.0005)
     peer = Peer()
     judged, error = await _asked_after_its_end(peer)

@@ -22,7 +22,7 @@ INFINITY = resource.RLIM_INFINITY
 
 
 class Limits:
-    """Limits of a process that the test stands in for."""
+    """The limits of a process; the test plays the process."""
 
     def __init__(self, hard: int = INFINITY) -> None:
         self.hard = hard
@@ -51,7 +51,7 @@ def test_a_row_has_two_seconds_and_one_for_each_mebibyte(size: int, seconds: int
 @pytest.mark.parametrize(
     ("hard", "soft"), [(INFINITY, 18), (100, 18), (17, 17)], ids=["no limit", "a high limit", "a low limit"]
 )
-def test_the_next_row_has_its_time_beyond_the_used_one_unless_the_process_has_less(
+def test_each_row_gets_its_own_time_within_the_limit_of_the_process(
     limits: Limits, monkeypatch: pytest.MonkeyPatch, hard: int, soft: int
 ) -> None:
     limits.hard = hard
@@ -80,7 +80,7 @@ def test_memory_files_and_processes_are_limited_and_lower_limits_stay(
     assert steps == [("/proc/self/oom_score_adj", os.O_WRONLY), (5, b"1000"), 5]
 
 
-def test_limits_are_set_where_the_oom_preference_cannot_be_written(
+def test_limits_are_set_even_if_the_oom_preference_cannot_be_written(
     limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> int:
@@ -100,7 +100,7 @@ def test_limits_are_set_where_the_oom_preference_cannot_be_written(
         (Flaw.CODE, Flaw.CODE | Flaw.INTERFACE, False),
     ],
 )
-def test_a_process_that_judges_its_own_rows_wrong_does_not_work(
+def test_the_self_test_fails_if_a_process_judges_its_own_rows_wrongly(
     limits: Limits, monkeypatch: pytest.MonkeyPatch, good: Flaw, bad: Flaw, works: bool
 ) -> None:
     answers, asked = [good, bad], []
@@ -149,7 +149,7 @@ def test_rows_are_judged_with_150_more_stack_frames(monkeypatch: pytest.MonkeyPa
 
 
 class Jail:
-    """A jail that reaches the extent that the test sets."""
+    """A jail that reaches the extent set by the test."""
 
     reached_extent, refused = Extent.FULL, list[str]()
 
@@ -162,7 +162,7 @@ class Jail:
 
 @pytest.fixture
 def start(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, bytes, list[str]]]:
-    """Runs ``main``, and holds its exit code, the octets that it has sent, and its steps."""
+    """Runs ``main``, and records its exit code, its steps, and the octets that it sends."""
 
     def start(*arguments: str, works: bool = True) -> tuple[int, bytes, list[str]]:
         steps: list[str] = []
@@ -219,7 +219,7 @@ def test_only_a_required_jail_that_is_not_complete_prevents_a_start(
     assert ("serve at 150" in steps) is starts
 
 
-def test_a_process_that_does_not_judge_right_does_not_report(
+def test_a_process_that_fails_its_self_test_does_not_report(
     start: Callable[..., tuple[int, bytes, list[str]]],
 ) -> None:
     code, sent, steps = start("off", works=False)

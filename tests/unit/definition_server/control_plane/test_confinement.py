@@ -85,6 +85,6 @@ def test_off_leaves_the_master_readable_for_debuggers(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "FULL", "full ", "\x1b[2J", "x" * 4000])
-def test_an_extent_that_no_worker_of_ours_reports_counts_as_none(text: str) -> None:
+def test_an_unknown_extent_of_confinement_is_treated_as_none(text: str) -> None:
     assert extent_of(text) is Extent.NONE
     assert extent_of("full") is Extent.FULL

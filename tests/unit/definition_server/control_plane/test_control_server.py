@@ -1,4 +1,4 @@
-"""The control socket: it is kept open whatever happens to its file, and its clients are limited."""
+"""The control socket: it is opened again after any change of its file, and its clients are limited."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPEN, UNAVAILABLE = "Control socket open", "No control socket; the server serves
 
 
 class Engine:
-    """In place of the engine's server: notes how it is made, and what is asked of it."""
+    """A stand-in for the engine's server: it notes its arguments and the calls of its methods."""
 
     made: list[Engine]
 
@@ -57,7 +57,7 @@ class Bench:
         return Engine.made
 
     async def check(self) -> str:
-        """What `run` does every five seconds. Returns the state afterwards."""
+        """Do the work that `run` does every five seconds. Returns the state afterwards."""
         await self.server._ensure()
         return self.server.state
 
@@ -93,7 +93,9 @@ async def test_the_socket_is_served_once_it_is_open_and_as_long_as_its_file_is_i
     assert logged(logs, OPEN, path=str(bench.path), log_level="info") == logs
 
 
-async def test_workers_may_not_give_orders(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_connects_to_the_control_socket_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control_server, "stranger", lambda peer, workers: f"{peer} beside {set(workers)}")
     await bench.check()
     assert bench.engines[0].objection("a peer") == "a peer beside {4711}"
@@ -196,7 +198,7 @@ async def test_an_attempt_that_fails_after_the_end_leaves_nothing(error: OSError
     control_server._discard(opening)
 
 
-async def test_the_file_is_looked_at_every_five_seconds_and_a_bug_does_not_end_that(
+async def test_the_file_is_checked_every_five_seconds_even_after_a_bug(
     bench: Bench, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -231,10 +233,10 @@ def hanging(*_: object) -> asyncio.Future[Any]:
 
 
 @pytest.mark.parametrize("fault", ["no thread", "a disk that hangs"])
-async def test_a_socket_is_open_after_a_fault_as_it_was_before(
+async def test_a_fault_of_a_check_does_not_change_whether_the_socket_is_open(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """Whether there is one and it was not looked at for a while, or there was none yet."""
+    """The cases: a socket that was not checked for a while, and no socket yet."""
 
     async def fails() -> None:
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The methods of the control socket, beside stand-ins for the other parts: the calls that each method makes, and its
+"""The methods of the control socket: the calls that each method makes to stand-ins of the other parts, and its
 answer."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PUBLISHED_AT = 1_800_000_000.5
 
 
 class Aborted(Exception):
-    """A call that was ended as a transport would end it, with status and text."""
+    """The end of a call with a status and a text, as a transport ends it."""
 
 
 class Context:
@@ -52,7 +52,7 @@ class Worker:
 
 
 class Master:
-    """The parts of a master, and a service around them."""
+    """Stand-ins for the parts of a master, and a service that uses them."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -177,7 +177,7 @@ async def test_a_difference_names_both_versions_and_the_commands(master: Master)
     assert (list(found.added), list(found.removed), list(found.changed)) == (["a"], ["b", "c"], ["d"])
 
 
-async def test_an_order_is_answered_with_the_version_that_every_worker_serves_and_since_when(master: Master) -> None:
+async def test_a_command_is_answered_with_the_version_that_every_worker_serves_and_its_time(master: Master) -> None:
     before = time.time()
     master.note = "a note"
     served = await master.call("Unpin", pb.UnpinRequest())
@@ -204,7 +204,7 @@ async def test_the_first_catalogue_that_is_served_is_a_change(master: Master) ->
     assert (served.generation, served.unchanged) == (1, False)
 
 
-async def test_a_pin_has_an_end_where_one_is_given(master: Master) -> None:
+async def test_a_pin_has_an_end_if_the_request_gives_one(master: Master) -> None:
     request = pb.PinRequest(version_hash="ab")
     await master.call("Pin", request)
     request.until.FromNanoseconds(1_800_000_000_500_000_000)
@@ -220,7 +220,7 @@ async def test_a_pin_has_an_end_where_one_is_given(master: Master) -> None:
         (PublicationError("not now"), StatusCode.FAILED_PRECONDITION),
     ],
 )
-async def test_an_order_that_cannot_be_carried_out_ends_with_a_status_and_a_text(
+async def test_a_command_that_cannot_be_carried_out_ends_with_a_status_and_a_text(
     master: Master, fault: PublicationError, status: StatusCode
 ) -> None:
     master.fault = fault
@@ -229,7 +229,7 @@ async def test_an_order_that_cannot_be_carried_out_ends_with_a_status_and_a_text
     assert ended.value.args == (status, str(fault))
 
 
-async def test_an_order_before_anything_is_served_is_noted_and_the_answer_says_so(master: Master) -> None:
+async def test_a_command_before_the_first_publication_is_noted_and_the_answer_states_it(master: Master) -> None:
     master.serve(None)
     with pytest.raises(Aborted) as ended:
         await master.call("Unpin", pb.UnpinRequest())
@@ -237,7 +237,7 @@ async def test_an_order_before_anything_is_served_is_noted_and_the_answer_says_s
     assert "nothing is served yet" in ended.value.args[1]
 
 
-async def test_a_worker_that_does_not_take_a_catalogue_delays_an_answer_by_ten_seconds(
+async def test_a_worker_that_does_not_serve_the_catalogue_delays_an_answer_by_ten_seconds(
     master: Master, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
@@ -258,7 +258,7 @@ async def test_a_worker_that_does_not_take_a_catalogue_delays_an_answer_by_ten_s
 
 
 @pytest.mark.parametrize(("state", "arrived"), [("ready", True), ("draining", False), ("starting", False)])
-async def test_an_answer_waits_only_for_workers_that_are_ready_and_stay_and_needs_one(
+async def test_an_answer_waits_for_every_ready_worker_that_does_not_drain_and_for_one_at_least(
     master: Master, state: str, arrived: bool
 ) -> None:
     master.worker.draining = state == "draining"
@@ -281,7 +281,7 @@ async def test_a_sync_answers_its_outcome_and_the_version_served_afterwards(mast
 
 
 @pytest.mark.parametrize("problem", [None, "worker 2: it did not become READY"])
-async def test_a_roll_reports_each_worker_and_why_it_stopped(master: Master, problem: str | None) -> None:
+async def test_a_roll_reports_each_worker_and_the_reason_for_its_end(master: Master, problem: str | None) -> None:
     master.problem = problem
     seen: list[tuple[int, int]] = []
     handler: Any = master.handlers["Roll"]

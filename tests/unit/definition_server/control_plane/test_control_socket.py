@@ -1,5 +1,5 @@
-"""The control socket is made for this account alone. It replaces that of a dead master, but never that of a living
-one."""
+"""The control socket is open only to this account. It replaces the socket of a dead master, but never that of a running
+master."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dead_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_the_file_has_mode_0600_whatever_the_umask(path: Path, umask: int) -> None:
+def test_the_file_has_mode_0600_with_any_umask(path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         made = open_socket(path)
@@ -67,14 +67,14 @@ def test_the_socket_of_a_dead_master_is_replaced(path: Path) -> None:
     made.listening.close()
 
 
-def test_the_socket_of_a_living_master_is_left_alone(opened: ControlSocket) -> None:
+def test_the_socket_of_a_running_master_is_not_changed(opened: ControlSocket) -> None:
     with pytest.raises(SocketUnusable, match="another instance") as refused:
         open_socket(opened.path)
     assert "CONTROL_SOCKET" in refused.value.remedy
     assert opened.in_place
 
 
-def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_changed(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("mine")
     with pytest.raises(SocketUnusable, match="not a socket"):

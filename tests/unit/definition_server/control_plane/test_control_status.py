@@ -64,7 +64,7 @@ def state(*, pinned: bool = False, missing: bool = False, vain: bool = False, le
     ],
     ids=["pinned", "pin of an unknown version", "held", "left-out", "all"],
 )
-def test_a_cycle_that_succeeded_says_why_the_table_is_not_served(made: SyncState, held: int, texts: list[str]) -> None:
+def test_a_successful_cycle_explains_why_the_table_is_not_served(made: SyncState, held: int, texts: list[str]) -> None:
     said = shortfalls(made, held)
     assert all(text in said for text in texts)
     assert "definition-server status" in said
@@ -85,7 +85,7 @@ def test_a_held_command_has_its_name_reason_time_and_hashes(served: str | None, 
 
 
 def at(seconds: float) -> int:
-    """``seconds`` since the epoch as nanoseconds of whole microseconds."""
+    """Converts ``seconds`` since the epoch to nanoseconds, rounded to whole microseconds."""
     return round(seconds * 1e6) * 1000
 
 

@@ -1,4 +1,5 @@
-"""Hosts, names and shares of time of a connection; and no text about a URL shows a secret of it."""
+"""The hosts and names of a connection, and their shares of the time to connect; no text about a URL shows its
+secret."""
 
 from __future__ import annotations
 
@@ -118,7 +119,7 @@ async def test_a_source_that_gets_another_url_shows_the_other_address() -> None:
 
 
 @pytest.mark.parametrize("url", REFUSED_URLS, ids=url_id)
-def test_a_url_that_libpq_would_not_take_is_refused_in_words_without_its_secret(url: str) -> None:
+def test_a_url_that_libpq_does_not_accept_is_refused_without_showing_its_secret(url: str) -> None:
     fault = url_fault(url)
     assert fault is not None
     assert REFUSED_URLS[url] in fault
@@ -126,12 +127,12 @@ def test_a_url_that_libpq_would_not_take_is_refused_in_words_without_its_secret(
 
 
 @pytest.mark.parametrize("url", ACCEPTED_URLS, ids=url_id)
-def test_a_url_that_libpq_takes_is_not_refused(url: str) -> None:
+def test_a_url_that_libpq_accepts_is_not_refused(url: str) -> None:
     assert url_fault(url) is None
 
 
 @given(st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=12), st.integers(0, 40))
-def test_a_url_with_anything_at_any_place_is_judged_without_its_secret(noise: str, place: int) -> None:
+def test_the_judgement_of_any_url_does_not_show_its_secret(noise: str, place: int) -> None:
     url = f"postgresql://u:{MARK}@127.0.0.1:1/db?sslmode=require"
     fault = url_fault(url[:place] + noise + url[place:]) or ""
     assert MARK not in fault
@@ -167,7 +168,7 @@ def test_a_secret_is_masked_in_every_form_that_a_text_may_have(secret: str) -> N
         assert cleaned == f'invalid "{MASK}" for reader at port 5432'
 
 
-def test_a_short_password_masks_words_and_not_letters() -> None:
+def test_a_short_password_is_masked_as_a_word_but_not_within_words() -> None:
     assert Redaction("postgresql://h/d", ({"password": "e"},)).clean("e: refused") == f"{MASK}: refused"
 
 
@@ -214,12 +215,12 @@ def test_lists_of_different_lengths_are_refused(parameters: dict[str, str]) -> N
     ("host", "needed"),
     [("db", True), ("db.example.", True), ("127.0.0.1", False), ("::1", False), ("/run", False), ("", False)],
 )
-def test_only_names_need_the_name_service(host: str, needed: bool) -> None:
+def test_an_address_needs_no_name_service(host: str, needed: bool) -> None:
     assert Host(host, "", "").needs_name_service is needed
     assert not Host(host, "10.0.0.1", "").needs_name_service
 
 
-def test_time_that_a_host_does_not_use_goes_to_those_after_it() -> None:
+def test_time_that_a_host_does_not_use_is_left_to_the_hosts_after_it() -> None:
     clock = [100.0]
     given_seconds = []
     for item, seconds in shares(["silent", "refuses", "works"], 109.0, lambda: clock[0]):
@@ -244,7 +245,7 @@ class DeafNameService:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
 
-async def test_a_name_service_that_never_answers_holds_one_thread_for_each_name_and_not_the_loop() -> None:
+async def test_a_name_service_that_never_answers_blocks_one_thread_per_name_but_not_the_loop() -> None:
     deaf = DeafNameService()
     resolver = NameResolver(deaf.look_up)
     try:
@@ -264,7 +265,7 @@ async def test_a_name_service_that_never_answers_holds_one_thread_for_each_name_
         assert turns > 5
         assert deaf.asked == 1
         (thread,) = [each for each in threading.enumerate() if each.name == "resolve-db.example"]
-        assert thread.daemon  # so it delays neither the loop's end nor the process's
+        assert thread.daemon  # a daemon thread delays neither the end of the loop nor that of the process
     finally:
         deaf.released.set()
     assert await resolver.addresses("db.example", 5) == ["127.0.0.1"]
@@ -313,8 +314,9 @@ async def test_keepalives_end_the_connection_to_a_vanished_database_after_25_sec
     assert seen["tcp_user_timeout"] == 2000, "the statement timeout, in ms"
 
 
-async def test_every_host_and_address_gets_its_turn_within_the_connect_timeout() -> None:
-    """The first two hosts are silent: they accept and never answer. The last one refuses, which the error reports."""
+async def test_every_host_and_address_is_tried_within_the_connect_timeout() -> None:
+    """The first two hosts accept the connection and never answer. The last host refuses it, and the error reports this
+    refusal."""
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
         ports = ",".join(str(each.getsockname()[1]) for each in silent)
@@ -362,6 +364,8 @@ def test_lines_of_libpq_become_sentences_of_one_line(text: str, line: str) -> No
     ],
     ids=str,
 )
-def test_a_piece_of_the_password_in_another_place_is_recognised(parameters: dict[str, str], fault: str | None) -> None:
+def test_a_part_of_the_password_in_another_part_of_the_url_is_reported(
+    parameters: dict[str, str], fault: str | None
+) -> None:
     found = misplaced_fault(parameters)
     assert found is None if fault is None else found is not None and found.startswith(fault)

@@ -1,4 +1,4 @@
-"""A replaced snapshot is held for a while, one at a time, and released beside the event loop."""
+"""A replaced snapshot is kept for a while, one at a time, and released in the background."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Memory:
         self._memory = array("B", opened("if").buffer)
 
     def snapshot(self) -> Snapshot:
-        """May be called once; afterwards nothing else refers to the memory."""
+        """Returns the memory. May be called once; afterwards the bench has no reference to it."""
         memory = self.__dict__.pop("_memory")
         weakref.finalize(memory, lambda: self.freed_in.append(threading.get_ident()))
         return Snapshot(memoryview(memory))
@@ -80,7 +80,7 @@ async def test_a_failed_cycles_exception_does_not_keep_a_snapshot_in_memory(
         try:
             raise OSError("the database is away")
         except OSError as error:
-            kept = error  # its traceback refers to this frame, which refers to the snapshot
+            kept = error  # the traceback of the exception refers to this frame, which refers to the snapshot
         assert kept
         return served
 
@@ -100,7 +100,7 @@ async def test_close_releases_the_held_snapshot_at_once(release: DelayedRelease)
     release.close()
 
 
-async def test_a_snapshot_is_held_for_its_whole_time_although_an_earlier_one_is_due(
+async def test_a_snapshot_is_held_for_its_full_time_even_if_an_earlier_one_was_due(
     release: DelayedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delayed_release, "HOLD_SECONDS", 1.5)

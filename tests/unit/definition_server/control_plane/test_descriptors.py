@@ -17,7 +17,7 @@ from tests.support.server import FAST
 from definition_server.control_plane.descriptors import DescriptorReserve, descriptors_needed, too_few
 
 
-def test_a_limit_that_suffices_is_accepted() -> None:
+def test_a_sufficient_descriptor_limit_is_accepted() -> None:
     for workers in (1, 2, 64, 512):
         assert too_few(descriptors_needed(workers), workers) is None
         assert too_few(descriptors_needed(workers) - 1, workers) is not None
@@ -76,7 +76,7 @@ def test_reserved_descriptors_are_free_only_within_the_blocks() -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_a_reserve_that_is_not_complete_is_logged_once_and_filled_later(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_reserve_is_logged_once_and_filled_later(capsys: pytest.CaptureFixture[str]) -> None:
     reserve = DescriptorReserve(4)
     with reserve.lent():
         others = take_all()

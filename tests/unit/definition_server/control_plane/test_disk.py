@@ -1,4 +1,4 @@
-"""Work on a disk runs in a thread of its own; its result, or its failure, comes back, or nobody wants it any more."""
+"""Disk work runs in its own thread, which returns a result or an error; both are dropped if nobody waits for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.loop import promptly
 from definition_server.control_plane.disk import on_disk
 
 
-async def test_the_result_of_work_comes_back_from_a_thread_that_does_not_keep_the_process_alive() -> None:
+async def test_disk_work_runs_in_a_daemon_thread_and_its_result_is_returned() -> None:
     found = await promptly(on_disk(threading.current_thread))
     assert found is not threading.current_thread()
     assert (found.name, found.daemon) == ("disk", True)
@@ -19,7 +19,7 @@ async def test_the_result_of_work_comes_back_from_a_thread_that_does_not_keep_th
 
 
 @pytest.mark.parametrize("error", [ValueError("a fault"), KeyboardInterrupt("an end")], ids=repr)
-async def test_whatever_work_raises_comes_back(error: BaseException) -> None:
+async def test_an_exception_of_disk_work_is_returned(error: BaseException) -> None:
     def fail() -> None:
         raise error
 
@@ -28,7 +28,7 @@ async def test_whatever_work_raises_comes_back(error: BaseException) -> None:
     assert future.exception() is error
 
 
-async def test_a_result_that_nobody_waits_for_any_more_is_dropped() -> None:
+async def test_the_result_of_cancelled_disk_work_is_dropped() -> None:
     untold: list[object] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: untold.append(context))
@@ -56,7 +56,7 @@ async def test_a_result_that_nobody_waits_for_any_more_is_dropped() -> None:
     assert untold == []
 
 
-def test_a_loop_that_has_ended_is_not_told() -> None:
+def test_disk_work_that_ends_after_its_loop_raises_nothing() -> None:
     works = threading.Event()
 
     def work() -> None:

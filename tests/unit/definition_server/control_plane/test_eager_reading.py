@@ -36,7 +36,7 @@ def test_available_octets_are_read_at_once_and_the_loop_waits_for_the_rest(
     steps = eager(operation(ours, 4, sent), ours.fileno(), to_read=READ, readable=READABLE)
     theirs.send(b"abc")
     assert next(steps) == WRITE  # the socket is readable, but the operation does not wait for that
-    assert steps.send(7) == READ  # three pieces are taken, the fourth is not there
+    assert steps.send(7) == READ  # three pieces are read; the fourth has not arrived
     assert sent == [7, READABLE, READABLE, READABLE]
     theirs.send(b"d")
     with pytest.raises(StopIteration) as end:
@@ -44,15 +44,15 @@ def test_available_octets_are_read_at_once_and_the_loop_waits_for_the_rest(
     assert (end.value.value, sent[-1]) == ("done", 9)
 
 
-def test_the_event_loop_has_its_turn_after_some_steps(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_the_event_loop_runs_other_tasks_after_a_number_of_steps(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     theirs.send(bytes(3 * _STEPS))
     turns = eager(operation(ours, 3 * _STEPS, []), ours.fileno(), to_read=READ, readable=READABLE)
-    # one step after each turn of the loop, and then so many steps at once
+    # each turn of the loop is followed by one step, and then by this many steps at once
     assert [next(turns), *turns] == [WRITE, READ, READ]
 
 
-def test_an_operation_fails_or_is_cancelled_as_it_would_without_eager_reading(
+def test_eager_reading_does_not_change_errors_or_cancellation_of_an_operation(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = ends

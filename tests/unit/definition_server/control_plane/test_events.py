@@ -1,4 +1,4 @@
-"""What happened, with its times: a change of state is an event, and a state that lasts is none."""
+"""Events and their times: a change of a state is an event; a state that continues is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAILED, HANGS = Reason.DISK_FAILED, Reason.DISK_HANGS
 
 
 class Bench:
-    """Events by two clocks: that of the day, which may be set, and one that only goes on."""
+    """Events with two clocks: the wall clock, which may be set, and a monotonic clock."""
 
     def __init__(self) -> None:
         self.clock, self.now = FakeClock(5000.0), FakeClock(100.0)
@@ -30,7 +30,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_a_state_is_an_event_where_it_begins_changes_its_reason_or_ends(bench: Bench) -> None:
+def test_an_event_is_noted_when_a_state_begins_changes_its_reason_or_ends(bench: Bench) -> None:
     lasted = []
     for on, reason in ((False, None), (True, FAILED), (True, FAILED), (True, HANGS), (False, None), (False, None)):
         lasted.append(bench.events.level(BEGINS, ENDS, on=on, reason=reason))
@@ -41,14 +41,14 @@ def test_a_state_is_an_event_where_it_begins_changes_its_reason_or_ends(bench: B
     )  # fmt: skip
 
 
-def test_a_state_that_begins_again_counts_from_then(bench: Bench) -> None:
+def test_the_duration_of_a_state_that_begins_again_starts_at_zero(bench: Bench) -> None:
     for on in (True, False, True, False):
         bench.events.level(BEGINS, ENDS, on=on)
         bench.advance(2.0)
     assert [event.after_seconds for event in bench.events.last()] == [2.0, None, 2.0, None]
 
 
-def test_durations_do_not_follow_a_clock_that_is_set(bench: Bench) -> None:
+def test_durations_do_not_change_if_the_wall_clock_is_set_back(bench: Bench) -> None:
     bench.events.level(BEGINS, ENDS, on=True)
     bench.clock.advance(-3600.0)
     bench.now.advance(7.0)
@@ -56,7 +56,7 @@ def test_durations_do_not_follow_a_clock_that_is_set(bench: Bench) -> None:
     assert [event.at for event in bench.events.last()] == [1400.0, 5000.0]
 
 
-def test_a_duration_is_remembered_in_milliseconds_and_logged_in_tenths(bench: Bench, logs: LogLines) -> None:
+def test_a_duration_is_kept_in_milliseconds_and_logged_in_tenths_of_a_second(bench: Bench, logs: LogLines) -> None:
     bench.events.sync_ended(FAILED, read=False)
     bench.events.serving(False, before=True)
     bench.now.advance(4.56789)
@@ -68,7 +68,7 @@ def test_a_duration_is_remembered_in_milliseconds_and_logged_in_tenths(bench: Be
         assert (line["after"], line["after_seconds"]) == ("5 s", 4.6)
 
 
-def test_states_of_several_kinds_do_not_disturb_each_other(bench: Bench) -> None:
+def test_states_of_two_kinds_are_independent(bench: Bench) -> None:
     bench.events.level(BEGINS, ENDS, on=True, reason=FAILED)
     bench.events.level(EventKind.PINNED, EventKind.PIN_ENDED, on=True)
     bench.events.level(EventKind.PINNED, EventKind.PIN_ENDED, on=False)
@@ -76,7 +76,7 @@ def test_states_of_several_kinds_do_not_disturb_each_other(bench: Bench) -> None
     assert [event.kind for event in bench.events.last()] == [ENDS, EventKind.PIN_ENDED, EventKind.PINNED, BEGINS]
 
 
-def test_the_latest_event_of_a_kind_is_the_newest_one(bench: Bench) -> None:
+def test_latest_returns_the_newest_event_of_a_kind(bench: Bench) -> None:
     assert bench.events.latest(BEGINS) is None
     for reason in (FAILED, HANGS):
         bench.events.level(BEGINS, ENDS, on=True, reason=reason)
@@ -89,7 +89,7 @@ def test_the_latest_event_of_a_kind_is_the_newest_one(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("before", "serves", "events"), [(False, False, 0), (False, True, 0), (True, True, 0), (True, False, 1)]
 )
-def test_a_server_that_has_never_served_does_not_stop_serving(
+def test_only_a_server_that_served_before_notes_that_it_stops_serving(
     bench: Bench, before: bool, serves: bool, events: int
 ) -> None:
     bench.events.serving(serves, before=before)

@@ -53,7 +53,7 @@ STORED: dict[str, Any] = {
     ],
     ids=str,
 )
-def test_a_restart_is_safe_where_it_would_serve_the_same(
+def test_a_restart_is_safe_if_it_would_serve_the_same_catalogue(
     changes: dict[str, Any], safe: bool, reason: RestartReason
 ) -> None:
     found = restart_safety(**STORED | changes)

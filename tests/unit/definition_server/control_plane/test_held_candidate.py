@@ -1,4 +1,4 @@
-"""The catalogue that waits for an operator: what is shown of it, since when, and why it no longer waits."""
+"""A held catalogue: what the server shows of it, since when it is held, and why the hold ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_what_is_held_is_shown_with_its_reason_and_kept(bench: Bench) -> None:
+def test_a_held_catalogue_is_kept_and_shown_with_its_reason(bench: Bench) -> None:
     with pytest.raises(Held, match="too many would vanish") as raised:
         bench.candidate.hold(ONE, SHRUNK, 9, 3)
     assert bench.state.held == HeldCatalogue(
@@ -37,7 +37,7 @@ def test_what_is_held_is_shown_with_its_reason_and_kept(bench: Bench) -> None:
     assert (bench.candidate.snapshot, bench.candidate.rows_held) == (ONE, 3)
 
 
-def test_the_time_counts_from_the_first_reading_of_a_version(bench: Bench) -> None:
+def test_a_version_is_held_since_its_first_reading_in_a_row(bench: Bench) -> None:
     found = []
     for snapshot in (ONE, ONE, OTHER, ONE):
         with pytest.raises(Held) as raised:
@@ -55,14 +55,16 @@ def test_the_time_counts_from_the_first_reading_of_a_version(bench: Bench) -> No
         (7, "obex_dapl_functions: none of its 7 rows can be served"),
     ],
 )
-def test_of_an_empty_catalogue_is_said_whether_the_table_is_empty(bench: Bench, rows: int, text: str) -> None:
+def test_the_message_about_an_empty_catalogue_tells_an_empty_table_from_unservable_rows(
+    bench: Bench, rows: int, text: str
+) -> None:
     with pytest.raises(Held) as raised:
         bench.candidate.hold(opened(), Judgement(Concern.EMPTIED, "nothing in it can be served"), rows, 0)
     assert str(raised.value) == text
     assert (raised.value.held.reason, raised.value.held.definitions) == (Reason.TABLE_EMPTY, 0)
 
 
-def test_while_one_is_held_each_check_says_so_and_afterwards_none_does(bench: Bench, logs: LogLines) -> None:
+def test_a_check_raises_held_until_the_catalogue_is_released(bench: Bench, logs: LogLines) -> None:
     bench.candidate.check()
     bench.candidate.release("nothing is held")
     assert logs == []
@@ -78,7 +80,7 @@ def test_while_one_is_held_each_check_says_so_and_afterwards_none_does(bench: Be
     assert bench.state.held is None
 
 
-def test_a_server_that_ends_keeps_no_catalogue_in_memory(bench: Bench) -> None:
+def test_closing_releases_the_held_catalogue(bench: Bench) -> None:
     with pytest.raises(Held):
         bench.candidate.hold(ONE, SHRUNK, 9, 0)
     bench.candidate.close()

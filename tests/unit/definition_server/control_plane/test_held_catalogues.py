@@ -1,4 +1,5 @@
-"""Accidents are held, also across a restart, and published once they are accepted, without the database."""
+"""A catalogue that looks like an accident is held, also across a restart. Once it is accepted, it is published without
+the database."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ async def test_a_mass_delete_is_held_across_a_restart_and_the_stored_catalogue_s
 
 
 @pytest.mark.parametrize("file", ["missing", "damaged"])
-async def test_the_history_stands_in_for_an_unusable_last_known_good_file(server: Server, file: str) -> None:
+async def test_the_history_replaces_an_unusable_last_known_good_file(server: Server, file: str) -> None:
     await server.cycle()
     await change(server, "new")
     newest = server.version
@@ -100,7 +101,7 @@ async def test_an_accepted_catalogue_is_published_at_once_without_the_database(s
     assert server.version == held
 
 
-async def test_an_accepted_hash_is_used_up_by_its_publication(server: Server) -> None:
+async def test_an_accepted_hash_applies_to_one_publication(server: Server) -> None:
     server.options = {"limits": Thresholds()}
     await server.cycle()
     await server.cycle()
@@ -124,7 +125,7 @@ async def test_a_hash_in_the_policy_releases_the_held_catalogue_in_the_next_cycl
     assert server.served.count == 4
 
 
-async def test_a_hash_that_the_policy_accepts_beforehand_is_never_held(server: Server) -> None:
+async def test_a_catalogue_whose_hash_the_policy_accepts_in_advance_is_not_held(server: Server) -> None:
     await server.cycle()
     await server.cycle(*FEW)
     server.policy = Policy(accept=(server.held,))
@@ -184,7 +185,7 @@ async def test_without_a_disk_the_versions_that_were_served_since_the_start_are_
     assert catalogue.knows("v0")
 
 
-async def test_the_newest_catalogue_is_signed_again_once_where_another_key_signs_by_now(server: Server) -> None:
+async def test_the_newest_catalogue_is_signed_again_once_if_the_key_has_changed(server: Server) -> None:
     catalogue = server.synchronizer.catalogue
     assert await catalogue.last_good() is None
     await server.cycle()

@@ -110,7 +110,7 @@ def make_link(path: Path) -> None:
 
 
 def change_format(path: Path) -> None:
-    """A file of a later release, whole and undamaged."""
+    """An undamaged file of a later release."""
     octets = bytearray(path.read_bytes())
     fields = slice(len(octets) - FOOTER_SIZE, len(octets) - 32)
     octets[fields.start + len(MAGIC)] += 1
@@ -146,7 +146,7 @@ def test_a_damaged_or_foreign_file_is_skipped_and_named_and_the_others_stay(
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_catalogue_that_is_published_again_takes_the_place_of_a_damaged_or_foreign_file(
+def test_a_catalogue_that_is_published_again_replaces_its_damaged_or_foreign_file(
     history: History, clock: FakeClock, fault: object
 ) -> None:
     version = keep(history, "1", clock)
@@ -156,7 +156,7 @@ def test_a_catalogue_that_is_published_again_takes_the_place_of_a_damaged_or_for
     assert history.take_problems() == []
 
 
-def test_a_file_of_another_version_of_the_format_says_which(history: History, clock: FakeClock) -> None:
+def test_a_file_of_another_format_version_is_reported_with_that_version(history: History, clock: FakeClock) -> None:
     version = keep(history, "1", clock)
     change_format(path_of(history, version))
     assert versions(history) == []
@@ -211,9 +211,7 @@ def test_with_a_key_only_a_file_with_our_mac_is_loaded(
     os.close(loaded[1])
 
 
-def test_other_files_are_left_alone_and_the_rests_of_a_killed_writer_removed(
-    history: History, clock: FakeClock
-) -> None:
+def test_files_left_by_a_killed_writer_are_removed_and_other_files_are_not(history: History, clock: FakeClock) -> None:
     keep(history, "1", clock)
     for name in ("notes.txt", "old.tmp", "new.tmp", "x.avapsnap"):
         (history.directory / name).touch()
@@ -254,7 +252,7 @@ def test_after_a_rotation_files_of_the_old_key_have_the_mac_of_the_new_one(histo
     assert history.take_problems() == []
 
 
-def test_a_full_disk_leaves_files_of_the_old_key_as_they_are_and_is_noted(
+def test_a_full_disk_during_a_rotation_leaves_files_unchanged_and_is_noted(
     history: History, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = keep(history, "1", clock, signer=KEY)

@@ -28,7 +28,7 @@ FIRST_ROWS = 100
 
 
 class Checker(CheckerHere):
-    """Judges while `works` is set."""
+    """A checker that judges only while `works` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Checker(CheckerHere):
 
 
 class Bench:
-    """A gate, and readings of rows that it is given in two batches."""
+    """A gate, and readings that give it rows in two batches."""
 
     def __init__(self) -> None:
         self.checker = Checker()
@@ -74,7 +74,7 @@ def rows(number: int, begin: int = 0) -> list[Row]:
     return [row(f"c{n:03}", f"x = {n}") for n in range(begin, begin + number)]
 
 
-async def test_verdicts_that_were_given_during_the_reading_count_after_it(bench: Bench) -> None:
+async def test_verdicts_given_during_the_reading_are_used_after_it(bench: Bench) -> None:
     builder = bench.read([row("bad", "if"), row("good", "x = 1"), row("", "x = 2"), row("none")._replace(code=None)])
     await bench.judged(2)
     await bench.gate.apply(builder, None)
@@ -99,10 +99,10 @@ async def test_the_review_waits_for_rows_that_are_being_judged(bench: Bench) -> 
     [(300, 50, 128, 128), (64, 300, 64, 128), (10, 20, 10, 30), (10, 300, 10, 138)],
     ids=["enough at once", "some more afterwards", "fewer rows than the limit", "a small batch"],
 )
-async def test_what_is_judged_during_the_reading_is_a_part_of_what_a_start_waits_for(
+async def test_rows_judged_during_the_reading_count_towards_the_rows_that_a_start_waits_for(
     first: int, others: int, ahead: int, all_in_all: int, bench: Bench
 ) -> None:
-    """Rows are judged 64 at a time, until there are 100 or more."""
+    """Rows are judged 64 at a time, until 100 or more are judged."""
     builder = bench.read(rows(first), *rows(others, first))
     await bench.judged(ahead)
     await bench.gate.apply(builder, None)
@@ -110,7 +110,7 @@ async def test_what_is_judged_during_the_reading_is_a_part_of_what_a_start_waits
     assert builder.findings.unchecked == first + others - all_in_all
 
 
-async def test_rows_of_a_later_reading_are_judged_when_all_are_known(bench: Bench) -> None:
+async def test_rows_of_a_later_reading_are_judged_only_after_all_rows_are_read(bench: Bench) -> None:
     await bench.gate.apply(bench.read(rows(2)), None)
     builder = bench.read([*rows(1), row("new", "y = 1")])
     await asyncio.sleep(0)
@@ -141,7 +141,7 @@ async def test_after_a_reading_that_failed_the_rows_of_the_next_are_judged(bench
     assert builder.findings.unchecked == 0
 
 
-async def test_without_a_checker_the_rows_are_served_unchecked_and_that_is_logged_once(bench: Bench) -> None:
+async def test_rows_are_served_unchecked_and_one_error_is_logged_if_the_checker_fails(bench: Bench) -> None:
     bench.checker.refusal = "no process"
     with captured_logs() as lines:
         builder = bench.read(rows(3))
@@ -158,7 +158,7 @@ async def test_a_gate_without_checks_judges_nothing() -> None:
     await gate.close()
 
 
-def test_the_facts_of_a_row_are_those_that_the_builder_gives() -> None:
+def test_row_facts_of_a_row_equal_those_of_the_builder() -> None:
     for kind, interface, code in ((None, None, b""), (b"module", b"[1]", b"x = 1"), (b"", b"", b"y")):
         given = row("c")._replace(type=kind, interface=interface, code=code)
         builder = SnapshotBuilder()
@@ -166,7 +166,7 @@ def test_the_facts_of_a_row_are_those_that_the_builder_gives() -> None:
         assert RowFacts.of(given) == builder.row_facts(b"c")
 
 
-async def test_the_gate_is_given_rows_while_they_are_read_until_there_is_a_catalogue() -> None:
+async def test_the_gate_gets_rows_during_a_reading_only_until_the_first_publication() -> None:
     gate, publisher = HoldingGate(), Publisher()
     source = FakeSource(row("a"), row("b"))
     synchronizer = Synchronizer(source, publisher, gate=gate)

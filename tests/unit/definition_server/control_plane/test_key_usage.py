@@ -1,4 +1,4 @@
-"""When each key was last used, by the reports of workers that the master does not trust."""
+"""The time of the last use of each key, from the reports of workers, which the master does not trust."""
 
 from __future__ import annotations
 

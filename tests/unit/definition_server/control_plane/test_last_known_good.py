@@ -1,4 +1,5 @@
-"""A write of the last-known-good snapshot, on a disk that the test stands in for: it is waited for, not for long."""
+"""The last-known-good snapshot is written to a disk that the test plays; the server waits for a write for a limited
+time."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 class Store:
-    """Notes what it is asked for."""
+    """A store that notes the calls of `save`."""
 
     def __init__(self) -> None:
         self.saved: list[Signer | None] = []
@@ -63,7 +64,7 @@ class Bench:
         return saving
 
     def answer(self, error: BaseException | None = None) -> None:
-        """The disk does what it was asked for last, or fails afterwards."""
+        """Run the last work that the disk was given; it ends with ``error`` if there is one."""
         work, future = self.works[-1]
         work()
         future.set_result(None) if error is None else future.set_exception(error)
@@ -77,12 +78,12 @@ async def bench() -> Any:
     del made.publication
 
 
-async def test_a_save_ends_when_the_disk_has_written_and_has_a_descriptor_of_its_own(bench: Bench) -> None:
+async def test_a_save_uses_its_own_descriptor_and_ends_when_the_disk_has_written(bench: Bench) -> None:
     key = Signer("key")
     assert not bench.good.busy
     saving = await bench.begin(key)
     assert bench.good.busy
-    os.close(bench.publication.descriptor)  # as the next publication does
+    os.close(bench.publication.descriptor)  # the next publication closes it, too
     bench.answer()
     await saving
     assert bench.store.saved == [key]
@@ -90,7 +91,7 @@ async def test_a_save_ends_when_the_disk_has_written_and_has_a_descriptor_of_its
     bench.publication = published("if")
 
 
-async def test_while_the_disk_writes_no_other_write_begins(bench: Bench) -> None:
+async def test_a_save_is_refused_while_the_disk_still_writes(bench: Bench) -> None:
     saving = await bench.begin()
     with pytest.raises(StoreError, match="the disk has not finished writing an earlier snapshot") as refused:
         await bench.good.save(bench.publication, None)
@@ -109,7 +110,7 @@ async def test_a_failure_of_the_disk_is_raised_with_its_reason(bench: Bench) -> 
     assert not bench.good.busy
 
 
-async def test_where_no_thread_can_be_started_nothing_is_left_open(bench: Bench) -> None:
+async def test_no_descriptor_is_left_open_if_no_thread_can_be_started(bench: Bench) -> None:
     def refuse(_: object) -> Any:
         raise RuntimeError("can't start new thread")
 
@@ -121,7 +122,7 @@ async def test_where_no_thread_can_be_started_nothing_is_left_open(bench: Bench)
 
 
 @pytest.mark.parametrize("how", ["written", "failed", "given up"])
-async def test_a_write_is_waited_for_five_seconds_and_its_late_end_reported(
+async def test_a_save_fails_after_five_seconds_and_its_late_end_is_reported(
     bench: Bench, how: str, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
@@ -150,7 +151,7 @@ async def test_a_write_is_waited_for_five_seconds_and_its_late_end_reported(
     assert len(failures) == (how == "failed")
 
 
-async def test_where_nothing_is_stored_nothing_is_loaded(bench: Bench) -> None:
+async def test_loading_returns_none_if_nothing_is_stored(bench: Bench) -> None:
     loading = asyncio.create_task(bench.good.load(None))
     await asyncio.sleep(0)
     work, future = bench.works[-1]

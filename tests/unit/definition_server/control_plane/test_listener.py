@@ -1,4 +1,4 @@
-"""The port belongs to one master and its workers: a second master is refused, and a restart does not have to wait."""
+"""The port belongs to one master and its workers. A second master is refused, and a restart does not have to wait."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_second_master_on_every_address_is_refused_too(clock: Clock) -> None:
         reserve_port("0.0.0.0", holder.getsockname()[1])
 
 
-def test_a_port_of_any_other_server_is_refused(clock: Clock) -> None:
+def test_a_port_that_another_server_uses_is_refused(clock: Clock) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other, pytest.raises(PortInUse, match="in use"):
         reserve_port("127.0.0.1", other.getsockname()[1])
 
@@ -222,7 +222,7 @@ def test_a_host_name_that_does_not_resolve_is_reported(clock: Clock, monkeypatch
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 @pytest.mark.parametrize("open_port", [listen, reserve_port])
-def test_every_address_means_ipv4_too_whatever_the_system_default_is(
+def test_listening_on_every_address_includes_ipv4_with_any_system_default(
     open_port: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class V6Only(socket.socket):
@@ -242,7 +242,7 @@ def test_every_address_means_ipv4_too_whatever_the_system_default_is(
 
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
-def test_every_address_means_those_of_ipv4_on_a_machine_without_ipv6(
+def test_listening_on_every_address_of_a_machine_without_ipv6_uses_ipv4(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NoIpv6(socket.socket):
@@ -270,7 +270,8 @@ def first_free_to_all() -> int:
 
 @pytest.mark.skipif(first_free_to_all() <= 1, reason="every port is open to every user here")
 def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
-    # The package is imported before the privilege is dropped, because the user ``nobody`` may have no access to it.
+    # The package is imported before the privilege is dropped, because the user ``nobody`` may be unable to read the
+    # package.
     program = (
         "import os; from definition_server.control_plane.listener import PortInUse, reserve_port\n"
         f"if os.geteuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"
@@ -305,11 +306,11 @@ def raised(soft: int, hard: int, wanted: int) -> tuple[int, tuple[int, int], lis
         "configure_logs('production', 'INFO')\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
         f"limit = raise_descriptor_limit({wanted})\n"
-        # In one write, because log lines come from another thread.
+        # The output is written at once, because another thread writes log lines.
         "print(json.dumps([limit, resource.getrlimit(resource.RLIMIT_NOFILE)]) + '\\n', end='')"
     )
     printed = [json.loads(line) for line in run(program).splitlines()]
-    ((limit, limits),) = (each for each in printed if isinstance(each, list))  # log lines may come after it
+    ((limit, limits),) = (each for each in printed if isinstance(each, list))  # log lines may follow the output
     return limit, tuple(limits), [each for each in printed if isinstance(each, dict)]
 
 
@@ -369,10 +370,10 @@ def test_listening_is_retried_while_workers_of_a_killed_master_end(clock: Clock)
     assert clock.naps == 1
 
 
-def test_a_taken_port_is_tried_for_the_last_time_after_two_seconds(
+def test_the_last_attempt_to_listen_on_a_taken_port_is_after_two_seconds(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "_RETRY_EVERY", 0.5)  # a number whose multiples are exact
+    monkeypatch.setattr(listener, "_RETRY_EVERY", 0.5)  # a binary fraction, so that its multiples are exact
     with listen("127.0.0.1", 0) as first, pytest.raises(PortInUse):
         listen("127.0.0.1", first.getsockname()[1])
     assert clock.now == 2.5, "the fifth attempt is at 2.0 s"
@@ -383,7 +384,7 @@ def test_the_next_master_can_listen_despite_connections_in_time_wait(clock: Cloc
         port = first.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as client:
             accepted, _ = first.accept()
-            accepted.close()  # the server's end closes first, so the state stays with its port
+            accepted.close()  # the server closes first, so its port has the TIME_WAIT
             assert client.recv(1) == b""
     listen("127.0.0.1", port).close()
     assert clock.naps == 0

@@ -14,13 +14,13 @@ from definition_server.control_plane.supervisor import TICK_SECONDS
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds, set by the test."""
+    """A clock in seconds, which the test sets."""
     made = [100.0]
     monkeypatch.setattr(loop_watch, "time", SimpleNamespace(monotonic=lambda: made[0]))
     return made
 
 
-def test_a_loop_that_has_stood_still_for_thirty_seconds_is_a_problem(clock: list[float]) -> None:
+def test_a_loop_that_has_not_run_for_thirty_seconds_is_a_problem(clock: list[float]) -> None:
     watch = LoopWatch()
     clock[0] += 29.9
     assert watch.problem() is None

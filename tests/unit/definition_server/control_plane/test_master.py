@@ -1,4 +1,4 @@
-"""The master as a whole, without workers and without a database: its start, its signals and its end."""
+"""The start, the signals and the end of a master without workers and without a database."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_the_first_log_line_names_the_address_and_the_database(
 
 
 @pytest.mark.parametrize(("serving", "any_serves"), [(0, False), (1, True), (2, True)])
-async def test_freshness_is_judged_by_whether_any_worker_serves(server: Any, serving: int, any_serves: bool) -> None:
+async def test_freshness_depends_on_whether_any_worker_serves(server: Any, serving: int, any_serves: bool) -> None:
     seen: list[dict[str, bool]] = []
     server._proof = SimpleNamespace(tick=lambda **facts: seen.append(facts))
     server._supervisor = SimpleNamespace(
@@ -131,7 +131,7 @@ async def test_operators_are_served_once_every_worker_serves_or_two_seconds_have
     assert now[0] - 100 == pytest.approx(waits, abs=0.05)
 
 
-def test_a_master_reads_a_policy_file_only_where_there_is_one(tmp_path: Path) -> None:
+def test_a_master_reads_a_policy_file_only_if_one_is_configured(tmp_path: Path) -> None:
     for path in (None, tmp_path / "policy.toml"):
         settings = SETTINGS.model_copy(update={"publication_policy": path})
         made = master._Master._make_policy(SimpleNamespace(_settings=settings))  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def test_a_master_reads_a_policy_file_only_where_there_is_one(tmp_path: Path) ->
 
 
 class Parts:
-    """A start of a master with stand-ins for all parts, and the parts that it has started."""
+    """Starts a master with stand-ins for all of its parts, and notes the parts that it has started."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[Any] = []
@@ -193,7 +193,7 @@ def test_a_demonstration_does_not_warn_of_settings_that_only_a_production_server
     ]  # fmt: skip
 
 
-def test_grpcios_port_is_reserved_and_the_native_one_listened_on(parts: Parts) -> None:
+def test_a_master_reserves_the_port_for_grpcio_and_listens_for_the_native_transport(parts: Parts) -> None:
     master.run_master(SETTINGS.model_copy(update={"transport": "grpcio"}))
     assert parts.steps[-1] == ("reserve", SETTINGS.host, SETTINGS.port)
 
@@ -208,7 +208,7 @@ def test_grpcios_port_is_reserved_and_the_native_one_listened_on(parts: Parts) -
     ],
     ids=["jail", "limit", "port", "metrics port"],
 )
-def test_a_start_that_is_not_possible_is_logged_and_has_an_exit_code(
+def test_an_impossible_start_is_logged_and_has_an_exit_code(
     parts: Parts, change: dict[str, Any], code: int, message: str | None, logs: LogLines
 ) -> None:
     vars(parts).update(change)
@@ -235,7 +235,7 @@ def test_tls_files_that_cannot_be_read_prevent_a_start(
         (signal.SIGHUP, False, False), (signal.SIGHUP, True, True), (signal.SIGUSR2, True, False),
     ],
 )  # fmt: skip
-def test_a_signal_that_came_before_the_start_stops_it(
+def test_a_signal_that_arrives_before_the_start_stops_it(
     parts: Parts, number: signal.Signals, demonstration: bool, stops: bool, logs: LogLines
 ) -> None:
     parts.early.append(number)
@@ -249,7 +249,7 @@ def test_a_signal_that_came_before_the_start_stops_it(
 @pytest.mark.parametrize(
     ("transport", "readable", "missing"), [("native", False, False), ("grpcio", True, False), ("grpcio", False, True)]
 )
-def test_grpcio_needs_random_numbers_of_the_kernel(
+def test_a_master_with_grpcio_does_not_start_without_random_numbers_of_the_kernel(
     transport: str, readable: bool, missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(master.os, "access", lambda *each: readable and each == ("/dev/urandom", os.R_OK))
@@ -286,7 +286,7 @@ def supervised(server: Any) -> Supervised:
     return made
 
 
-async def test_signals_roll_reload_stop_and_cut_a_drain_short(
+async def test_each_signal_rolls_reloads_stops_or_shortens_a_drain(
     server: Any, supervised: Supervised, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reloads: list[Any] = []
@@ -321,7 +321,7 @@ async def test_a_hangup_stops_a_demonstration(server: Any, supervised: Supervise
     assert server._stop.is_set()
 
 
-async def test_settings_that_were_read_again_reach_the_parts_that_use_them(
+async def test_reloaded_settings_reach_the_parts_that_use_them(
     server: Any, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[Any] = []
@@ -346,7 +346,9 @@ async def test_settings_that_were_read_again_reach_the_parts_that_use_them(
     assert server._certificates_expire == {"server": 5.0}
 
 
-async def test_bad_rows_that_are_served_are_read_again_at_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_table_is_read_again_at_once_if_bad_rows_are_served(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[str] = []
     monkeypatch.setattr(server._synchronizer, "read_again", lambda: steps.append("read again"))
     monkeypatch.setattr(server._sync_loop, "sync_soon", lambda: steps.append("sync soon"))
@@ -427,7 +429,7 @@ def test_only_the_first_process_of_a_container_reaps_orphans_and_only_parts_in_u
     ]  # fmt: skip
 
 
-async def test_a_policy_is_followed_once_something_is_served(server: Any) -> None:
+async def test_the_policy_takes_effect_after_the_first_publication(server: Any) -> None:
     steps: list[Any] = []
 
     async def note(*each: Any) -> None:
@@ -472,7 +474,7 @@ def test_a_process_that_does_not_end_in_time_is_ended_with_its_code(
     assert logged(logs, "A thread did not end in time; leaving without it", log_level="warning")
 
 
-def test_the_present_key_signs_where_a_previous_key_is_set_too() -> None:
+def test_the_present_key_signs_even_if_a_previous_key_is_set() -> None:
     assert master._signer(SETTINGS) is None
     keys = [SecretStr(letter * 32) for letter in "ab"]
     alone = SETTINGS.model_copy(update={"avap_internal_key": keys[0]})
@@ -510,7 +512,7 @@ def test_the_earliest_end_of_each_certificate_file_is_known(monkeypatch: pytest.
     assert master._expiries(files) == {"server": 5.0}
 
 
-async def test_a_master_that_leaves_says_for_how_long_it_drains_and_that_it_has_stopped(logs: LogLines) -> None:
+async def test_a_stopping_master_logs_the_duration_of_its_drain_and_its_end(logs: LogLines) -> None:
     settings = SETTINGS.model_copy(update={"drain_wait_seconds": 0.25, "drain_timeout_seconds": 7.0})
     with socket.create_server(("127.0.0.1", 0)) as holder:
         made: Any = master._Master(settings, holder, None, hangup_stops=False)
@@ -530,7 +532,7 @@ async def test_a_master_that_leaves_says_for_how_long_it_drains_and_that_it_has_
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
 @pytest.mark.parametrize("stores", [True, False], ids=["with a directory", "without one"])
-async def test_each_setting_reaches_the_part_that_it_is_for(stores: bool, transport: str, tmp_path: Path) -> None:
+async def test_each_setting_reaches_the_part_that_uses_it(stores: bool, transport: str, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={
         "transport": transport, "workers": 3, "snapshot_dir": tmp_path if stores else None, "history_snapshots": 7,
         "control_socket": None, "guard_max_removed_percent": 11.0, "guard_max_growth_percent": 12.0,

@@ -1,4 +1,4 @@
-"""One reading of the table on a connection that the test stands in for: its fingerprint, ranges, batches and limits."""
+"""One reading of the table: its fingerprint, ranges, batches and limits. The test plays the connection."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Connection:
 
 
 class Plan:
-    """Stand-ins for SQL statements, which name the data that they request."""
+    """Stand-ins for SQL statements; each is the name of the data that it requests."""
 
     def __init__(self, blocks: int | None = 100, mistrust: str | None = None, *, by_range: bool = True) -> None:
         self.blocks, self.mistrust, self.versions_by_range = blocks, mistrust, by_range
@@ -127,7 +127,7 @@ class Bench:
 
 
 @pytest.mark.parametrize("blocks", [100, 0, None], ids=["a heap", "an empty table", "a view"])
-async def test_ranges_are_those_of_a_heap(blocks: int | None) -> None:
+async def test_only_a_heap_has_ranges(blocks: int | None) -> None:
     bench = Bench(Plan(blocks))
     bench.connection.answers["ranges of 8"] = [(0, 3, "11"), (5, 1, "-7")]
     found = await bench.reading.ranges(Ranges("before", {}, 4))
@@ -143,7 +143,7 @@ async def test_ranges_are_those_of_a_heap(blocks: int | None) -> None:
     assert bench.plan.widths == [4, None]
 
 
-async def test_all_rows_are_read_class_by_class_and_those_that_are_too_large_have_a_fault() -> None:
+async def test_rows_are_read_by_size_class_and_rows_that_are_too_large_have_a_fault() -> None:
     bench = Bench()
     bench.connection.answers = {
         "sizes up to 4194304": [(4, 1, 9_000_000), (0, 1200, 5)],
@@ -269,10 +269,10 @@ async def read(bench: Bench) -> tuple[str, Ranges | None, list[Any]]:
     return bench.reading.fingerprint, ranges, rows
 
 
-async def test_the_first_reading_of_a_connection_takes_fingerprint_ranges_and_sizes_in_one_scan(
+async def test_the_first_reading_of_a_connection_gets_fingerprint_ranges_and_sizes_in_one_scan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What it takes is what the scans of a later reading give for the same rows."""
+    """The first reading gets the same values as the scans of a later reading for the same rows."""
     first, later = Bench(), Bench()
     await begun(first, monkeypatch, first=True)
     assert first.reading.fingerprint == "prefix/reading 7", "it is unlike any other until it is known"
@@ -299,7 +299,7 @@ async def test_a_first_reading_that_would_be_too_large_fetches_no_row(monkeypatc
     assert not any(statement.startswith("rows of") for statement in bench.connection.statements)
 
 
-async def test_where_ranges_do_not_give_the_fingerprint_the_first_reading_takes_it_at_once(
+async def test_the_first_reading_requests_the_fingerprint_if_the_ranges_do_not_give_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench = Bench(Plan(by_range=False))

@@ -1,4 +1,4 @@
-"""The operators' access to the master: whether there is one, and the notices beside the status."""
+"""The operators' access to the master: whether it is offered, and the notices that accompany the status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from definition_server.control_plane.operator_access import OperatorAccess
 
 
 class Bench:
-    """Operator access over parts that the test stands in for."""
+    """Operator access to stand-ins for the parts of a master."""
 
     def __init__(self, path: Path | None, *, directory: Path | None = None, policy: Any = None) -> None:
         self.state = SimpleNamespace(store_error=None)
@@ -31,7 +31,7 @@ async def test_without_a_path_there_is_no_control_socket_and_closing_does_nothin
     await bench.access.close()
 
 
-async def test_a_control_socket_is_offered_where_it_has_a_path(tmp_path: Path) -> None:
+async def test_a_control_socket_is_offered_if_it_has_a_path(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "control.sock")
     assert bench.access.offered
     assert bench.access.state != "off"
@@ -48,7 +48,7 @@ def test_notices_name_files_that_are_not_stored_and_an_unusable_policy(tmp_path:
 
 
 @pytest.mark.parametrize("problem", [None, "line 3: unknown key"])
-def test_a_policy_is_named_only_where_it_has_a_problem(tmp_path: Path, problem: str | None) -> None:
+def test_a_notice_names_the_policy_only_if_it_has_a_problem(tmp_path: Path, problem: str | None) -> None:
     notices = Bench(None, directory=tmp_path, policy=SimpleNamespace(problem=problem)).access._notices()
     assert notices == (
         [] if problem is None

@@ -1,4 +1,5 @@
-"""Wishes that were made by command while the disk did not answer: kept in memory, and stored when it has answered."""
+"""Pins and acceptances by command while the disk does not answer: they are kept in memory, and stored when the disk has
+answered."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ async def test_before_the_disk_has_answered_no_file_on_it_is_overwritten(wishes:
     assert disk.steps == [False, True, "again"]
 
 
-async def test_the_wishes_on_disk_count_where_there_are_no_newer_ones(wishes: OperatorWishes, disk: Disk) -> None:
+async def test_the_wishes_on_disk_are_used_if_there_are_no_newer_ones(wishes: OperatorWishes, disk: Disk) -> None:
     wishes.recall(Wishes().pin(PIN).hold_rows(3, VERSION))
     assert wishes.now().pin == PIN
     assert wishes.rows_held_in(VERSION) == 3
@@ -71,13 +72,15 @@ async def test_the_wishes_on_disk_count_where_there_are_no_newer_ones(wishes: Op
     assert len(disk.saved) == 1
 
 
-async def test_a_pin_that_was_removed_meanwhile_does_not_return(wishes: OperatorWishes) -> None:
+async def test_a_pin_that_was_removed_before_the_disk_answers_is_not_restored(wishes: OperatorWishes) -> None:
     wishes.pin(None)
     wishes.recall(Wishes().pin(PIN))
     assert wishes.now().pin is None
 
 
-async def test_an_acceptance_that_was_used_up_meanwhile_does_not_return(wishes: OperatorWishes, disk: Disk) -> None:
+async def test_an_acceptance_that_was_used_before_the_disk_answers_is_not_restored(
+    wishes: OperatorWishes, disk: Disk
+) -> None:
     await wishes.note_passed(VERSION, accepted=True, rows_held=2)
     wishes.recall(Wishes().accept(VERSION).hold_rows(9, OTHER))
     await wishes.save_again()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# A process of its own, which declares itself the reaper of its orphaned descendants, as PID 1 always is.
+# This program declares its process the reaper of orphaned descendants, as PID 1 always is.
 PROGRAM = """
 import asyncio, ctypes, os, sys
 from pathlib import Path

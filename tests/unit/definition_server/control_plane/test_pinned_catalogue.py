@@ -40,7 +40,7 @@ class Bench:
             raise self.bug
 
     def seconds_left(self) -> float | None:
-        """Seconds until the timer is due; None where there is no timer."""
+        """Seconds until the timer is due; None if there is no timer."""
         timer = self.catalogue._timer
         return None if timer is None else timer.when() - asyncio.get_running_loop().time()
 
@@ -142,7 +142,7 @@ async def test_a_pin_of_an_unknown_version_has_no_effect_until_the_version_is_kn
     assert logged(logs, "Pinned catalogue not served")[1]["effect"].startswith("the served catalogue stays, until")
 
 
-async def test_the_end_of_a_pin_that_was_shown_is_logged_once(bench: Bench, logs: LogLines) -> None:
+async def test_the_end_of_a_pin_is_logged_once_if_the_pin_was_shown(bench: Bench, logs: LogLines) -> None:
     bench.catalogue.show()
     assert not logged(logs, "Pin has ended")
     bench.pin = Pin(VERSION)
@@ -156,7 +156,7 @@ async def test_the_end_of_a_pin_that_was_shown_is_logged_once(bench: Bench, logs
     assert bench.state.pin is None
 
 
-async def test_a_pin_that_another_one_replaces_while_the_disk_is_read_is_not_kept(bench: Bench) -> None:
+async def test_a_pin_that_is_replaced_while_the_disk_is_read_is_not_kept(bench: Bench) -> None:
     loaded = SimpleNamespace(version_hash=VERSION)
     asked: list[str] = []
 

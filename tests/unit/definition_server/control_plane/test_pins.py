@@ -1,4 +1,4 @@
-"""A pin counts until it ends, also after restarts. When it ends, the newest catalogue of that time is served."""
+"""A pin is in effect until its end, also after restarts. At its end, the newest catalogue is served."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_pin_survives_restarts_without_the_database_and_its_end_serves_t
     assert old not in server.versions
 
 
-async def test_a_pinned_version_is_served_without_the_database_although_all_newer_ones_are_damaged(
+async def test_a_pinned_version_is_served_without_the_database_even_if_all_newer_ones_are_damaged(
     server: Server,
 ) -> None:
     assert server.directory is not None
@@ -127,7 +127,7 @@ async def test_a_pin_expires_by_itself(server: Server, logs: LogLines) -> None:
     assert server.synchronizer.state.pin is None
 
 
-async def test_a_pin_that_expired_while_the_server_was_down_does_not_count(server: Server) -> None:
+async def test_a_pin_that_expired_while_the_server_was_down_has_no_effect(server: Server) -> None:
     await server.cycle()
     old = server.version
     new = await change(server, "new")
@@ -187,7 +187,7 @@ async def test_a_key_rotated_under_a_pin_signs_the_pinned_catalogue(server: Serv
 
 
 @pytest.mark.parametrize("database", ["up", "down"])
-async def test_a_key_rotated_under_a_pin_leaves_pin_pinned_and_newest_on_disk_under_the_new_key(
+async def test_after_a_key_rotation_pin_pinned_and_newest_catalogue_on_disk_have_the_new_key(
     server: Server, database: str
 ) -> None:
     server.signer = Signer("old key")
@@ -239,7 +239,7 @@ async def test_older_versions_can_be_pinned_after_rotations_and_a_restart(server
 
 
 @pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
-async def test_a_pin_that_a_stranger_wrote_counts_only_where_there_is_no_key(
+async def test_a_pin_in_an_unsigned_file_is_used_only_if_no_key_is_set(
     server: Server, logs: LogLines, key: str | None
 ) -> None:
     assert server.directory is not None
@@ -288,7 +288,7 @@ async def test_a_pin_that_a_full_disk_refused_is_stored_while_the_database_is_do
     assert not server.synchronizer.state.pin_unsaved
 
 
-async def test_a_pin_in_the_policy_counts_from_the_next_cycle_and_a_pin_by_command_takes_precedence(
+async def test_a_pin_in_the_policy_takes_effect_in_the_next_cycle_unless_there_is_a_pin_by_command(
     server: Server,
 ) -> None:
     await server.cycle()
@@ -373,7 +373,7 @@ async def test_an_unknown_pin_in_place_of_an_unknown_one_keeps_the_served_versio
 
 
 @pytest.mark.parametrize("began", ["before anything was served", "on a server that served"])
-async def test_a_restart_under_a_pin_of_an_unknown_version_is_safe_where_it_changes_nothing(
+async def test_a_restart_under_a_pin_of_an_unknown_version_is_safe_if_it_changes_nothing(
     server: Server, began: str
 ) -> None:
     proof = Proof(server.synchronizer.state, interval=60.0, stores=True, clock=server.clock, now=server.clock)
@@ -392,7 +392,7 @@ async def test_a_restart_under_a_pin_of_an_unknown_version_is_safe_where_it_chan
     assert (server.version == before) == restart.safe, "as was promised"
 
 
-async def test_without_a_directory_the_served_version_can_be_pinned_and_the_answer_says_for_how_long(
+async def test_a_pin_without_a_directory_is_answered_with_its_duration(
     diskless: Server,
 ) -> None:
     await diskless.cycle()
@@ -404,7 +404,7 @@ async def test_without_a_directory_the_served_version_can_be_pinned_and_the_answ
     assert diskless.version == version
 
 
-async def test_a_full_disk_is_reported_and_the_pin_counts_and_is_stored_later(
+async def test_a_pin_takes_effect_despite_a_full_disk_and_is_stored_later(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.cycle()

@@ -25,7 +25,7 @@ ONE_HOST = "postgresql://user:secret@one/db"
 
 
 class Source(PostgresSource):
-    """A source whose hosts have the addresses at which the test answers."""
+    """A source; the test gives the addresses of its hosts and answers at them."""
 
     def __init__(self, url: str, addresses: list[str]) -> None:
         super().__init__(url, connect_timeout=10.0, statement_timeout=5.0)
@@ -47,7 +47,7 @@ class Source(PostgresSource):
 
 
 class Connection:
-    """A stand-in for a connection; only its end is real."""
+    """A stand-in for a connection; only its socket is real."""
 
     def __init__(self, user: str = "user") -> None:
         self.closed = False
@@ -84,9 +84,7 @@ async def test_the_time_to_connect_is_shared_by_hosts_and_their_addresses() -> N
     ],
     ids=["one", "two addresses", "two hosts", "no address"],
 )
-async def test_failed_hosts_are_named_where_there_are_several(
-    url: str, addresses: list[str], faults: list[str]
-) -> None:
+async def test_failed_hosts_are_named_if_there_are_several(url: str, addresses: list[str], faults: list[str]) -> None:
     with pytest.raises(SourceError) as failed:
         await Source(url, addresses)._connect()
     text = str(failed.value)
@@ -98,7 +96,7 @@ async def test_failed_hosts_are_named_where_there_are_several(
     assert "secret" not in text
 
 
-async def test_of_several_failures_the_one_that_an_operator_can_mend_best_is_the_reason() -> None:
+async def test_the_reason_of_several_failures_is_the_one_that_an_operator_can_mend_best() -> None:
     source = Source(ONE_HOST, ["10.0.0.1"])
     for error, reason in (
         (OSError("refused"), Reason.DATABASE_UNREACHABLE),
@@ -125,7 +123,7 @@ async def test_the_connected_server_is_logged_when_it_changes() -> None:
     assert source.connected_to is not None
 
 
-async def test_another_url_closes_the_connection_and_the_same_one_keeps_it() -> None:
+async def test_a_changed_url_closes_the_connection_and_the_same_url_keeps_it() -> None:
     source = Source(ONE_HOST, ["10.0.0.1"])
     connection = Connection()
     source._connection = cast(Any, connection)
@@ -153,14 +151,14 @@ async def test_another_url_closes_the_connection_and_the_same_one_keeps_it() -> 
     ],
     ids=["a name with its address", "an address", "a numeric name", "IPv6", "a directory", "abstract", "the default"],
 )
-async def test_what_needs_no_name_service_has_its_address_at_once(host: Host, address: str) -> None:
+async def test_a_host_that_is_an_address_is_not_looked_up(host: Host, address: str) -> None:
     nobody = cast(Any, SimpleNamespace(addresses=pytest.fail))
     source = PostgresSource(ONE_HOST, connect_timeout=1.0, statement_timeout=1.0, resolver=nobody)
     assert await source._addresses(host, 2.0) == [address]
 
 
 @pytest.mark.parametrize(("seconds", "waited"), [(2.0, 1.0), (0.0, 0.0)])
-async def test_the_name_service_has_half_of_the_time_of_its_host(seconds: float, waited: float) -> None:
+async def test_a_look_up_may_take_half_of_the_time_of_its_host(seconds: float, waited: float) -> None:
     asked: list[tuple[str, float]] = []
 
     async def addresses(name: str, seconds: float) -> list[str]:
@@ -175,7 +173,7 @@ async def test_the_name_service_has_half_of_the_time_of_its_host(seconds: float,
 
 
 @pytest.mark.parametrize(("seconds", "whole"), [(0.4, 2), (2.4, 2), (2.6, 3), (9.5, 10)])
-async def test_a_connection_is_made_with_its_limits_and_closed_where_it_cannot_be_used(
+async def test_a_connection_is_opened_with_its_limits_and_closed_if_it_cannot_be_used(
     seconds: float, whole: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = Connection()
@@ -210,7 +208,7 @@ async def test_a_connection_is_made_with_its_limits_and_closed_where_it_cannot_b
         ("prefer-standby", [("one", "standby"), ("two", "standby"), ("one", "any"), ("two", "any")]),
     ],
 )
-def test_each_host_is_tried_once_and_twice_where_a_standby_is_preferred(
+def test_each_host_is_tried_once_or_twice_if_a_standby_is_preferred(
     asked: str | None, passes: list[tuple[str, str | None]]
 ) -> None:
     hosts = [Host("one", "", ""), Host("two", "", "")]
@@ -218,7 +216,7 @@ def test_each_host_is_tried_once_and_twice_where_a_standby_is_preferred(
 
 
 class Reading:
-    """One whose end fails where the test says so."""
+    """A stand-in whose closing fails if the test has set that."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -278,7 +276,7 @@ async def test_the_connection_is_kept_after_a_reading_and_closed_after_any_error
     [(False, [True, True], 2), (True, [True, True, True], 3), (False, [False], 1), (True, [True, False], 2)],
     ids=["new ones end", "kept and new ones end", "an error of the first", "an error of the second"],
 )
-async def test_a_connection_that_ended_meanwhile_is_replaced_twice_at_most(
+async def test_a_connection_that_was_closed_between_readings_is_replaced_twice_at_most(
     kept: bool, closes: list[bool], attempts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Source(ONE_HOST, ["10.0.0.1"])
@@ -330,7 +328,7 @@ async def test_a_statement_that_is_not_answered_ends_the_connection(monkeypatch:
 
 
 @pytest.mark.parametrize(("encoding", "converted"), [("UTF8", True), ("SQL_ASCII", False)])
-async def test_a_reading_sees_one_state_changes_nothing_and_gets_raw_octets_of_a_database_without_an_encoding(
+async def test_a_reading_is_read_only_in_one_snapshot_and_gets_raw_octets_if_there_is_no_encoding(
     encoding: str, converted: bool
 ) -> None:
     steps: list[Any] = []
@@ -353,7 +351,7 @@ async def test_a_reading_sees_one_state_changes_nothing_and_gets_raw_octets_of_a
     ]  # fmt: skip
 
 
-def test_how_the_tables_are_read_is_logged_when_that_changes() -> None:
+def test_the_way_of_reading_the_tables_is_logged_when_it_changes() -> None:
     source = Source(ONE_HOST, [])
     with captured_logs() as lines:
         for mistrust, fault in (
@@ -366,7 +364,7 @@ def test_how_the_tables_are_read_is_logged_when_that_changes() -> None:
     ]  # fmt: skip
 
 
-def test_limits_of_a_reading_are_those_that_are_given() -> None:
+def test_a_reading_uses_the_given_limits() -> None:
     limits = ReadLimits()
     given = PostgresSource(ONE_HOST, connect_timeout=1.0, statement_timeout=1.0, limits=limits)
     assert given._limits is limits

@@ -1,5 +1,5 @@
-"""Limits of the process are raised where that is allowed. A low limit is logged. A limit that is too low to serve ends
-the start with a remedy.
+"""The limits of the process are raised if that is allowed. A low limit is logged. If a limit is too low for serving,
+the start ends with a remedy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GIB = 1 << 30
 
 
 def allow_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> list[threading.Thread]:
-    """Let the kernel refuse every thread after ``most``. Returns those that were started."""
+    """Let the kernel refuse every thread after ``most``. Returns the threads that were started."""
     start, started = threading.Thread.start, []
 
     def limited(thread: threading.Thread) -> None:
@@ -32,7 +32,7 @@ def allow_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> list[threading.
 
 
 @pytest.mark.parametrize("most", [0, 2, 7])
-def test_a_start_is_refused_where_too_few_threads_and_processes_can_be_started(
+def test_a_start_is_refused_if_too_few_threads_and_processes_can_be_started(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = allow_threads(monkeypatch, most)
@@ -55,7 +55,7 @@ def test_the_threads_of_the_trial_end_and_the_stack_size_is_restored(monkeypatch
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
-    """Soft and hard limits of a process that is not this one, by number; at first there are none."""
+    """The soft and hard limits of a simulated process, by the number of the limit; at first nothing is limited."""
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     values = dict.fromkeys(range(16), unlimited)
     monkeypatch.setattr(resource, "getrlimit", values.__getitem__)
@@ -90,7 +90,7 @@ def test_files_of_less_than_one_mib_end_the_start(limits: dict[int, tuple[int, i
     assert raise_process_limits(workers=1) is None
 
 
-def test_limits_below_these_are_reported_and_higher_ones_are_not() -> None:
+def test_a_limit_below_its_threshold_is_reported_and_a_higher_limit_is_not() -> None:
     gib, mib = 1 << 30, 1 << 20
     assert [(each.name, each.least, each.enough) for each in process_limits._LIMITS] == [
         ("size of a file", mib, 4 * gib), ("CPU time", 0, 1 << 40), ("address space", 512 * mib, 4 * gib),

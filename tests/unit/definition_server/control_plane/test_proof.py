@@ -24,7 +24,7 @@ from definition_server.observability.reasons import Reason
 
 
 def down() -> SourceError:
-    """A new exception each time, because an exception that was raised holds the frames through which it went, and their
+    """A new exception each time, because a raised exception refers to the frames that it passed, and so to their
     catalogues."""
     return SourceError("no route", Reason.DATABASE_UNREACHABLE)
 
@@ -98,7 +98,7 @@ async def test_another_reason_of_a_lasting_failure_is_an_event(bench: Bench) -> 
     assert bench.kinds() == [EventKind.SYNC_FAILED] * 2
 
 
-async def test_a_held_catalogue_makes_stale_until_it_is_mended(bench: Bench) -> None:
+async def test_the_server_is_stale_while_a_catalogue_is_held(bench: Bench) -> None:
     rows = bench.source.rows
     await bench.cycle()
     assert bench.tick()
@@ -113,7 +113,7 @@ async def test_a_held_catalogue_makes_stale_until_it_is_mended(bench: Bench) -> 
     assert bench.kinds() == [EventKind.CATALOGUE_HELD, EventKind.CATALOGUE_RELEASED]
 
 
-async def test_a_catalogue_is_stale_after_two_intervals_without_a_check_whatever_the_wall_clock_shows(
+async def test_a_catalogue_is_stale_after_two_intervals_without_a_check_at_any_wall_clock_time(
     bench: Bench,
 ) -> None:
     assert not bench.tick()
@@ -174,7 +174,7 @@ async def test_a_state_that_changes_between_two_cycles_is_noted_by_the_next_tick
     assert bench.kinds() == [EventKind.PINNED, EventKind.PIN_ENDED]
 
 
-async def test_the_next_attempt_is_known(bench: Bench) -> None:
+async def test_the_time_of_the_next_attempt_is_known(bench: Bench) -> None:
     await bench.cycle()
     assert bench.proof.next_attempt == bench.clock() + 60.0
 

@@ -1,6 +1,6 @@
-"""Propagation: the measured delay of a change is at least the true one, and exceeds it by less than an interval.
+"""Propagation: the measured delay of a change is at least the true delay, and exceeds it by less than an interval.
 
-Workers that start, end or drain meanwhile do not spoil it.
+Workers that start, end or drain during the measurement do not falsify it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from definition_server.control_plane.propagation import BOUNDS, Propagation
 
 
 class Clock:
-    """Seconds, which a test sets."""
+    """A clock in seconds; the test sets it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -55,9 +55,7 @@ def test_the_first_publication_after_a_start_has_no_sample(propagation: Propagat
     assert samples(propagation) == 0
 
 
-def test_the_delay_counts_from_the_last_check_that_did_not_have_the_change(
-    propagation: Propagation, clock: Clock
-) -> None:
+def test_the_delay_is_measured_from_the_last_check_without_the_change(propagation: Propagation, clock: Clock) -> None:
     publish(propagation, 1)
     clock.now = 10.0
     check(propagation)
@@ -76,7 +74,7 @@ def test_the_delay_counts_from_the_last_check_that_did_not_have_the_change(
 
 
 @pytest.mark.parametrize("how", ["ends", "is_new"])
-def test_a_worker_that_ends_or_starts_meanwhile_does_not_spoil_it(
+def test_a_worker_that_ends_or_starts_during_a_measurement_does_not_falsify_it(
     propagation: Propagation, clock: Clock, how: str
 ) -> None:
     publish(propagation, 1)
@@ -105,7 +103,7 @@ def test_without_any_worker_the_first_one_that_serves_a_publication_completes_it
     assert propagation.last_seconds == 5.0
 
 
-def test_a_publication_that_a_newer_one_overtakes_is_acknowledged_with_it(
+def test_a_publication_is_acknowledged_together_with_a_newer_one_that_overtakes_it(
     propagation: Propagation, clock: Clock
 ) -> None:
     publish(propagation, 1)
@@ -119,9 +117,9 @@ def test_a_publication_that_a_newer_one_overtakes_is_acknowledged_with_it(
 
 def test_a_publication_by_an_operator_has_no_sample(propagation: Propagation) -> None:
     publish(propagation, 1)
-    propagation.published(2, ["a"])  # accepted, or pinned, between two cycles
+    propagation.published(2, ["a"])  # an accepted or pinned catalogue, between two cycles
     propagation.check_begins()
-    propagation.published(3, ["a"])  # by the policy file, at the beginning of one
+    propagation.published(3, ["a"])  # a publication by the policy file, at the beginning of a cycle
     propagation.check_ends(read=True)
     propagation.acknowledged("a", 3)
     assert samples(propagation) == 0
@@ -166,6 +164,6 @@ def test_the_measured_delay_of_a_hundred_changes_is_an_upper_bound(seed: int, fa
 
 
 def test_the_bounds_of_the_histogram_are_those_that_dashboards_and_alerts_name() -> None:
-    """They are stated here, because a change of them changes the stored series of every Prometheus."""
+    """The bounds are stated here, because changing them changes the stored series of every Prometheus."""
     seconds = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 300, 900, 3600]
     assert list(BOUNDS) == seconds

@@ -1,4 +1,4 @@
-"""The log lines of a publication: what is wrong in its rows, and what it changed."""
+"""The log lines of a publication: the faults of its rows, and the changes that it made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from definition_server.control_plane.publication_log import log_broadcast, log_f
 from definition_server.control_plane.sync_state import ChangeCounts
 
 
-def test_each_reason_why_rows_are_not_served_or_look_wrong_has_a_line_with_examples(logs: LogLines) -> None:
+def test_unserved_and_suspect_rows_are_logged_by_reason_with_examples(logs: LogLines) -> None:
     findings = Findings()
     (unserved, other), suspect = list(Unserved)[:2], next(iter(Suspect))
     findings.unserved[unserved], findings.unserved[other], findings.suspect[suspect] = 3, 1, 2
@@ -26,7 +26,7 @@ def test_each_reason_why_rows_are_not_served_or_look_wrong_has_a_line_with_examp
     assert {line["log_level"] for line in logs} == {"warning"}
 
 
-def test_the_first_publication_added_everything(logs: LogLines) -> None:
+def test_the_first_publication_counts_all_definitions_as_added(logs: LogLines) -> None:
     snapshot = opened("if", "else", generation=4)
     assert log_broadcast(None, snapshot, 1.23456, None) == ChangeCounts(2, 0, 0, (), 4)
     (line,) = logs
@@ -37,7 +37,7 @@ def test_the_first_publication_added_everything(logs: LogLines) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["names known", "all compared"])
-def test_a_publication_names_up_to_ten_commands_of_each_kind(known: bool, logs: LogLines) -> None:
+def test_a_publication_logs_up_to_ten_names_of_each_kind_of_change(known: bool, logs: LogLines) -> None:
     added, removed, changed = ([f"{kind}{number:02}" for number in range(11)] for kind in ("a", "r", "c"))
     before = opened(*removed, *changed, "kept")
     after = opened(*added, *(row(name, "new") for name in changed), "kept", generation=2)
@@ -55,7 +55,7 @@ def test_a_publication_names_up_to_ten_commands_of_each_kind(known: bool, logs: 
         assert list(line[f"{kind}_names"]) == expected[:10]
 
 
-def test_a_publication_that_changed_nothing_names_nothing(logs: LogLines) -> None:
+def test_a_publication_without_changes_logs_no_names(logs: LogLines) -> None:
     assert log_broadcast(opened("if"), opened("if", generation=2), 0.0, None) == ChangeCounts(0, 0, 0, (), 2)
     (line,) = logs
     assert not [name for name in line if name.endswith("_names")]

@@ -1,4 +1,4 @@
-"""The policy file: its declarations, and the policy that stays where the file cannot be used."""
+"""The policy file: its declarations, and the policy that remains in effect if the file cannot be used."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Watched:
         await self.policy.read()
 
 
-async def test_a_new_content_counts_once_it_was_read_twice(tmp_path: Path) -> None:
+async def test_new_content_takes_effect_after_it_was_read_twice(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(GOOD)
     watched = Watched(path)
@@ -97,7 +97,7 @@ async def test_a_symbolic_link_that_is_swapped_as_by_kubernetes_is_noticed(tmp_p
     for number, text in enumerate(("", GOOD)):
         (tmp_path / f"..{number}").mkdir()
         (tmp_path / f"..{number}" / "policy.toml").write_text(text)
-        os.utime(tmp_path / f"..{number}" / "policy.toml", (1, 1))  # times do not matter
+        os.utime(tmp_path / f"..{number}" / "policy.toml", (1, 1))  # the times of the file are not used
     (tmp_path / "..data").symlink_to("..0")
     (tmp_path / "policy.toml").symlink_to("..data/policy.toml")
     watched = Watched(tmp_path / "policy.toml")
@@ -109,7 +109,7 @@ async def test_a_symbolic_link_that_is_swapped_as_by_kubernetes_is_noticed(tmp_p
 
 
 @pytest.mark.parametrize("damage", ["cut off", "gone", "directory", "fifo", "too large"])
-async def test_an_unusable_policy_leaves_the_old_one_and_logs_one_error(tmp_path: Path, damage: str) -> None:
+async def test_an_unusable_policy_keeps_the_old_policy_and_logs_one_error(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(GOOD)
     watched = Watched(path)
@@ -140,7 +140,7 @@ async def test_an_unusable_policy_leaves_the_old_one_and_logs_one_error(tmp_path
 
 
 @pytest.mark.parametrize("lacking", [1, 2], ids=["to read the file", "to parse it"])
-async def test_without_a_thread_the_policy_stays_and_the_file_is_read_once_there_is_one(
+async def test_the_policy_is_kept_if_no_thread_can_start_and_the_file_is_read_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
 ) -> None:
     """Other processes of the account, or of the container, have used up its limit of processes."""
@@ -170,7 +170,7 @@ async def test_without_a_thread_the_policy_stays_and_the_file_is_read_once_there
     assert watched.policy.problem is None
 
 
-async def test_a_policy_that_every_user_may_write_is_reported_whenever_that_begins(tmp_path: Path) -> None:
+async def test_a_policy_is_reported_each_time_it_becomes_writable_by_every_user(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(GOOD)
     watched = Watched(path)

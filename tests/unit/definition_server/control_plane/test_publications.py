@@ -1,4 +1,4 @@
-"""The operator's actions on catalogues: versions are named, listed, compared and exported without the database."""
+"""The operator's commands for catalogues: versions are named, listed, compared and exported without the database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_text_that_names_no_version_is_refused(server: Server, version: 
             await request  # type: ignore[misc]
 
 
-async def test_of_a_long_text_that_names_no_version_eighty_characters_are_shown(server: Server) -> None:
+async def test_eighty_characters_of_a_long_text_that_names_no_version_are_shown(server: Server) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await server.publications.accept("x" * 81)
     assert str(caught.value).startswith(f"'{'x' * 80}' names no version")
@@ -55,7 +55,7 @@ async def test_a_pin_of_a_held_version_names_accept_and_an_acceptance_of_a_publi
     assert await server.publications.pin(held[:8], None) is None, "it passed"
 
 
-async def test_an_unknown_version_is_answered_with_those_that_exist(server: Server) -> None:
+async def test_an_unknown_version_is_answered_with_a_list_of_the_known_versions(server: Server) -> None:
     await server.cycle()
     old = server.version
     await change(server, "new")

@@ -1,5 +1,5 @@
-"""A disk that hangs delays neither a publication nor an operator's command. Its files are taken into account once it
-answers."""
+"""A disk that hangs delays neither a publication nor an operator's command. When the disk answers, its files are
+used."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_logs_tha
     assert await promptly(cycling) is Outcome.PUBLISHED
 
 
-async def test_a_pin_that_a_slow_disk_remembers_counts_once_the_disk_answers(
+async def test_a_pin_on_a_slow_disk_takes_effect_when_the_disk_answers(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.cycle()
@@ -86,7 +86,7 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     await server.publications.pin(old, None)
     await server.written()
     gate = HoldingGate()
-    gate.names = frozenset({b"c00"})  # a count of held rows is noted beside the pin
+    gate.names = frozenset({b"c00"})  # the file holds a count of held rows together with the pin
     server.options["gate"] = gate
     wait_little(monkeypatch)
     server.disk.works.clear()
@@ -99,7 +99,7 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     assert WishesFile(server.directory).read().pinned == Pin(old)
 
 
-async def test_a_pin_or_its_end_that_is_not_on_disk_is_noted_until_it_is_stored(
+async def test_a_notice_reports_a_pin_or_its_end_until_it_is_stored_on_disk(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = server.synchronizer.state
@@ -122,7 +122,7 @@ async def test_a_pin_or_its_end_that_is_not_on_disk_is_noted_until_it_is_stored(
     assert state.pin_unsaved
 
 
-async def test_a_pin_that_would_end_after_all_time_is_refused(server: Server) -> None:
+async def test_a_pin_whose_end_is_too_far_in_the_future_is_refused(server: Server) -> None:
     await server.cycle()
     with pytest.raises(InvalidRequest, match="year 9999"):
         await server.publications.pin(server.version, 9e18)
@@ -144,7 +144,7 @@ async def test_a_hanging_disk_delays_neither_accept_nor_pin(server: Server, monk
     assert good != held
 
 
-async def test_an_acceptance_before_the_disk_has_answered_does_not_take_the_pin_there_away(
+async def test_an_acceptance_before_the_disk_has_answered_keeps_the_pin_on_disk(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
@@ -198,7 +198,7 @@ async def test_a_pin_that_was_made_before_the_disk_answered_is_stored_once_it_an
     assert server.version == new
 
 
-async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_those_of_an_earlier_run(
+async def test_rows_held_before_a_slow_disk_answers_are_not_counted_as_rows_of_an_earlier_run(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = HoldingGate()
@@ -209,7 +209,7 @@ async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_th
     await server.cycle(row("c39", "new"), *ALL[:39])
     await server.publications.accept(server.held)
     await server.written()
-    gate.names = frozenset()  # mended while the server is down, by the content that was served
+    gate.names = frozenset()  # while the server is down, the rows get the content that was served
     wait_little(monkeypatch)
     server.disk.works.clear()
     server.restart()
@@ -221,7 +221,7 @@ async def test_rows_held_before_a_slow_disk_has_answered_are_not_mistaken_for_th
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["same run", "restart"])
-async def test_rows_that_were_mended_by_the_content_that_is_served_no_longer_count_as_held(
+async def test_rows_that_get_their_served_content_again_are_no_longer_counted_as_held(
     server: Server, restart: bool
 ) -> None:
     gate = HoldingGate()
@@ -242,7 +242,7 @@ async def test_rows_that_were_mended_by_the_content_that_is_served_no_longer_cou
     assert await server.cycle(row("c39", "newer"), *ALL[:39]) is Outcome.HELD
 
 
-async def test_a_count_of_held_rows_belongs_to_its_catalogue_alone(server: Server) -> None:
+async def test_a_count_of_held_rows_applies_only_to_its_catalogue(server: Server) -> None:
     """The disk has stored the wishes but not the catalogue."""
     assert server.directory is not None
     gate = HoldingGate()
@@ -255,11 +255,11 @@ async def test_a_count_of_held_rows_belongs_to_its_catalogue_alone(server: Serve
     assert await server.cycle(row("c39", "new"), *ALL[:39]) is Outcome.HELD
 
 
-# -- orders that are interrupted -------------------------------------------------------------------------------------
+# -- interrupted commands --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["pin", "unpin", "accept"])
-async def test_an_order_whose_client_leaves_is_carried_out_to_its_end(server: Server, order: str) -> None:
+async def test_a_command_is_completed_even_if_its_client_leaves(server: Server, order: str) -> None:
     assert server.directory is not None
     await server.cycle()
     old = server.version
@@ -289,7 +289,7 @@ async def test_an_order_whose_client_leaves_is_carried_out_to_its_end(server: Se
     assert kept == Wishes(pinned=Pin(old) if order == "pin" else None)
 
 
-async def test_a_failure_of_an_order_whose_client_left_is_logged(
+async def test_a_failure_of_a_command_is_logged_if_its_client_has_left(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.cycle()
@@ -335,7 +335,7 @@ async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_previous_pi
     assert server.version == second
 
 
-async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a_publication(
+async def test_no_descriptor_is_left_if_descriptors_run_out_during_a_publication(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.cycle()
@@ -353,12 +353,12 @@ async def test_no_descriptor_is_left_where_descriptors_run_out_in_the_midst_of_a
         patch.setattr(served_catalogue.os, "dup", none_left)
         for number in range(3):
             assert await server.cycle(row("c00", f"new{number}"), *ALL[1:]) is Outcome.FAILED
-    # The thread releases its last work a little later; it may not have released that of `before` when it was counted.
+    # The thread releases its last work a little later, so the work of `before` may be counted although it has ended.
     await eventually(lambda: snapshots() <= before, lambda: f"{before} snapshots, there are {snapshots()}")
     assert await server.cycle() is Outcome.PUBLISHED
 
 
-async def test_a_history_of_zero_versions_lacks_no_version(server: Server) -> None:
+async def test_a_history_of_zero_versions_is_complete(server: Server) -> None:
     server.keep = 0
     server.restart()
     await server.cycle()

@@ -133,7 +133,7 @@ def collected(*codes: bytes, ids: int = 1) -> SnapshotBuilder:
 
 
 @pytest.mark.parametrize("short", [0, 1 << 20], ids=["hashed beside writing", "hashed before"])
-def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
+def test_a_snapshot_hashed_while_it_is_written_equals_one_that_is_hashed_before(
     short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", short)
@@ -145,7 +145,8 @@ def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
     assert first is not None
     assert bytes(first.snapshot.buffer) == expected.to_bytes()
     first.snapshot.verify()
-    # The next build copies unchanged definitions from the memory of this one, and gives back its pages meanwhile.
+    # The next build copies unchanged definitions from the memory of this snapshot, and gives back its pages while it
+    # copies.
     builder = collected(*codes)
     builder.build(generation=7, created_at_ns=9)
     previous = builder.as_previous(first.snapshot)
@@ -165,7 +166,7 @@ def test_a_snapshot_hashed_beside_writing_equals_one_that_is_hashed_before(
         os.close(publication.descriptor)
 
 
-def test_a_build_of_the_same_octets_is_not_written_again_and_one_with_other_ids_is(
+def test_a_build_of_the_same_octets_is_not_written_again_unless_ids_differ(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("definition_server.control_plane.publisher._SHORT_OCTETS", 0)

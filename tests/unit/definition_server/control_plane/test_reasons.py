@@ -1,5 +1,5 @@
-"""For any failure, the admin pages name a reason from a fixed list, and show neither the text of the error nor a secret
-in it."""
+"""For any failure, the admin pages name a reason from a fixed list. They show neither the text of the error nor a
+secret in this text."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _nothing_left() -> Iterator[None]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
 )
-async def test_the_pages_name_the_reason_and_show_no_text(
+async def test_the_pages_show_the_reason_of_a_failure_and_not_the_text_of_its_error(
     error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, publisher = FakeSource(), Publisher()

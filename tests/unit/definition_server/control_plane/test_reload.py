@@ -1,5 +1,5 @@
-"""Each secret that can be replaced while the server runs is read again independently: a bad one keeps its last good
-value and does not delay the others."""
+"""Each secret that can be replaced while the server runs is read again independently. If its new value is bad, the last
+good value remains in use, and the other secrets are not delayed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MARK = "hunter2"
 
 
 class Files:
-    """The files of a server's secrets and certificate, all good at first."""
+    """The files of a server's secrets and certificate; at first, all are good."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder)
@@ -110,7 +110,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("bad", list(Reloadable), ids=lambda what: what.name)
-async def test_a_bad_secret_keeps_its_old_value_is_logged_and_does_not_delay_others(
+async def test_a_bad_secret_is_logged_keeps_its_old_value_and_does_not_delay_other_secrets(
     bad: Reloadable, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading = reloader()
@@ -128,7 +128,7 @@ async def test_a_bad_secret_keeps_its_old_value_is_logged_and_does_not_delay_oth
     assert set(await read_again(reading)) == set(Reloadable)
 
 
-async def test_without_a_thread_the_old_values_stay_and_the_next_time_all_are_read(
+async def test_the_old_values_are_kept_if_no_thread_can_start_and_all_are_read_at_the_next_reload(
     files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading = reloader()
@@ -191,7 +191,7 @@ async def test_secrets_from_variables_are_not_read_again(files: Files, monkeypat
     assert await read_again(reloader()) == [Reloadable.API_KEYS]
 
 
-async def test_a_file_that_hangs_holds_up_no_other_and_is_read_by_one_thread(
+async def test_a_file_that_hangs_delays_no_other_file_and_occupies_one_thread(
     files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     released = threading.Event()

@@ -14,7 +14,7 @@ from definition_server.control_plane.resident_memory import give_back, give_back
 
 
 @pytest.mark.parametrize("glibc", [True, False], ids=["glibc", "another C library"])
-def test_freed_pages_of_the_heap_are_returned_where_the_library_can(
+def test_freed_pages_of_the_heap_are_returned_if_the_c_library_can_do_it(
     glibc: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []

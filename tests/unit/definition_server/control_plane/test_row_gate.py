@@ -31,7 +31,7 @@ HELD = "Commands are held at their last good version"
 
 
 class Bench:
-    """A synchronizer with a gate whose checker is this process."""
+    """A synchronizer with a gate; its checker runs in this process."""
 
     def __init__(self, *, first_rows: int = 500, patient: CheckerHere | None = None) -> None:
         self.source = FakeSource(row("if"), row("else"))
@@ -53,7 +53,7 @@ class Bench:
 
     @property
     def codes(self) -> dict[str, str]:
-        """Name → code, as a strict client takes it."""
+        """Name → code of the catalogue, as a strict client reads it."""
         assert self.publisher.current is not None
         return refresh(self.publisher.current.snapshot)
 
@@ -123,7 +123,7 @@ async def test_unchanged_rows_are_not_judged_again(bench: Bench) -> None:
     assert [content.code for content in bench.checker.judged[2:]] == [b"new = 1"]
 
 
-async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_beside_serving(logs: LogLines) -> None:
+async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_while_serving(logs: LogLines) -> None:
     with nothing_left():
         bench = Bench(first_rows=64)
         bench.source.replace(*(row(f"c{n}", f"x = {n}") for n in range(300)), row("zz", "if"))
@@ -286,7 +286,7 @@ async def test_commands_without_a_good_version_are_left_out_and_ten_are_named(be
     assert line["commands"][0]["reason"] == "code_invalid"
 
 
-async def test_much_code_that_is_refused_at_a_first_start_is_served_and_said_once_with_its_remedy(
+async def test_much_code_that_is_refused_at_a_first_start_is_served_and_logged_once_with_a_remedy(
     bench: Bench, logs: LogLines
 ) -> None:
     bench.source.replace(*(row(f"c{number}", "if") for number in range(6)))
@@ -300,7 +300,7 @@ async def test_much_code_that_is_refused_at_a_first_start_is_served_and_said_onc
     assert "the Python version of the executors" in line["remedy"]
 
 
-async def test_a_cancelled_cycle_leaves_a_gate_that_works(bench: Bench) -> None:
+async def test_the_gate_works_after_a_cancelled_cycle(bench: Bench) -> None:
     await bench.cycle()
     bench.source.replace(row("if", "while"), row("else", "new = 1"))
     bench.source.answers.clear()

@@ -1,5 +1,5 @@
-"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, and only a hung worker counts as
-hung."""
+"""Arithmetic on time: back-off grows to a limit, a crash loop is more than one crash, and only a worker that hangs is
+reported as hung."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ TICK = 0.25
 
 
 def looks_until_it_hangs(heartbeat: Heartbeat, beat: int, start: float, *, most: int = 1000) -> float:
-    """Observe the same beat once per tick; returns the time at which it counted as hung."""
+    """Observe the same beat once per tick. Returns the time at which the worker is reported as hung."""
     for number in range(1, most):
         now = start + number * TICK
         if heartbeat.hangs(beat, now):
@@ -96,7 +96,7 @@ def looks_until_it_hangs(heartbeat: Heartbeat, beat: int, start: float, *, most:
     raise AssertionError("the worker never counts as hung")
 
 
-def test_an_unchanged_beat_hangs_after_the_timeout_and_not_before() -> None:
+def test_a_worker_with_an_unchanged_beat_is_hung_after_the_timeout_and_not_before() -> None:
     heartbeat = Heartbeat(TIMEOUT)
     assert not heartbeat.hangs(7, 100.0)
     assert looks_until_it_hangs(heartbeat, 7, 100.0) == 100.0 + TIMEOUT
@@ -119,7 +119,7 @@ def test_a_late_observation_finds_no_worker_hung() -> None:
     assert not heartbeat.hangs(7, 3600.0)
 
 
-def test_an_observation_counts_for_a_quarter_of_the_timeout_at_most() -> None:
+def test_an_observation_adds_a_quarter_of_the_timeout_at_most() -> None:
     heartbeat = Heartbeat(TIMEOUT)
     assert [heartbeat.hangs(7, number * 3600.0) for number in range(5)] == [False] * 4 + [True]
 

@@ -1,4 +1,4 @@
-"""Which catalogue is served, under which generation and key, and what the log says of it."""
+"""Which catalogue is served, with which generation and key, and which log lines that writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rotate(server: Server, key: str) -> Signer:
     return server.signer
 
 
-async def test_what_is_served_is_signed_again_once_under_a_new_key_while_the_table_cannot_be_read(
+async def test_the_served_catalogue_is_signed_once_with_a_new_key_if_the_table_cannot_be_read(
     server: Server, logs: LogLines
 ) -> None:
     await server.cycle()
@@ -43,8 +43,8 @@ async def test_what_is_served_is_signed_again_once_under_a_new_key_while_the_tab
     del stored
 
 
-async def test_a_key_that_was_rotated_waits_for_the_reading_that_follows(server: Server, logs: LogLines) -> None:
-    """`follow` before a reading does not sign again: the reading publishes it anyway."""
+async def test_a_rotated_key_is_used_by_the_next_reading_or_by_follow(server: Server, logs: LogLines) -> None:
+    """`follow` before a reading does not sign again, because the reading publishes the catalogue anyway."""
     await server.cycle()
     rotate(server, "key")
     assert await server.synchronizer.catalogue.follow(sign_again=False) is False
@@ -54,7 +54,7 @@ async def test_a_key_that_was_rotated_waits_for_the_reading_that_follows(server:
     assert await server.synchronizer.catalogue.follow() is False
 
 
-async def test_generations_only_rise_whatever_is_served(server: Server) -> None:
+async def test_generations_rise_with_each_pin_unpin_acceptance_and_change(server: Server) -> None:
     await server.cycle()
     old = server.version
     await change(server, "new")
@@ -71,7 +71,7 @@ async def test_generations_only_rise_whatever_is_served(server: Server) -> None:
     assert server.generations == [5, 6]
 
 
-async def test_a_stored_catalogue_is_served_with_its_age_and_the_reason_and_only_once(
+async def test_a_stored_catalogue_is_restored_once_and_logged_with_its_age_and_the_reason(
     server: Server, logs: LogLines
 ) -> None:
     await server.cycle()
@@ -93,14 +93,14 @@ async def test_a_stored_catalogue_is_served_with_its_age_and_the_reason_and_only
     assert logged(logs, "Serving the last-known-good snapshot")[1]["reason"] == "the database has not answered yet"
 
 
-async def test_without_anything_stored_nothing_is_restored(server: Server, diskless: Server) -> None:
+async def test_nothing_is_restored_if_nothing_is_stored(server: Server, diskless: Server) -> None:
     for each in (server, diskless):
         assert await each.synchronizer.restore() is False
         assert each.publisher.current is None
         assert each.synchronizer.state.restored_age_seconds is None
 
 
-async def test_a_cycle_that_finds_the_served_content_again_publishes_nothing_and_notes_fewer_held_rows(
+async def test_a_cycle_without_changes_publishes_nothing_and_notes_fewer_held_rows(
     server: Server,
 ) -> None:
     gate = HoldingGate()
@@ -117,7 +117,7 @@ async def test_a_cycle_that_finds_the_served_content_again_publishes_nothing_and
 
 
 @pytest.mark.parametrize("rows", [ALL, FEW], ids=["published", "held"])
-async def test_after_each_cycle_what_was_read_of_the_newest_catalogue_is_given_back(
+async def test_each_cycle_gives_back_the_memory_of_the_newest_catalogue(
     server: Server, rows: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[str, bool]] = []
@@ -134,7 +134,7 @@ async def test_after_each_cycle_what_was_read_of_the_newest_catalogue_is_given_b
     assert given == [(version, False)]
 
 
-async def test_a_catalogue_that_is_published_is_known_and_its_changes_are_noted(diskless: Server) -> None:
+async def test_a_published_catalogue_is_known_and_its_changes_are_noted(diskless: Server) -> None:
     await diskless.cycle()
     first = diskless.version
     second = await change(diskless, "new")
@@ -146,7 +146,7 @@ async def test_a_catalogue_that_is_published_is_known_and_its_changes_are_noted(
     assert list(changes) == [second, first], "the one that was published last is the last"
 
 
-async def test_an_acceptance_of_what_is_not_held_any_more_is_kept_across_a_restart(server: Server) -> None:
+async def test_an_accepted_version_that_is_no_longer_held_is_published_after_a_restart(server: Server) -> None:
     await server.cycle()
     assert await server.cycle(*FEW) is Outcome.HELD
     held = server.held

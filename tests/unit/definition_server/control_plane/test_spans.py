@@ -22,7 +22,7 @@ Taken = Callable[[], dict[str, Span]]
 
 @pytest.fixture
 def taken() -> Iterator[Taken]:
-    """Name → span, of those that have ended since the last call."""
+    """Name → span, for each span that has ended since the last call."""
     recorder = Recorder()
     record_to(recorder)
     yield lambda: {each.name: each for each in recorder.take()}

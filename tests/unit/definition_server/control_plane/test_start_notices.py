@@ -19,7 +19,7 @@ NOTHING_STORED = "Nothing is stored: SNAPSHOT_DIR is not set"
 @pytest.mark.parametrize("lasting", [True, False], ids=["a server for others", "a demonstration"])
 @pytest.mark.parametrize("key", [None, "key"], ids=["no key", "a key"])
 @pytest.mark.parametrize("directory", [None, Path("/srv")], ids=["no directory", "a directory"])
-def test_a_missing_key_or_directory_is_warned_of_where_others_depend_on_the_server(
+def test_a_missing_key_or_directory_is_warned_of_if_other_machines_use_the_server(
     lasting: bool, key: str | None, directory: Path | None, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start_notices, "notices", lambda _: [])

@@ -55,7 +55,7 @@ class StandInSupervisor:
     opened: list[WorkerStats] = field(default_factory=list)
 
     def page(self) -> tuple[WorkerStats, Slot]:
-        """The page of a worker with process id 4711, as the master and as the worker see it."""
+        """The stats page of a worker with process id 4711, for the master and for the worker."""
         stats = self.stats.open()
         stats.belongs_to(4711)
         self.opened.append(stats)
@@ -135,7 +135,7 @@ def test_the_catalogue_is_the_current_publication(reader: StatusReader, publishe
     assert (catalog.version_hash, catalog.bytes) == (snapshot.version_hash, len(snapshot.buffer))
 
 
-def test_the_catalogue_says_since_when_it_is_served(reader: StatusReader, publisher: Publisher) -> None:
+def test_the_status_of_the_catalogue_shows_since_when_it_is_served(reader: StatusReader, publisher: Publisher) -> None:
     before = time.time()
     publisher.publish(published("if", created_at=1_700_000_123.5))
     catalog = reader.read().catalog
@@ -157,7 +157,7 @@ def test_the_last_publications_come_first_each_with_its_changes(
     assert [(each.added, each.examples) for each in told] == [(None, ()), (1, ("+ else",)), (1, ("+ if",))]
 
 
-def test_the_same_catalogue_signed_again_is_no_publication_of_its_own(publisher: Publisher) -> None:
+def test_the_same_catalogue_signed_again_is_not_listed_as_a_publication(publisher: Publisher) -> None:
     for generation in (1, 2):
         publisher.publish(published("if", generation=generation))
     assert [each.generation for each in publisher.recent] == [1]
@@ -261,7 +261,7 @@ def test_a_workers_status_holds_the_values_of_its_stats_slot(
 
 
 @pytest.mark.parametrize("counts", [True, False])
-def test_connections_are_reported_where_the_transport_counts_them(
+def test_connections_are_reported_if_the_transport_counts_them(
     reader: StatusReader, supervisor: StandInSupervisor, counts: bool
 ) -> None:
     supervisor.counts_connections = counts
@@ -324,7 +324,7 @@ def test_version_and_start_time_are_reported(reader: StatusReader) -> None:
 @pytest.mark.parametrize(
     ("octets", "shown"), [(b"plain", "plain"), ("m\u00fcnchen".encode(), "m\u00fcnchen"), (b"m\xfcnchen", "m?nchen")]
 )
-def test_a_host_may_have_any_octets_for_a_name(
+def test_a_host_name_of_any_octets_is_shown(
     publisher: Publisher,
     state: SyncState,
     supervisor: StandInSupervisor,

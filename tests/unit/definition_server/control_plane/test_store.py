@@ -113,7 +113,7 @@ def test_only_the_owner_may_read_the_file(store: SnapshotStore) -> None:
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["empty directory", "no directory"])
-def test_where_nothing_was_stored_nothing_is_loaded(tmp_path: Path, made: bool) -> None:
+def test_an_empty_directory_loads_nothing(tmp_path: Path, made: bool) -> None:
     assert load(SnapshotStore(tmp_path if made else tmp_path / "missing")) is None
 
 
@@ -227,7 +227,7 @@ def test_a_short_sendfile_is_continued(store: SnapshotStore, monkeypatch: pytest
     assert load(store) == NEW
 
 
-def test_a_reader_beside_the_writer_never_sees_half_a_file(store: SnapshotStore) -> None:
+def test_a_reader_never_sees_an_incomplete_file_while_the_writer_works(store: SnapshotStore) -> None:
     save(store, OLD)
     seen: list[bytes | None] = []
     written = threading.Event()
@@ -291,7 +291,7 @@ def test_a_file_with_a_changed_octet_is_not_loaded(module_store: SnapshotStore, 
         module_store.load()
 
 
-def test_a_file_that_is_no_snapshot_is_refused_before_it_is_copied_to_memory(store: SnapshotStore) -> None:
+def test_a_file_that_is_not_a_snapshot_is_refused_before_it_is_copied_to_memory(store: SnapshotStore) -> None:
     """For example a link to another file of the server's account, which may have any size."""
     with store.path.open("wb") as file:
         file.truncate(1 << 40)
@@ -308,7 +308,7 @@ def test_a_damaged_file_is_replaced_by_the_next_snapshot(store: SnapshotStore) -
     assert load(store) == NEW
 
 
-# -- only what is ours is read ---------------------------------------------------------------------------------------
+# -- only files of the server are read ------------------------------------------------------------------------------
 
 SIGNER = Signer("key")
 
@@ -412,7 +412,7 @@ def test_a_refused_file_is_moved_aside_and_not_overwritten(store: SnapshotStore)
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a link", "a file that others may write"])
-def test_what_is_no_file_of_ours_is_moved_aside_also_where_it_was_not_loaded(
+def test_a_foreign_file_is_moved_aside_even_if_it_was_not_loaded(
     store: SnapshotStore, tmp_path: Path, kind: str
 ) -> None:
     if kind == "a directory":
@@ -447,7 +447,7 @@ def test_a_directory_under_the_name_for_evidence_loses_neither_the_evidence_nor_
     assert load(store) == NEW
 
 
-def test_what_cannot_be_moved_aside_leaves_no_directory_for_it(
+def test_a_file_that_cannot_be_moved_aside_leaves_no_directory_behind(
     store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (store.path / "content").mkdir(parents=True)
@@ -463,8 +463,8 @@ def test_what_cannot_be_moved_aside_leaves_no_directory_for_it(
 
 
 @pytest.mark.parametrize("room", [0, 1, 39], ids=lambda room: f"room_for_{room}_octets_of_the_mac")
-def test_a_file_that_ends_in_the_midst_of_its_mac_replaces_nothing(store: SnapshotStore, room: int) -> None:
-    """The kernel writes what there is room for, and says so by a number: as on a disk that becomes full there."""
+def test_a_write_that_is_cut_within_the_mac_replaces_nothing(store: SnapshotStore, room: int) -> None:
+    """The kernel writes the octets that fit and returns their number, as on a disk that becomes full at this point."""
     keep(store, SIGNER)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(NEW) + room, hard))

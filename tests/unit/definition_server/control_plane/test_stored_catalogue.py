@@ -1,4 +1,4 @@
-"""What an earlier run has stored: read once, and of use until there is something newer; a disk may hang."""
+"""The stored catalogue of an earlier run is read once, and used until there is a newer one; the disk may hang."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LATE = "Stored catalogue and pins not known in time"
 
 
 class Disk:
-    """Answers when the test lets it, with what the test has put there. It is its wishes, too."""
+    """A disk that answers when the test allows it, with the content that the test has set. It plays the wishes, too."""
 
     def __init__(self) -> None:
         self.answers = asyncio.Event()
         self.answers.set()
         self.stored: Any = None
         self.history: dict[str, Any] = {}
-        """Version → its catalogue; None: it is gone; an error: it is damaged."""
+        """Version → its catalogue; None if the file is missing; an error if the file is damaged."""
         self.steps: list[Any] = []
 
     @property
@@ -77,7 +77,7 @@ async def bench() -> Any:
     made.catalogue.close()
 
 
-async def test_everything_on_the_disk_is_read_once(bench: Bench) -> None:
+async def test_two_recalls_read_the_disk_once(bench: Bench) -> None:
     bench.disk.stored = object()
     assert bench.catalogue.snapshot is None
     first = bench.catalogue.recall()
@@ -91,7 +91,7 @@ async def test_everything_on_the_disk_is_read_once(bench: Bench) -> None:
     assert bench.catalogue.recall() is first
 
 
-async def test_with_a_key_files_of_the_key_of_before_are_given_the_mac_of_the_present_one(bench: Bench) -> None:
+async def test_files_signed_with_the_previous_key_get_the_mac_of_the_present_key(bench: Bench) -> None:
     before = Signer("the key of before")
     bench.signer = Signer("key", previous=before)
     await bench.catalogue.recall()
@@ -109,7 +109,7 @@ async def test_with_a_key_files_of_the_key_of_before_are_given_the_mac_of_the_pr
     ],
     ids=["no history", "the newest", "the third", "not the fourth"],
 )
-async def test_the_newest_usable_one_of_three_in_the_history_stands_in_for_a_missing_file(
+async def test_a_missing_file_is_replaced_by_the_newest_usable_of_three_catalogues_in_the_history(
     bench: Bench, history: dict[str, Any], tried: list[str], found: str | None, logs: LogLines
 ) -> None:
     bench.disk.history = history
@@ -120,7 +120,7 @@ async def test_the_newest_usable_one_of_three_in_the_history_stands_in_for_a_mis
     assert [line["error"] for line in logged(logs, "History of catalogues not usable in part")] == damaged
 
 
-async def test_a_disk_that_answers_after_a_newer_catalogue_has_passed_changes_nothing_but_the_wishes(
+async def test_only_the_wishes_are_used_if_the_disk_answers_after_a_newer_catalogue(
     bench: Bench,
 ) -> None:
     bench.disk.stored = object()
@@ -134,7 +134,7 @@ async def test_a_disk_that_answers_after_a_newer_catalogue_has_passed_changes_no
     assert ("recall", "wishes") in bench.disk.steps
 
 
-async def test_what_was_read_is_released_when_it_is_of_no_more_use(bench: Bench) -> None:
+async def test_the_stored_catalogue_is_released_when_it_is_forgotten_or_closed(bench: Bench) -> None:
     bench.disk.stored = object()
     await bench.catalogue.recall()
     bench.catalogue.forget()
@@ -147,7 +147,7 @@ async def test_what_was_read_is_released_when_it_is_of_no_more_use(bench: Bench)
 
 
 @pytest.mark.parametrize("hangs", [True, False])
-async def test_a_disk_is_waited_for_two_seconds_and_then_the_log_says_so(
+async def test_a_disk_that_has_not_answered_after_two_seconds_is_logged(
     bench: Bench, hangs: bool, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
@@ -166,7 +166,7 @@ async def test_a_disk_is_waited_for_two_seconds_and_then_the_log_says_so(
     assert len(late) == hangs
 
 
-async def test_a_server_that_ends_waits_for_the_disk_no_longer(bench: Bench) -> None:
+async def test_closing_cancels_the_wait_for_the_disk(bench: Bench) -> None:
     bench.disk.answers.clear()
     recalling = bench.catalogue.recall()
     await asyncio.sleep(0)

@@ -149,7 +149,7 @@ async def test_a_roll_whose_successor_does_not_start_leaves_the_old_worker_servi
     assert "the old one stays" in logged(logs, "Roll stopped")[0]["error"]
 
 
-async def test_a_roll_without_a_new_process_leaves_the_old_worker_serving(
+async def test_the_old_worker_keeps_serving_if_a_roll_cannot_start_a_process(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     before = pid(supervisor)
@@ -211,7 +211,7 @@ async def test_workers_that_end_at_once_are_a_crash_loop_until_one_runs_long_eno
     await eventually(lambda: supervisor.serving == 1 and not slot.crash_loop.looping, "recovery")
 
 
-async def test_a_snapshot_that_a_worker_did_not_take_is_sent_again(
+async def test_a_snapshot_that_a_worker_did_not_receive_is_sent_again(
     supervisor: Supervisor, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example because the worker had no free descriptor."""

@@ -161,9 +161,7 @@ async def test_a_publication_reaches_every_worker(supervised: Supervised, publis
 
 
 @pytest.mark.thorough  # takes seconds
-async def test_of_many_publications_at_once_the_last_one_is_served(
-    supervised: Supervised, publisher: Publisher
-) -> None:
+async def test_the_last_of_many_publications_at_once_is_served(supervised: Supervised, publisher: Publisher) -> None:
     for generation in range(2, 502):
         publisher.publish(published("if", generation=generation))
     await supervised.all_serve(501)
@@ -212,7 +210,7 @@ async def test_a_killed_worker_is_replaced_and_its_counters_stay(
 
 
 @pytest.mark.thorough  # takes seconds
-async def test_descriptors_do_not_grow_however_often_workers_end(
+async def test_descriptors_do_not_grow_with_the_number_of_ended_workers(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for slot in supervised.supervisor.slots:

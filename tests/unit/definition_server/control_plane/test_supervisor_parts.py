@@ -68,7 +68,7 @@ class Beats:
 
 
 class Fleet:
-    """A supervisor of two such workers."""
+    """A supervisor with two stand-ins for workers."""
 
     def __init__(self, **given: Any) -> None:
         self.publisher = Publisher()
@@ -98,7 +98,7 @@ class Fleet:
         monkeypatch.setattr(self.supervisor, "roll", roll)
 
     def take(self) -> list[list[Any]]:
-        """The calls of the workers since the last time."""
+        """The calls of the workers since this was last read."""
         taken = [worker.calls for worker in self.workers]
         for worker in self.workers:
             worker.calls = []
@@ -133,7 +133,7 @@ async def test_keys_freshness_and_certificates_are_handed_to_every_worker_when_t
     assert [len(calls) for calls in fleet.take()] == [0, 1], "a worker that drains needs nothing"
 
 
-async def test_workers_know_each_other_only_where_they_share_a_socket(fleet: Fleet) -> None:
+async def test_workers_get_the_pages_of_others_only_if_they_share_a_socket(fleet: Fleet) -> None:
     fleet.supervisor._reconcile()
     assert [calls[0][5] for calls in fleet.take()] == [{}, {}]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -151,7 +151,7 @@ async def test_workers_know_each_other_only_where_they_share_a_socket(fleet: Fle
         sharing.close()
 
 
-async def test_the_facts_about_the_workers_count_those_that_serve(fleet: Fleet) -> None:
+async def test_the_serving_workers_are_counted(fleet: Fleet) -> None:
     supervisor = fleet.supervisor
     assert supervisor.worker_pids == {11, 12}
     assert supervisor.serving == 2
@@ -181,7 +181,7 @@ async def test_a_publication_is_measured_at_the_workers_that_serve(fleet: Fleet)
     assert fleet.gone == [12]
 
 
-async def test_a_hand_over_ends_with_the_last_worker_or_the_next_publication(
+async def test_the_span_of_a_hand_over_ends_with_the_last_worker_or_the_next_publication(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[Any] = []
@@ -216,7 +216,7 @@ async def test_a_hand_over_ends_with_the_last_worker_or_the_next_publication(
     ],
     ids=["well", "misbehaves", "hangs", "drains", "starts", "starts too long", "starts, no heartbeat"],
 )
-async def test_a_worker_that_misbehaves_hangs_or_does_not_start_is_killed_and_no_other(
+async def test_only_a_worker_that_misbehaves_hangs_or_does_not_start_is_killed(
     fleet: Fleet, change: dict[str, Any], message: str | None, killed: bool, logs: LogLines
 ) -> None:
     worker, beats = fleet.workers[0], fleet.beats[0]
@@ -303,7 +303,7 @@ async def test_a_port_that_a_worker_shut_down_is_opened_again_and_the_workers_ar
         fleet.close()
 
 
-async def test_a_supervisor_without_a_socket_of_its_own_does_not_open_a_port_again(
+async def test_a_supervisor_without_its_own_socket_does_not_reopen_a_port(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "listens", lambda _: False)
@@ -312,7 +312,7 @@ async def test_a_supervisor_without_a_socket_of_its_own_does_not_open_a_port_aga
 
 
 @pytest.mark.parametrize(("lived", "resets"), [(30.0, False), (30.125, True)])
-async def test_the_wait_before_a_restart_is_short_again_after_a_worker_that_ran_long_enough(
+async def test_the_delay_before_a_restart_is_short_again_after_a_worker_ran_long_enough(
     fleet: Fleet, lived: float, resets: bool, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     slot, worker = fleet.supervisor.slots[0], fleet.workers[0]
@@ -359,7 +359,7 @@ async def test_a_process_that_cannot_be_started_gives_its_stats_page_back(
 
 
 @pytest.mark.parametrize("stops", [False, True])
-async def test_a_worker_gets_the_state_at_its_start_and_others_are_notified_of_its_end(
+async def test_a_new_worker_gets_the_state_and_other_workers_are_notified_of_its_end(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     started, pages = Worker(13), Pages()
@@ -458,7 +458,7 @@ async def test_a_roll_replaces_a_worker_once_its_successor_is_ready(
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_successor_leaves_again_where_the_slot_has_another_worker_meanwhile(
+async def test_a_successor_drains_if_its_slot_has_got_another_worker(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     roll = Rolling(fleet, monkeypatch)
@@ -476,7 +476,7 @@ async def test_a_successor_leaves_again_where_the_slot_has_another_worker_meanwh
     [(False, False, 0, True), (True, True, 0, True), (True, True, 1, False), (True, False, 0, False)],
     ids=["it ends", "without the catalogue", "with it", "there is none"],
 )
-async def test_a_successor_that_is_not_ready_with_the_catalogue_does_not_replace(
+async def test_a_successor_that_is_not_ready_with_the_catalogue_replaces_no_worker(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ready: bool, published_before: bool, generation: int, stays: bool
 ) -> None:
     if published_before:
@@ -498,7 +498,7 @@ async def test_a_successor_that_is_not_ready_with_the_catalogue_does_not_replace
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_roll_ends_where_the_server_stops_and_leaves_out_empty_slots(
+async def test_a_roll_skips_empty_slots_and_ends_when_the_server_stops(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rolled: list[int] = []
@@ -516,7 +516,7 @@ async def test_a_roll_ends_where_the_server_stops_and_leaves_out_empty_slots(
     assert replaced == [1, 2]
 
 
-async def test_the_tick_repairs_reconciles_judges_and_ends_crash_loops(
+async def test_a_tick_repairs_the_port_sends_state_kills_hung_workers_and_ends_crash_loops(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []

@@ -109,7 +109,7 @@ async def test_the_first_cycle_publishes_the_table(bench: Bench) -> None:
 # -- only what changed -----------------------------------------------------------------------------------------------
 
 
-async def test_an_unchanged_fingerprint_costs_no_reading_of_rows(bench: Bench) -> None:
+async def test_no_rows_are_read_if_the_fingerprint_is_unchanged(bench: Bench) -> None:
     await bench.cycle()
     publication, rows = bench.publication, bench.source.rows_given
     assert await bench.cycle() is Outcome.UNCHANGED
@@ -125,7 +125,7 @@ async def test_pages_of_a_large_served_catalogue_that_a_cycle_has_read_are_given
     gc.collect()  # snapshots of other tests
     others = resident_octets("avap-snapshot")
     await bench.cycle()
-    await bench.synchronizer._background.run(lambda: None)  # after the publication has given back its own pages
+    await bench.synchronizer._background.run(lambda: None)  # the publication has given back its own pages before this
     assert bytes(bench.publication.snapshot.buffer)
     assert resident_octets("avap-snapshot") > others
     bench.source.replace(row("if"), row("else"))
@@ -161,7 +161,7 @@ async def test_a_changed_table_is_published_as_the_next_generation(bench: Bench)
     assert bench.publication.snapshot.generation == 2
 
 
-async def test_a_reading_is_closed_whatever_its_outcome(bench: Bench) -> None:
+async def test_a_reading_is_closed_after_any_outcome(bench: Bench) -> None:
     for error in (None, SourceError("cut"), RuntimeError("bug")):
         if error is not None:
             bench.source.fail(error, after_rows=1)
@@ -246,7 +246,7 @@ async def test_a_bug_is_logged_with_its_exception(bench: Bench, logs: LogLines) 
     assert logged(logs, "Unexpected failure in a sync cycle", log_level="error", exc_info=True)
 
 
-async def test_a_cancelled_cycle_does_not_count_as_failed(bench: Bench, logs: LogLines) -> None:
+async def test_a_cancelled_cycle_is_not_counted_as_failed(bench: Bench, logs: LogLines) -> None:
     bench.source.answers.clear()
     task = asyncio.create_task(bench.cycle())
     await asyncio.sleep(0)
@@ -281,7 +281,7 @@ async def test_an_emptied_table_never_replaces_a_good_catalogue(
 
 
 @EMPTIED
-async def test_an_empty_table_is_not_published_at_start_either(bench: Bench, rows: tuple[Row, ...], found: str) -> None:
+async def test_an_empty_table_is_not_published_at_a_start(bench: Bench, rows: tuple[Row, ...], found: str) -> None:
     bench.source.replace(*rows)
     assert await bench.cycle() is Outcome.HELD
     assert bench.publisher.current is None
@@ -294,7 +294,7 @@ async def test_a_refused_table_is_checked_again_in_the_next_cycle(bench: Bench) 
 
 
 @EMPTIED
-async def test_an_empty_catalogue_is_published_where_it_is_allowed(
+async def test_an_empty_catalogue_is_published_if_it_is_allowed(
     bench: Bench, rows: tuple[Row, ...], found: str
 ) -> None:
     await bench.cycle()
@@ -384,7 +384,7 @@ async def test_a_body_above_4_mib_logs_a_warning(bench: Bench, logs: LogLines, a
     assert [line["bytes"] for line in logged(logs, TOO_LARGE, log_level="warning")] == [LARGE_DEFINITION + 1] * warns
 
 
-async def test_a_publication_is_logged_in_the_form_of_the_contract(
+async def test_the_log_line_of_a_publication_has_the_fields_of_the_contract(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, root = structlog.get_config(), logging.getLogger()
@@ -496,7 +496,7 @@ async def test_rows_that_differ_only_in_their_ids_are_published() -> None:
         publisher.close()
 
 
-def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_have_the_kernels_text() -> None:
+def test_an_error_names_the_limit_of_a_file_that_is_too_large_and_else_the_text_of_the_kernel() -> None:
     assert "ulimit -f" in sync._text(OSError(errno.EFBIG, "File too large"))
     assert sync._text(OSError(errno.ENOSPC, "No space left on device")) == "[Errno 28] No space left on device"
     assert sync._text(SourceError("no route")) == "no route"
@@ -512,6 +512,6 @@ def test_where_a_file_would_be_too_large_the_limit_is_named_and_other_faults_hav
     ],
     ids=["memory", "thread", "another fault", "another class"],
 )
-def test_a_lack_of_resources_is_distinguished_from_a_bug(failure: Exception, text: str | None) -> None:
+def test_a_lack_of_resources_is_not_logged_as_a_bug(failure: Exception, text: str | None) -> None:
     found = sync._limit_met(failure)
     assert found is None if text is None else found is not None and found.startswith(text)

@@ -1,5 +1,5 @@
-"""When cycles run: at once on request, otherwise at the interval, and sooner while nothing is served; and when a start
-without a database publishes the last-known-good snapshot.
+"""Cycles run at once on request, otherwise at the interval, and sooner while nothing is served. A start without a
+database publishes the last-known-good snapshot.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ async def test_several_requests_at_once_run_one_cycle(
     for _ in range(5):
         loop.sync_soon()
     await eventually(lambda: source.looks == 2, "the second cycle")
-    for _ in range(100):  # far more turns than a cycle takes that finds no change
+    for _ in range(100):  # many more turns than a cycle without changes takes
         await asyncio.sleep(0)
     assert source.looks == 2
 
@@ -187,7 +187,7 @@ async def test_without_requests_one_cycle_runs_per_interval(
     assert all(later - earlier >= 0.045 for earlier, later in pairwise(begun))
 
 
-async def test_a_cycle_counts_as_part_of_its_interval(
+async def test_the_duration_of_a_cycle_is_part_of_its_interval(
     start: StartLoop, source: FakeSource, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[float] = []
@@ -305,7 +305,7 @@ async def test_a_first_cycle_that_fails_is_followed_by_the_last_known_good_snaps
     await eventually(lambda: logged(logs, RESTORED), "the log line about it")
 
 
-async def test_a_disk_that_hangs_at_the_restore_does_not_hold_up_cycles(
+async def test_a_disk_that_hangs_during_the_restore_does_not_delay_cycles(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk_works, asked = threading.Event(), threading.Event()
@@ -333,7 +333,7 @@ async def test_a_disk_that_hangs_at_the_restore_does_not_hold_up_cycles(
     assert serves(publisher, "else")(), "the snapshot that was loaded late is not served"
 
 
-async def test_a_first_cycle_that_hangs_is_replaced_by_the_last_known_good_snapshot_until_it_ends(
+async def test_the_last_known_good_snapshot_is_served_while_the_first_cycle_hangs(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore
 ) -> None:
     source.answers.clear()
@@ -346,7 +346,7 @@ async def test_a_first_cycle_that_hangs_is_replaced_by_the_last_known_good_snaps
     assert source.looks == 1, "the cycle that hung was not cancelled"
 
 
-async def test_the_last_known_good_snapshot_is_not_served_before_patience_has_run_out(
+async def test_the_last_known_good_snapshot_is_not_served_before_the_time_limit_of_the_first_cycle(
     start: StartLoop, source: FakeSource, publisher: Publisher, store: SnapshotStore
 ) -> None:
     source.answers.clear()

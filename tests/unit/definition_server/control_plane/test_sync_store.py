@@ -1,5 +1,5 @@
-"""The sync cycle and the last-known-good file: every publication is stored, a disk never stops a cycle, and a start
-without a database serves the stored snapshot, unless it is damaged or older than what is served.
+"""The sync cycle and the last-known-good file: every publication is stored, and a disk never stops a cycle. A start
+without a database serves the stored snapshot, unless the snapshot is damaged or older than the served catalogue.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def store(tmp_path: Path) -> SnapshotStore:
 async def hanging(tmp_path: Path) -> AsyncIterator[HangingStore]:
     store = HangingStore(tmp_path)
     yield store
-    store.disk_works.set()  # before the loop closes, because that waits for its threads
+    store.disk_works.set()  # before the loop closes, because closing waits for its threads
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ async def cycle(synchronizer: Synchronizer, *, unconditional: bool = False) -> O
 
 
 def stored(store: SnapshotStore) -> bytes:
-    """The octets of the file, after all checks."""
+    """The octets of the file, which must pass all checks."""
     loaded = store.load()
     assert loaded is not None
     os.close(loaded[1])
@@ -255,7 +255,7 @@ async def test_a_hanging_disk_does_not_block_cycles(
     assert hanging.saves == 1, "one writer at a time"
 
 
-async def test_a_disk_that_answers_when_nothing_waits_any_more_leaves_no_descriptor(hanging: HangingStore) -> None:
+async def test_a_disk_that_answers_after_its_load_was_cancelled_leaves_no_descriptor(hanging: HangingStore) -> None:
     hanging.disk_works.set()
     keep(hanging, "old")
     hanging.disk_works.clear()
@@ -267,7 +267,7 @@ async def test_a_disk_that_answers_when_nothing_waits_any_more_leaves_no_descrip
 
 
 async def test_a_save_that_begins_as_another_ends_is_waited_for_by_itself(tmp_path: Path) -> None:
-    """An operator's command may store beside a cycle."""
+    """An operator's command may store while a cycle stores."""
     writes: list[asyncio.Future[Any]] = []
 
     def disk(work: Callable[[], Any]) -> asyncio.Future[Any]:
@@ -290,7 +290,7 @@ async def test_a_save_that_begins_as_another_ends_is_waited_for_by_itself(tmp_pa
         await promptly(second)
 
 
-async def test_a_slow_disk_that_finishes_late_is_no_failing_disk(
+async def test_a_slow_disk_that_finishes_late_is_not_reported_as_failing(
     source: FakeSource, make: Make, hanging: HangingStore, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(last_known_good, "PATIENCE_SECONDS", 0.05)
@@ -393,7 +393,7 @@ async def test_a_first_start_has_no_file_and_does_not_warn(make: Make, store: Sn
     assert [line for line in logs if line["log_level"] != "info"] == []
 
 
-async def test_a_file_that_is_missing_beside_a_history_is_a_warning(
+async def test_a_missing_file_is_a_warning_if_there_is_a_history(
     make: Make, store: SnapshotStore, logs: LogLines
 ) -> None:
     history = History(store.path.parent, 3)
@@ -450,7 +450,7 @@ def plain(code: bytes) -> bytes:
     [(Signer("old key", 2), OLD, OLD.unpack), (OLD, None, plain)],
     ids=["another version", "no longer signed"],
 )
-async def test_a_snapshot_with_our_mac_is_signed_as_is_wanted_now_with_the_same_content(
+async def test_a_snapshot_with_a_valid_mac_is_signed_with_the_present_key_and_keeps_its_content(
     source: FakeSource,
     publisher: Publisher,
     make: Make,
@@ -471,7 +471,7 @@ async def test_a_snapshot_with_our_mac_is_signed_as_is_wanted_now_with_the_same_
 
 
 @pytest.mark.parametrize("before", [OLD, None], ids=["signed with another key", "not signed"])
-async def test_a_snapshot_without_our_mac_is_not_restored_and_the_table_is_read_instead(
+async def test_a_snapshot_without_a_valid_mac_is_not_restored_and_the_table_is_read(
     source: FakeSource, publisher: Publisher, make: Make, store: SnapshotStore, logs: LogLines, before: Signer | None
 ) -> None:
     keep(store, "forged", signer=before)

@@ -1,4 +1,4 @@
-"""Which ranges of a source are read: those that changed, or all of them where that would not be enough."""
+"""Which ranges of a source are read: the changed ranges, or all ranges if reading the changed ones is not enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANGES = 10
 
 
 class RangedSource:
-    """A source of ten ranges with two rows each, and the reading of it."""
+    """A source of ten ranges with two rows each; it is also its own reading."""
 
     def __init__(self) -> None:
         self.rows = {number: [f"{number}a", f"{number}b"] for number in range(RANGES)}
@@ -58,7 +58,7 @@ class RangedSource:
 
 
 class Bench:
-    """A reader of such a source, which also builds from its readings."""
+    """A reader of this source, which also builds catalogues from its readings."""
 
     def __init__(self) -> None:
         self.source, self.background, self.signer = RangedSource(), Background(), Signer("key")
@@ -126,11 +126,11 @@ async def test_all_rows_are_read_after_an_event_that_invalidates_ranges(
     assert await bench.read() is None
 
 
-async def test_an_unconditional_reading_is_of_all_rows(bench: Bench) -> None:
+async def test_an_unconditional_reading_reads_all_rows(bench: Bench) -> None:
     assert await bench.read(unconditional=True) is None
 
 
-async def test_a_reading_of_ranges_does_not_put_off_the_next_full_one() -> None:
+async def test_a_reading_of_ranges_does_not_postpone_the_next_full_reading() -> None:
     bench = Bench()
     bench.reader = TableReader(bench.source, bench.background, full_read_interval=1000)
     assert await bench.read() is None
@@ -142,7 +142,7 @@ async def test_a_reading_of_ranges_does_not_put_off_the_next_full_one() -> None:
     bench.background.close()
 
 
-async def test_the_reading_after_a_failure_is_of_all_rows(bench: Bench) -> None:
+async def test_the_reading_after_a_failure_reads_all_rows(bench: Bench) -> None:
     bench.source.change(3)
     bench.source.error = SourceError("gone")
     with pytest.raises(SourceError):
@@ -151,7 +151,7 @@ async def test_the_reading_after_a_failure_is_of_all_rows(bench: Bench) -> None:
     assert await bench.read() is None
 
 
-async def test_a_catalogue_that_was_signed_with_another_key_is_signed_anew(bench: Bench) -> None:
+async def test_a_catalogue_that_was_signed_with_another_key_is_signed_again(bench: Bench) -> None:
     before = bench.answer(b"7a")
     bench.signer = Signer("another key")
     bench.source.change(3)
@@ -159,7 +159,7 @@ async def test_a_catalogue_that_was_signed_with_another_key_is_signed_anew(bench
     assert bench.answer(b"7a") != before
 
 
-async def test_a_quarter_of_the_ranges_is_read_alone_and_more_is_all_rows(bench: Bench) -> None:
+async def test_all_rows_are_read_if_more_than_a_quarter_of_the_ranges_changed(bench: Bench) -> None:
     bench.source.rows |= {number: [f"{number}a", f"{number}b"] for number in (10, 11)}
     bench.source.codes |= dict.fromkeys(("10a", "10b", "11a", "11b"), "old = 1")
     bench.source.versions |= {10: "1", 11: "1"}
@@ -187,7 +187,7 @@ async def test_a_change_is_reported_before_the_reading_and_only_once(bench: Benc
 
 
 @pytest.mark.parametrize(("seconds", "reads"), [(59.0, False), (60.0, True)])
-async def test_a_table_that_has_not_changed_is_read_whole_at_its_interval(
+async def test_an_unchanged_table_is_read_completely_at_its_interval(
     bench: Bench, seconds: float, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]

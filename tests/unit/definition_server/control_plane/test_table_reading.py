@@ -57,7 +57,7 @@ def test_a_batch_has_as_many_rows_as_its_class_and_names_alone_are_read_by_the_t
     ],
     ids=["bytea", "another bytea", "int8", "another int8", "text"],
 )
-def test_only_types_of_postgresql_count_as_octets_or_whole_numbers(
+def test_only_types_of_postgresql_are_read_as_octets_or_whole_numbers(
     type_: str, ours: bool, octets: bool, whole: bool
 ) -> None:
     column = Column(type_, "b", ours, False, "", True)
@@ -188,7 +188,7 @@ def test_the_sums_of_versions_are_those_of_the_tables_that_are_read() -> None:
     assert plan().exists_sql() == "SELECT FROM obex_dapl_functions LIMIT 0"
 
 
-def test_a_size_is_that_of_the_four_texts_which_are_cast_only_where_their_octets_are_not_known() -> None:
+def test_a_size_is_that_of_the_four_texts_which_are_cast_only_if_their_octets_are_unknown() -> None:
     plain = " + ".join(f"coalesce(octet_length(t.{name}), 0)::bigint" for name in DEFINITIONS[1:])
     assert plan().sizes_sql(MB) == (
         f"SELECT CASE WHEN octets <= 8388 THEN 0 WHEN octets <= 83886 THEN 1 WHEN octets <= 838860 THEN 2 "
@@ -347,5 +347,5 @@ def test_adjacent_ranges_are_one_run_and_a_statement_reads_sixty_four() -> None:
         (b"0" * 39 + b"7", 7), (b"0" * 40 + b"7", None),
     ],
 )  # fmt: skip
-def test_a_number_of_any_type_is_whole_where_it_fits_64_bits(text: bytes | None, number: int | None) -> None:
+def test_a_number_of_any_type_is_a_whole_number_if_it_fits_64_bits(text: bytes | None, number: int | None) -> None:
     assert whole_number(text) == number

@@ -1,4 +1,4 @@
-"""The octets that were read are judged, even if the files change meanwhile; a refusal names the variable."""
+"""The octets that were read are judged, even if the files change afterwards; a refusal names the variable."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_files_that_changed_since_they_were_judged_are_refused(
     assert "/proc/" not in str(problem)
 
 
-def test_where_descriptors_run_out_the_refusal_names_that_reason(
+def test_the_refusal_names_the_reason_if_descriptors_run_out(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def scarce(*_: bytes | None) -> None:

@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> WishesFile:
 # -- which of them count ---------------------------------------------------------------------------------------------
 
 
-def test_no_wish_counts_where_none_was_made() -> None:
+def test_there_is_no_pin_and_no_acceptance_by_default() -> None:
     merged = Wishes().merge(Policy(), NOW)
     assert merged.pin is None
     assert not merged.accepts(A)
@@ -111,7 +111,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("octets", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_reported_and_kept_aside_and_the_next_one_counts(file: WishesFile, octets: bytes) -> None:
+def test_a_damaged_file_is_reported_and_moved_aside_and_the_next_file_is_used(file: WishesFile, octets: bytes) -> None:
     file.path.write_bytes(octets)
     file.path.chmod(0o600)
     with pytest.raises(StoreError, match="damaged"):
@@ -146,7 +146,7 @@ NOT_OURS = {
 
 
 @pytest.mark.parametrize("text", NOT_OURS.values(), ids=NOT_OURS)
-def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_moves_it_aside(
+def test_a_file_without_the_mac_of_the_key_is_not_used_and_is_moved_aside_by_the_next_write(
     file: WishesFile, text: str
 ) -> None:
     file.path.write_text(text)
@@ -160,7 +160,7 @@ def test_with_a_key_a_file_without_its_mac_does_not_count_and_the_next_write_mov
 
 
 @pytest.mark.parametrize("key", [None, "our key"], ids=["no key", "key"])
-def test_a_file_counts_with_the_mac_of_the_key_or_where_no_key_is_set_with_any_mac_or_none(
+def test_a_file_is_used_with_the_mac_of_the_key_or_without_a_key_with_any_mac_or_none(
     file: WishesFile, key: str | None
 ) -> None:
     signer = None if key is None else Signer(key)
@@ -180,7 +180,7 @@ def test_the_layout_of_the_text_is_not_part_of_the_mac_and_no_mac_of_a_snapshot_
     assert bytes.fromhex(document["mac"]) == OURS.wishes_mac(content.encode())
 
 
-def test_a_file_that_others_may_write_does_not_count_and_the_next_write_moves_it_aside(file: WishesFile) -> None:
+def test_a_file_that_others_may_write_is_not_used_and_is_moved_aside_by_the_next_write(file: WishesFile) -> None:
     file.write(Wishes((A,)))
     file.path.chmod(0o622)
     with pytest.raises(NotOurs, match="others may write"):
@@ -190,7 +190,7 @@ def test_a_file_that_others_may_write_does_not_count_and_the_next_write_moves_it
     assert A in file.path.with_name("wishes.json.refused").read_text()
 
 
-def test_a_link_does_not_count(file: WishesFile, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_file_is_not_used(file: WishesFile, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(Wishes((A,)).to_json())
     file.path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotOurs, match="symbolic link"):
@@ -234,7 +234,7 @@ def test_a_directory_under_the_name_for_evidence_loses_neither_the_evidence_nor_
     assert suffix == "refused" or str(kept) in str(raised.value)
 
 
-def test_a_damaged_file_that_cannot_be_kept_aside_is_not_said_to_be(
+def test_a_damaged_file_that_cannot_be_moved_aside_is_not_reported_as_moved(
     file: WishesFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.path.write_text("{}")

@@ -20,7 +20,7 @@ COLLECTOR = "http://collector:4318"
     ],
     ids=["no collector", "collector", "of traces", "of metrics"],
 )
-def test_calls_are_sampled_where_traces_are_exported(variables: dict[str, str], one_call_in: int) -> None:
+def test_calls_are_sampled_if_traces_are_exported(variables: dict[str, str], one_call_in: int) -> None:
     assert worker_config(load(TRACE_ONE_CALL_IN="7", **variables), 5).trace_one_call_in == one_call_in
 
 
@@ -31,7 +31,7 @@ def test_calls_are_sampled_where_traces_are_exported(variables: dict[str, str], 
         ("auto", "native", True), ("auto", "grpcio", False),
     ],
 )  # fmt: skip
-def test_answers_name_the_catalogue_by_itself_where_that_costs_little(
+def test_answers_name_the_catalogue_by_setting_and_by_default_only_on_the_native_transport(
     setting: str, transport: str, named: bool
 ) -> None:
     assert worker_config(load(VERSION_METADATA=setting, TRANSPORT=transport), 5).version_metadata is named

@@ -77,7 +77,7 @@ class Started:
         )  # fmt: skip
 
     def reconcile(self, **given: Any) -> list[messages.Message]:
-        """The messages that the worker gets."""
+        """The messages that the worker has received."""
         parts: dict[str, Any] = {"keys": KEYS, "freshness": FRESH, "certificate": messages.Certificate(0), "tls": None,
                                  "publication": None, "peers": {}}  # fmt: skip
         self.worker.reconcile(**parts | given)
@@ -142,7 +142,7 @@ async def test_a_certificate_is_sent_once_to_a_worker_that_is_ready(started: Sta
 
 
 @pytest.mark.parametrize("by_path", [True, False])
-async def test_a_worker_that_opens_no_file_any_more_is_outdated_where_its_transport_loads_by_path(
+async def test_a_worker_that_opens_no_file_any_more_is_outdated_if_its_transport_loads_by_path(
     by_path: bool,
 ) -> None:
     started = Started(by_path=by_path)
@@ -249,8 +249,8 @@ async def test_a_worker_that_has_closed_its_socket_is_a_problem_after_five_secon
 
 
 @pytest.mark.parametrize("how", ["closes", "violates", "ends"])
-async def test_the_socket_of_a_worker_that_says_no_more_is_not_watched(started: Started, how: str) -> None:
-    """An end that has closed stays readable: the event loop would do nothing else."""
+async def test_the_socket_of_a_worker_that_sends_no_more_messages_is_not_watched(started: Started, how: str) -> None:
+    """A closed end stays readable, so watching it would keep the event loop busy all the time."""
     loop, descriptor = asyncio.get_running_loop(), started.worker._channel.fileno()
     if how == "closes":
         started.end.close()
@@ -277,7 +277,7 @@ async def test_a_process_that_has_ended_is_not_killed(started: Started) -> None:
     assert started.process.kills == 1
 
 
-async def test_a_drain_that_cannot_be_sent_kills(started: Started) -> None:
+async def test_a_worker_is_killed_if_the_order_to_drain_cannot_be_sent(started: Started) -> None:
     while started.worker._channel.send(KEYS):
         pass
     started.worker.drain(messages.Drain(False, 0.0, 1.0))

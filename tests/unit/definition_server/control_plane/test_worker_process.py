@@ -43,7 +43,7 @@ class Stats:
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[WorkerProcess, Channel]]:
-    """A worker, and its end of the control socket."""
+    """A worker of the master, and the worker's end of the control socket."""
     ours, theirs = Channel.pair()
     process = Process()
     worker = WorkerProcess(

@@ -20,7 +20,7 @@ MOST = 20_000_000
 
 
 class Clock:
-    """Seconds, moved by hand."""
+    """A clock in seconds; the test advances it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -99,7 +99,7 @@ def test_an_implausible_value_is_a_fault_and_the_last_plausible_reading_stays(wo
 
 
 @given(st.binary(min_size=SLOT_SIZE, max_size=SLOT_SIZE))
-def test_whatever_a_worker_writes_the_sums_stay_plausible(octets: bytes) -> None:
+def test_the_sums_stay_plausible_with_any_values_of_a_worker(octets: bytes) -> None:
     fleet = FleetStats()
     stats, honest = fleet.open(), fleet.open()
     slot = map_own(os.dup(stats.page.descriptor))

@@ -48,19 +48,19 @@ def test_memory_is_given_back_in_the_first_quiet_second_after_it_was_freed(proce
     assert process.resident == process.in_use
 
 
-def test_nothing_is_done_while_the_process_has_grown_little(process: Process) -> None:
+def test_no_memory_is_given_back_if_the_process_has_grown_little(process: Process) -> None:
     process.resident += NOTABLE_GROWTH - 1
     assert not any(process.check() for _ in range(100))
 
 
-def test_nothing_is_done_while_memory_is_being_filled(process: Process) -> None:
+def test_no_memory_is_given_back_while_memory_is_being_filled(process: Process) -> None:
     for _ in range(20):
         process.resident += 2 * MB
         assert not process.check()
     assert process.check()
 
 
-def test_nothing_is_done_while_the_process_is_busy(process: Process) -> None:
+def test_no_memory_is_given_back_while_the_process_is_busy(process: Process) -> None:
     process.resident += 90 * MB
     assert not any(process.check(busy=0.6) for _ in range(100))
 
@@ -72,7 +72,7 @@ def test_returning_memory_that_is_in_use_is_tried_at_growing_intervals(process: 
     assert sum(process.check() for _ in range(6000)) <= 11
 
 
-def test_memory_that_is_freed_after_a_call_in_vain_is_given_back(process: Process) -> None:
+def test_memory_that_is_freed_after_a_call_without_effect_is_given_back(process: Process) -> None:
     process.resident += 90 * MB
     process.in_use = process.resident
     for _ in range(3):
@@ -91,19 +91,19 @@ def test_memory_that_grows_again_and_again_is_given_back_at_intervals(process: P
     assert 0.8 * 200 / INTERVAL_SECONDS < times <= 200 / INTERVAL_SECONDS
 
 
-def test_growth_counts_from_a_level_that_has_fallen(process: Process) -> None:
+def test_growth_is_measured_from_the_lowest_level(process: Process) -> None:
     process.resident = process.in_use = 20 * MB
     process.check()
     process.resident += NOTABLE_GROWTH
     assert [process.check(), process.check()] == [False, True]
 
 
-def test_without_a_function_of_the_c_library_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_given_back_without_a_function_of_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert freed_memory() is None
 
 
-def test_without_proc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_given_back_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "_STATM", "/nowhere/statm")
     assert freed_memory() is None
 
@@ -155,7 +155,7 @@ def test_growth_of_a_mebibyte_between_two_checks_means_that_memory_is_being_fill
 
 
 @pytest.mark.parametrize(("returned", "seconds"), [(4 * MB, 5), (4 * MB - 1, 10)])
-def test_the_interval_doubles_where_less_than_four_mebibytes_were_returned(
+def test_the_interval_doubles_if_less_than_four_mebibytes_were_returned(
     process: Process, returned: int, seconds: int
 ) -> None:
     waited = []
@@ -209,7 +209,7 @@ def test_memory_of_its_own_is_resident_memory_that_is_not_shared(monkeypatch: py
     assert freed._resident() == freed._resident() == 0, "memory that cannot be read does not count as growth"
 
 
-def test_memory_is_given_back_by_a_thread_that_does_not_delay_the_end_and_stays_where_no_thread_can_start(
+def test_memory_is_given_back_by_a_daemon_thread_and_kept_if_no_thread_can_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trimmed: list[int] = []

@@ -22,7 +22,7 @@ from grpc_h2 import Refusal
 
 
 class Clock:
-    """Nanoseconds, moved by hand."""
+    """A clock in nanoseconds; the test advances it."""
 
     def __init__(self) -> None:
         self.now = 10**12
@@ -252,7 +252,7 @@ def test_a_full_worker_leaves_connections_to_those_with_room_and_logs_that_once(
     assert len(logged(lines, "MAX_CONNECTIONS is reached", connections=3)) == 2
 
 
-def test_a_limit_that_is_reached_again_all_the_time_is_logged_every_ten_seconds() -> None:
+def test_a_limit_that_is_reached_repeatedly_is_logged_every_ten_seconds() -> None:
     fleet = Fleet(1, limit=3)
     fleet.hold(3)
     with captured_logs() as lines:
@@ -311,7 +311,7 @@ def test_a_refused_connection_is_tried_again_long_before_patience_ends(fleet: Fl
     assert 0 < fleet.balancers[0].retry_seconds <= PATIENCE_SECONDS / 4
 
 
-def test_beside_a_worker_that_is_left_out_the_others_are_still_waited_for(fleet: Fleet) -> None:
+def test_other_workers_are_still_waited_for_if_one_is_left_out(fleet: Fleet) -> None:
     fleet.hold(5, 0, 6, 4)
     fleet.balancers[0]._doubted[1] = fleet.clock.now + 10**9
     assert not fleet.balancers[0].may_accept()

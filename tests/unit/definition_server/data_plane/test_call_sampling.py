@@ -37,7 +37,7 @@ def test_every_call_is_counted_and_one_in_each_interval_is_noted() -> None:
     assert sampling.take() is None
 
 
-def test_a_batch_that_is_larger_than_the_interval_is_one_note() -> None:
+def test_a_batch_larger_than_the_sampling_interval_is_noted_once() -> None:
     sampling = CallSampling(unshared_slot(), 10)
     sampling.count_many(1, 0, 64, 100)
     report = sampling.take()

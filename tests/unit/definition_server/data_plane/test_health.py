@@ -216,8 +216,8 @@ async def end_of(call: Any) -> grpc.StatusCode:
 
 
 async def test_watches_that_begin_while_a_stop_begins_end_with_it() -> None:
-    """Their status is checked, not the duration of the stop: rarely, C-core accepts a call for which grpcio then starts
-    no handler, whatever the servicer, and the stop waits for its whole grace period."""
+    """The test checks the status of the watches, and not the duration of the stop: rarely, C-core accepts a call for
+    which grpcio starts no handler, and the stop then waits for its whole grace period."""
     begun = 0
 
     class Counted(Health):

@@ -1,6 +1,6 @@
-"""The values of a worker's limits and times. Other tests import these limits, and would follow any value.
+"""States the limits and times of a worker. Other tests import them, so they would accept any value.
 
-Each was chosen for a reason, which its module gives. A change of a limit must be made here, too.
+The module of each value gives the reason for it. A changed value must be changed here, too.
 """
 
 from __future__ import annotations
@@ -84,5 +84,5 @@ STATED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("module", modules_of("definition_server.data_plane"))
-def test_the_limits_times_and_defaults_of_a_module_are_the_stated_ones(module: str) -> None:
+def test_the_numbers_of_a_module_equal_the_stated_ones(module: str) -> None:
     assert stated_by(f"definition_server.data_plane.{module}") == STATED.get(module, {})

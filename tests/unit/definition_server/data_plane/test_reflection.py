@@ -123,7 +123,7 @@ async def test_a_file_is_answered_first_and_what_it_imports_after_it(
         pytest.param(Request(all_extension_numbers_of_type="base.N"), id="the extensions of a message"),
     ],
 )
-async def test_what_the_pool_does_not_have_is_not_found_and_the_stream_goes_on(pool: Any, request_: Any) -> None:
+async def test_an_unknown_name_is_not_found_and_the_stream_continues(pool: Any, request_: Any) -> None:
     missing, after = await answers(Reflection([], pool), request_, Request(file_by_filename="base.proto"))
     assert (missing.error_response.error_code, missing.error_response.error_message) == (5, "not found")
     assert missing.original_request == request_
@@ -151,7 +151,7 @@ async def test_a_stream_is_not_sent_an_import_twice_and_the_next_stream_is_sent_
     assert [files(each) for each in await answers(served, wanted[1])] == [["right", "base"]]
 
 
-async def test_a_question_for_nothing_ends_the_stream_as_invalid(pool: Any) -> None:
+async def test_a_request_without_a_query_ends_the_stream_as_invalid(pool: Any) -> None:
     with pytest.raises(Aborted) as caught:
         await answers(Reflection([], pool), Request(host="here"))
     code, details = caught.value.args
@@ -224,7 +224,7 @@ class Server:
         self.handlers += handlers
 
 
-async def test_both_versions_are_offered_and_listed_beside_the_services() -> None:
+async def test_both_versions_are_offered_and_listed_with_the_services() -> None:
     server = Server()
     served = reflection.add_reflection(["z.S", "a.S"], server)
     assert [each.service_name() for each in server.handlers] == [reflection.V1, reflection.V1ALPHA]

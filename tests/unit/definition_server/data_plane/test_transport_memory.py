@@ -138,7 +138,7 @@ async def test_replaced_keys_apply_to_the_next_call_of_an_open_connection(serve:
 
 @pytest.mark.parametrize("prepared", [True, False])
 @pytest.mark.parametrize("size", [100, 100_000])
-async def test_nothing_keeps_a_replaced_snapshot_in_memory(
+async def test_a_replaced_snapshot_is_released_from_memory(
     serve: Serve, engine: DefinitionEngine, prepared: bool, size: int
 ) -> None:
     transport, port = await serve()

@@ -87,7 +87,7 @@ def test_a_batch_of_answers_is_counted_by_method_and_status(count: int) -> None:
     )
 
 
-async def test_another_certificate_is_loaded_where_tls_is_served_and_a_fault_is_logged() -> None:
+async def test_another_certificate_is_loaded_if_tls_is_served_and_a_fault_is_logged() -> None:
     transport = native.NativeTransport(NATIVE, endpoint())
     files = cast(Any, SimpleNamespace(certificate="c", key="k", client_authorities="a"))
     with captured_logs() as lines:
@@ -158,7 +158,7 @@ def test_the_fifth_catalogue_back_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
 # -- grpcio ----------------------------------------------------------------------------------------------------------
 
 
-def test_limits_are_options_of_the_core_where_they_are_set() -> None:
+def test_limits_are_options_of_the_core_if_they_are_set() -> None:
     options = dict(grpcio._options(replace(GRPCIO, max_connections=0, keepalive_min_time_seconds=10.0)))
     assert options["grpc.so_reuseport"] == 1
     assert options["grpc.max_send_message_length"] == -1
@@ -180,7 +180,7 @@ def test_an_address_of_the_core_has_brackets_around_ipv6_and_no_port_at_a_unix_s
     assert grpcio._address(host, 5) == address
 
 
-async def test_the_core_gets_another_certificate_at_the_next_handshake_where_tls_is_served(
+async def test_the_core_gets_another_certificate_at_the_next_handshake_if_tls_is_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     transport = grpcio.GrpcioTransport(GRPCIO, endpoint())
@@ -270,7 +270,7 @@ def test_a_jail_lets_grpcio_open_its_port_and_the_native_transport_its_certifica
 
 
 @pytest.mark.parametrize("step", ["enter", "start_is_over"])
-def test_an_incomplete_jail_is_logged_or_ends_the_worker_where_it_is_required(
+def test_an_incomplete_jail_is_logged_or_ends_the_worker_if_it_is_required(
     step: str, confinement: Callable[..., tuple[Confinement, Any]]
 ) -> None:
     wanted, jail = confinement("auto")

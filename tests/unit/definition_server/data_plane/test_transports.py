@@ -73,9 +73,7 @@ async def test_every_answer_names_its_catalogue(serve: Serve, engine: Definition
                     await call
 
 
-async def test_a_refusal_names_the_catalogue_only_where_the_key_is_right(
-    serve: Serve, engine: DefinitionEngine
-) -> None:
+async def test_a_refusal_names_the_catalogue_only_if_the_key_is_right(serve: Serve, engine: DefinitionEngine) -> None:
     _, port = await serve()
     assert engine.snapshot is not None
     version = ("avap-version", engine.snapshot.version_hash[:16])
@@ -287,7 +285,7 @@ async def test_an_answer_above_4_mib_reaches_a_client_that_raised_its_limit(
 async def test_a_clients_certificate_is_accepted_by_each_certificate_of_the_trust_file_on_its_chain(
     serve: Serve, trusted: str, tmp_path: Path
 ) -> None:
-    """Both transports give the same answer, also where the file holds only an intermediate authority."""
+    """Both transports give the same answer, also if the file holds only an intermediate authority."""
     root = Authority(tmp_path, "root")
     intermediate = root.intermediate("intermediate")
     server, client = root.sign("server"), intermediate.sign("client")

@@ -370,7 +370,7 @@ def sleeping(monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[list[float], 
 
 
 @pytest.mark.parametrize(("connections", "seconds"), [(0, 11), (1000, 11), (1100, 12), (2000, 21)])
-async def test_connections_authorize_again_after_ten_seconds_and_later_where_there_are_many(
+async def test_connections_authorize_again_after_ten_seconds_and_later_if_there_are_many(
     alone: Alone, connections: int, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept, clock = sleeping(monkeypatch, 2 * seconds)
@@ -383,9 +383,7 @@ async def test_connections_authorize_again_after_ten_seconds_and_later_where_the
     assert set(slept) == {1.0}
 
 
-async def test_used_keys_are_sent_to_the_master_where_there_are_some(
-    alone: Alone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_used_keys_are_sent_to_the_master_if_there_are_any(alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     sleeping(monkeypatch, 3)
     taken = iter([(), (KEY_DIGEST,), ()])
     monkeypatch.setattr(alone.worker._keys, "take_used", lambda: next(taken))
@@ -520,7 +518,7 @@ def test_the_configuration_is_the_first_message_with_or_without_tls_files() -> N
     channel.close()
 
 
-def test_only_the_native_transport_runs_on_uvloop_and_calls_are_sampled_where_that_is_configured() -> None:
+def test_only_the_native_transport_runs_on_uvloop_and_calls_are_sampled_if_that_is_configured() -> None:
     assert module._loop_factory(CONFIG) is uvloop.new_event_loop
     assert module._loop_factory(messages.Configure("", 0, "grpcio", False, 0.0, 1, "", "", 1.0)) is (
         asyncio.new_event_loop

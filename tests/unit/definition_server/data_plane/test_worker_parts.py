@@ -43,7 +43,7 @@ class Jail:
 
 @pytest.mark.parametrize("jail", ["auto", "require"])
 @pytest.mark.parametrize("extent", [each for each in Extent if each is not Extent.NONE])
-def test_only_jail_require_refuses_to_serve_where_the_confinement_is_not_complete(
+def test_only_jail_require_refuses_to_serve_if_the_confinement_is_not_complete(
     jail: str, extent: Extent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(confine, "preload", lambda _: None)

@@ -239,14 +239,14 @@ def test_a_datagram_is_read_up_to_the_limit_and_refused_beyond(to_the_master: bo
         raw.close()
 
 
-def test_an_empty_datagram_counts_as_the_end(raw: tuple[Channel, socket.socket]) -> None:
+def test_an_empty_datagram_is_read_as_the_end(raw: tuple[Channel, socket.socket]) -> None:
     ours, theirs = raw
     theirs.send(b"")
     with pytest.raises(ChannelClosed):
         ours.receive()
 
 
-def test_descriptors_beside_an_empty_datagram_are_closed(ends: tuple[Channel, Channel]) -> None:
+def test_descriptors_sent_with_an_empty_datagram_are_closed(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     before = descriptors_before().keys()
     socket.send_fds(ours._socket, [b""], [ours.fileno()] * 2)

@@ -1,5 +1,5 @@
-"""Sealed memory holds exactly the pieces that it was made of, however the kernel splits the writes. No process, its
-creator included, can change it any more. Memory that could still change is not mapped, and no failure leaks a
+"""Sealed memory holds exactly the pieces that it was made of, for any division of the writes by the kernel. No process,
+its creator included, can change it any more. Memory that could still change is not mapped, and no failure leaks a
 descriptor.
 """
 
@@ -91,7 +91,7 @@ def test_as_many_pieces_as_a_system_call_takes_are_written_at_once_up_to_a_mebib
         assert found == calls
 
 
-def test_no_piece_waits_for_many_octets_behind_it() -> None:
+def test_a_piece_is_written_before_many_later_octets_are_requested() -> None:
     """A piece is freed when the next one is requested, so a catalogue is not in memory twice while it is written."""
     octets, waiting = 1 << 20, 0
 
@@ -115,7 +115,7 @@ def test_no_piece_waits_for_many_octets_behind_it() -> None:
     assert waiting == 5
 
 
-def test_pieces_may_be_views_and_come_one_by_one() -> None:
+def test_pieces_may_be_views_and_may_be_yielded_one_by_one() -> None:
     whole = memoryview(bytes(range(256)) * 100)
     descriptor = create_sealed("test", (whole[start : start + 100] for start in range(0, len(whole), 100)))
     try:
@@ -157,7 +157,7 @@ def test_the_memory_can_neither_be_written_nor_resized_nor_unsealed() -> None:
         assert content(descriptor) == b"snapshot"
 
 
-def test_the_memory_cannot_be_changed_through_a_descriptor_opened_anew() -> None:
+def test_the_memory_cannot_be_changed_through_a_reopened_descriptor() -> None:
     with sealed(b"snapshot") as descriptor:
         again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)
         try:

@@ -51,13 +51,13 @@ def test_by_default_a_worker_has_no_limits_no_jail_and_reports_no_calls() -> Non
     ],
     ids=["none", "the last of each", "method", "status", "time", "second time", "1", "2", "3", "4"],
 )
-def test_a_report_of_calls_is_plausible_where_its_lists_agree_and_its_indices_exist(
+def test_a_report_of_calls_is_plausible_if_its_lists_agree_and_its_indices_exist(
     calls: CallsSampled, plausible: bool
 ) -> None:
     assert calls.plausible is plausible
 
 
-def test_a_descriptor_received_in_part_counts_as_none() -> None:
+def test_a_partly_received_descriptor_is_treated_as_missing() -> None:
     whole = b"".join(number.to_bytes(4, sys.byteorder) for number in (7, 8))
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
     assert channel._descriptors([(*rights, whole)]) == (7, 8)
@@ -84,7 +84,7 @@ def sampled(**lists: object) -> bytes:
     ],
     ids=["text", "texts", "integer", "integers"],
 )
-def test_a_message_with_as_much_as_it_may_hold_is_decoded(message: Message) -> None:
+def test_a_message_of_the_maximum_size_is_decoded(message: Message) -> None:
     assert decode(encode(message), FROM_WORKER) == message
 
 
@@ -119,7 +119,7 @@ def drain(**values: object) -> bytes:
     return json.dumps(order | values).encode()
 
 
-def test_a_time_is_a_number_and_comes_as_one_with_a_fraction() -> None:
+def test_a_time_is_any_number_and_is_decoded_as_a_float() -> None:
     message = decode(drain(wait_seconds=3, timeout_seconds=-1), FROM_MASTER)
     assert message == Drain(True, 3.0, -1.0)
     assert isinstance(message, Drain)
@@ -127,7 +127,7 @@ def test_a_time_is_a_number_and_comes_as_one_with_a_fraction() -> None:
 
 
 @pytest.mark.parametrize("value", [True, "1", None, [1.0], {}, 10**400], ids=str)
-def test_what_is_no_finite_number_is_no_time(value: object) -> None:
+def test_only_a_finite_number_is_accepted_as_a_time(value: object) -> None:
     with pytest.raises(MessageError, match="not a control message"):
         decode(drain(wait_seconds=value), FROM_MASTER)
 

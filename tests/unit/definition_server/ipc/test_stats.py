@@ -239,14 +239,14 @@ def test_a_peer_is_asked_whether_it_accepts_how_much_it_holds_and_when_its_loop_
 
 
 @pytest.mark.parametrize(("word", "room"), [(0, Room.FREE), (1, Room.FULL), (2, Room.TAKEN), (2**64 - 1, Room.TAKEN)])
-def test_whatever_a_worker_writes_its_room_is_one_of_three(word: int, room: Room) -> None:
+def test_the_room_of_a_worker_is_one_of_three_for_any_written_value(word: int, room: Room) -> None:
     slot = unshared_slot()
     slot._words[Word.ROOM] = word
     assert slot.read().room is room
 
 
 @pytest.mark.parametrize("word", [2, 2**64 - 1])
-def test_only_a_one_says_that_a_worker_accepts(word: int) -> None:
+def test_a_worker_accepts_only_if_the_written_value_is_one(word: int) -> None:
     slot = unshared_slot()
     slot._words[Word.ACCEPTING] = word
     assert slot.load()[0] is False
@@ -290,7 +290,7 @@ def test_once_sealed_only_the_worker_that_mapped_the_page_can_write_it(page: Sta
     assert page.read().requests["200"] == 1
 
 
-def test_a_page_that_its_worker_has_sealed_against_seals_cannot_be_sealed(page: StatsPage, slot: Slot) -> None:
+def test_the_master_cannot_seal_a_page_on_which_its_worker_has_forbidden_seals(page: StatsPage, slot: Slot) -> None:
     fcntl.fcntl(page.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
     with pytest.raises(PermissionError):
         page.seal()

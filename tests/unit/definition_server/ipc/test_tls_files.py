@@ -64,7 +64,7 @@ def test_memory_that_lacks_any_seal_could_still_change(seal: int) -> None:
         TlsFiles([create_sealed("test", [b"x"]), descriptor])
 
 
-def test_where_descriptors_run_out_the_ones_already_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptors_already_made_are_closed_if_descriptors_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
     def scarce(name: str, pieces: list[bytes]) -> int:

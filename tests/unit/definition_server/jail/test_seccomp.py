@@ -94,7 +94,7 @@ def test_a_call_that_reaches_outside_is_refused(machine: Architecture, name: str
 
 @ARCHITECTURES
 @pytest.mark.parametrize("flags", [0, 0x80000])
-def test_files_are_opened_for_reading_alone_where_that_is_permitted(machine: Architecture, flags: int) -> None:
+def test_files_may_be_opened_only_for_reading_and_only_if_that_is_permitted(machine: Architecture, flags: int) -> None:
     assert answer(machine, "openat", -100, 1, flags, reads_files=True) == seccomp.ALLOW
     for more in (0o1, 0o2, 0o100, 0o1000, 0o2000, 0o10000000):  # WRONLY, RDWR, CREAT, TRUNC, APPEND, PATH
         assert answer(machine, "openat", -100, 1, flags | more, reads_files=True) == EPERM
@@ -124,7 +124,7 @@ def test_calls_of_another_architecture_and_of_x32_are_refused(machine: Architect
 
 
 @ARCHITECTURES
-def test_a_second_filter_can_be_installed_only_where_one_is_planned(machine: Architecture) -> None:
+def test_a_second_filter_can_be_installed_only_if_it_is_planned(machine: Architecture) -> None:
     assert answer(machine, "seccomp", 1, stacks=True) == seccomp.ALLOW
     assert answer(machine, "seccomp", 1, reads_files=True, opens_port=True) == EPERM
 

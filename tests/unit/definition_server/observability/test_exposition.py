@@ -41,7 +41,7 @@ def kind(accept: str) -> str:
         PROMETHEUS,
     ],
 )
-def test_openmetrics_is_sent_where_it_is_preferred(accept: str) -> None:
+def test_openmetrics_is_sent_if_it_is_preferred(accept: str) -> None:
     assert kind(accept) == "application/openmetrics-text"
 
 
@@ -92,7 +92,7 @@ def test_the_text_format_is_sent_otherwise(accept: str) -> None:
         ("gzip;q=nonsense", False),
     ],
 )
-def test_the_content_is_compressed_where_gzip_is_acceptable(accept_encoding: str, compressed: bool) -> None:
+def test_the_content_is_compressed_if_gzip_is_acceptable(accept_encoding: str, compressed: bool) -> None:
     headers, body = expose(REGISTRY, "", accept_encoding)
     assert (dict(headers).get("Content-Encoding") == "gzip") is compressed
     text = gzip.decompress(body) if compressed else body

@@ -101,7 +101,7 @@ def test_held_lines_are_written_after_the_release(sink: Sink) -> None:
     held.close(10)
 
 
-def test_a_pipe_that_is_not_read_delays_no_caller_and_costs_no_line_that_the_queue_can_hold(sink: Sink) -> None:
+def test_a_pipe_that_is_not_read_delays_no_caller_and_loses_no_line_within_the_limit_of_the_queue(sink: Sink) -> None:
     filled = sink.fill()
     started = time.thread_time()
     put(sink.writer, *range(1000))
@@ -113,7 +113,7 @@ def test_a_pipe_that_is_not_read_delays_no_caller_and_costs_no_line_that_the_que
     assert sink.writer.dropped == 0
 
 
-def test_the_lines_beyond_the_queues_limit_are_counted_and_reported_where_they_are_missing(sink: Sink) -> None:
+def test_lines_beyond_the_limit_of_the_queue_are_counted_and_reported_at_their_place(sink: Sink) -> None:
     filled = sink.fill()
     put(sink.writer, *range(MOST_LINES + 30))
     assert (sink.writer.waiting, sink.writer.dropped) == (MOST_LINES, 30)
@@ -213,7 +213,7 @@ def test_a_line_that_was_written_in_part_does_not_run_into_the_next(
     assert sink.read_lines("next") == ["ab", "-- 1 missing --", "next"]
 
 
-def test_a_bug_costs_a_line_and_not_the_thread(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_loses_a_line_but_does_not_end_the_thread(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     bugs = [MemoryError(), ValueError()]
 
@@ -238,9 +238,7 @@ def test_a_partial_write_is_continued(sink: Sink, failing: Callable[[int | OSErr
     assert sink.read_lines("abcd") == ["abcd"]
 
 
-def test_lines_are_written_without_a_thread_where_none_can_be_started(
-    sink: Sink, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_are_written_without_a_thread_if_none_can_be_started(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -260,7 +260,7 @@ def test_an_exception_in_production_logs_type_text_and_place_without_a_traceback
     assert "hunter2" not in str(line)
 
 
-def test_the_place_of_an_exception_is_where_it_was_raised_not_where_it_was_called(production: Lines) -> None:
+def test_the_place_of_an_exception_is_the_line_that_raised_it(production: Lines) -> None:
     try:
         json.loads("{")
     except ValueError:
@@ -375,7 +375,7 @@ def test_a_closed_stdout_neither_ends_the_process_nor_fills_stderr() -> None:
         assert process.wait(60) == 0
 
 
-def test_a_worker_starts_without_rich_although_it_is_installed() -> None:
+def test_a_worker_does_not_import_rich_even_if_it_is_installed() -> None:
     program = (
         "import sys, importlib.util, definition_server.data_plane.worker\n"
         "assert not [name for name in sys.modules if name.partition('.')[0] == 'rich']\n"

@@ -69,7 +69,7 @@ def test_each_fault_has_a_step_with_its_urgency_and_a_page(status: ServiceStatus
 
 
 @pytest.mark.parametrize("reason", [Reason.DATABASE_UNREACHABLE, Reason.PERMISSION_DENIED, Reason.TABLE_MISSING])
-def test_a_fault_of_the_database_beside_a_held_catalogue_has_its_own_step_first(reason: Reason) -> None:
+def test_a_fault_of_the_database_has_its_own_step_before_that_of_a_held_catalogue(reason: Reason) -> None:
     both = [step.text for step in next_steps(with_sync(**HELD | {"last_error": reason}), NOW)]
     assert both[0] == BY_REASON[reason][0]
     assert "definition-server accept" in both[1]

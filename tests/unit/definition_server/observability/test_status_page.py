@@ -84,7 +84,7 @@ def read(status: ServiceStatus) -> Reader:
     return Reader(status_page(status, NOW))
 
 
-def test_whatever_a_name_holds_is_text_on_the_page() -> None:
+def test_any_name_is_shown_as_text_on_the_page() -> None:
     plain, page = read(service_status()), read(hostile())
     allowed = {tag for tag, _ in plain.tags} | {"ol", "li", "table", "thead", "tbody", "tr", "th", "td", "code", "a"}
     assert {tag for tag, _ in page.tags} <= allowed

@@ -1,4 +1,4 @@
-"""Spans are nested and bounded, and cost nothing where they are not recorded."""
+"""Spans are nested and bounded, and cost nothing if they are not recorded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_step_that_outlives_its_parent_is_recorded_once(recorder: Recorder) ->
     assert (recorded.name, recorded.end_ns) == ("hand over", first)
 
 
-def test_the_oldest_spans_are_dropped_and_counted_where_none_are_taken(recorder: Recorder) -> None:
+def test_the_oldest_spans_are_dropped_and_counted_if_no_exporter_takes_them(recorder: Recorder) -> None:
     for number in range(5):
         with span(str(number)):
             pass

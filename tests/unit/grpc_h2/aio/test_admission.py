@@ -1,4 +1,4 @@
-"""Which connections a server holds, and which make room for new ones: by address, idleness, and the trust in their
+"""Which connections a server keeps, and which it closes to make room, by address, idleness, and the trust in their
 peers."""
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def test_a_full_server_closes_the_stranger_that_is_idle_for_the_longest_time() -
     assert house.admission.held == 4
 
 
-def test_no_connection_gives_way_while_there_is_room() -> None:
+def test_no_connection_is_closed_while_there_is_room() -> None:
     house = House(max_connections=100)
     held = [house.connect() for _ in range(100)]
     house.loop.now += 1000
@@ -143,7 +143,7 @@ def test_a_server_full_of_clients_accepts_a_probe_and_further_probes() -> None:
     assert not any(one.dismissed or one.drained for one in clients)
 
 
-def test_a_place_of_the_reserve_is_lost_where_the_peer_proves_nothing_in_time() -> None:
+def test_a_connection_in_the_reserve_is_closed_if_its_peer_makes_no_authorized_call_in_time() -> None:
     house = House(max_connections=1)
     house.connect(client=True)
     silent, probe, late = house.connect(), house.connect(), house.connect(client=True)
@@ -155,7 +155,7 @@ def test_a_place_of_the_reserve_is_lost_where_the_peer_proves_nothing_in_time() 
     assert not late.dismissed
 
 
-def test_clients_that_fill_the_reserve_are_drained_for_later_connections_until_nothing_is_left() -> None:
+def test_clients_that_fill_the_reserve_are_drained_for_later_connections() -> None:
     house = House(max_connections=1)
     regular = house.connect(client=True)
     reserved = [house.connect(client=True) for _ in range(module.RESERVE)]
@@ -183,7 +183,7 @@ def test_a_stranger_is_drained_after_the_first_call_timeout_and_then_closed() ->
     assert not house.loop.timers, "nothing wakes the server for clients alone"
 
 
-def test_nothing_is_remembered_of_a_connection_that_has_ended() -> None:
+def test_an_ended_connection_leaves_no_entry_and_no_timer() -> None:
     house = House(max_connections=2, max_per_peer=5, first_call_timeout=30.0)
     for _ in range(1000):
         one = house.connect()
@@ -226,7 +226,7 @@ def ask(client: RawClient, stream: int, path: bytes = b"/t.S/Get", *fields: tupl
     client.until(lambda: client.replies.stream(stream).ended)
 
 
-def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
+def test_idle_strangers_are_closed_for_probes_and_clients_and_named_in_the_log(
     loop: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0)
@@ -243,7 +243,8 @@ def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
             begun = time.monotonic()
             until(lambda begun=begun: time.monotonic() > begun + 0.002, "uvloop's clock advances")  # type: ignore[misc]
         calls: tuple[tuple[Any, ...], ...] = ((b"/t.S/health",), (b"/t.S/Get", (b"key", b"right")))
-        # One after the other, because a new connection is an idle stranger, too, until its call arrives.
+        # Connections are opened one after the other, because a new connection is also an idle stranger until its call
+        # arrives.
         for one, call in zip(idle[:2], calls, strict=True):
             ask(stack.enter_context(RawClient(server.port)), 1, *call)
             one.until_eof()
@@ -255,7 +256,7 @@ def test_idle_strangers_give_way_to_probes_and_clients_and_are_named_in_the_log(
     assert all(line.__dict__["peer"].startswith("ipv4:127.0.0.1:") for line in lines)
 
 
-def test_a_connection_that_is_closing_already_makes_room_without_a_log_line(
+def test_a_connection_that_is_already_closing_makes_room_without_a_log_line(
     loop: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0)

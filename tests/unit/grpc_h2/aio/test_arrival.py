@@ -1,4 +1,4 @@
-"""Steps of TLS handshakes, and strangers' records, that come due at the same moment do not hold the loop together."""
+"""Many TLS handshake steps or records of new clients that arrive at the same moment do not block the loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 20.0
 CROWD, OTHER = "127.9.0.1", "127.9.0.2"
 AT_ONCE = 100
 UNKNOWN = 0x50
-"""A type of frame, which is ignored."""
+"""An unknown frame type, which the server ignores."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def running(request: pytest.FixtureRequest, certificate: Certificate) -> Iterato
 
 
 class Newcomer:
-    """A client whose records a test makes before it sends them."""
+    """A client whose records the test creates first and sends later."""
 
     def __init__(self, port: int, source: str = CROWD) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -68,7 +68,7 @@ class Newcomer:
         self.socket.sendall(self.made.read())
 
     def end_handshake(self) -> None:
-        """Make the last flight, and HTTP/2's first one behind it."""
+        """Create the last flight of the handshake, followed by the client's first HTTP/2 frames."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -81,12 +81,13 @@ class Newcomer:
 
 
 def send_at_once(running: ServerThread, newcomers: list[Newcomer]) -> None:
-    """Send what they have made while the loop does nothing, so that its next iteration finds all of it."""
+    """Send the records of all newcomers while the loop is busy with this call, so that its next iteration finds all of
+    them."""
     running.call(lambda: [newcomer.send() for newcomer in newcomers])
 
 
-def test_handshakes_that_end_at_the_same_moment_do_not_hold_the_loop(running: ServerThread) -> None:
-    """100 of them are 15 to 25 ms of CPU time."""
+def test_handshakes_that_end_at_the_same_moment_do_not_block_the_loop(running: ServerThread) -> None:
+    """100 handshakes take 15 to 25 ms of CPU time."""
     with ExitStack() as stack:
         crowd = [stack.enter_context(Newcomer(running.port)) for _ in range(AT_ONCE)]
         for each in crowd:
@@ -98,8 +99,8 @@ def test_handshakes_that_end_at_the_same_moment_do_not_hold_the_loop(running: Se
     until(lambda: running.server.connections == 0, "all have gone")
 
 
-def test_records_of_strangers_that_arrive_at_the_same_moment_do_not_hold_the_loop(running: ServerThread) -> None:
-    """A time slice of each would be 10 to 15 ms."""
+def test_records_of_new_clients_that_arrive_at_the_same_moment_do_not_block_the_loop(running: ServerThread) -> None:
+    """One time slice for each client would take 10 to 15 ms."""
     ping, answer = (frames.ping(b"abcdefgh", ack=ack) for ack in (False, True))
     with ExitStack() as stack:
         crowd = [stack.enter_context(Newcomer(running.port)) for _ in range(AT_ONCE)]
@@ -125,7 +126,7 @@ def test_records_of_strangers_that_arrive_at_the_same_moment_do_not_hold_the_loo
     until(lambda: running.server.connections == 0, "all have gone")
 
 
-def test_a_handshake_of_another_network_does_not_wait_for_those_of_a_crowd(
+def test_a_handshake_does_not_wait_for_100_handshakes_of_another_network(
     running: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks: list[str] = []
@@ -164,7 +165,7 @@ def test_a_client_whose_handshake_fails_gets_an_alert(certificate: Certificate, 
 
 
 class Withheld(FairScheduler):
-    """A scheduler that grants nothing until the test does."""
+    """A scheduler that grants no time slice; the test grants them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class Withheld(FairScheduler):
         self.waiting.append(granted)
 
 
-async def test_the_time_of_the_peer_is_limited_and_the_wait_for_a_time_slice_is_not_part_of_it() -> None:
+async def test_the_time_limit_of_a_peer_excludes_the_wait_for_a_time_slice() -> None:
     loop, scheduler = asyncio.get_running_loop(), Withheld()
     ours, peer = socket.socketpair()
     with ours, peer:

@@ -1,4 +1,4 @@
-"""A call as its handler sees it: messages, statuses, deadlines and ends, on a connection in memory."""
+"""The call context of a handler: messages, statuses, deadlines and ends, on a connection in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Timer:
 
 
 class Loop:
-    """An event loop by the clock of a peer."""
+    """An event loop that takes its time from the clock of a peer."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -47,7 +47,7 @@ class Loop:
 
 
 class Bench:
-    """One call of a client, whose handler is the test."""
+    """One call of a client; the test plays its handler."""
 
     def __init__(self, *, compression: int = 0, limits: Limits | None = None, **fields: bytes) -> None:
         self.peer = Peer(consumes=False, limits=limits).send(window_update(0, 2**24))
@@ -68,7 +68,7 @@ class Bench:
         self.wakes += 1
 
     def send(self, *messages: bytes, end: bool = False) -> None:
-        """The client sends, and the connection passes it on as a protocol does."""
+        """Send messages as the client, and pass them to the context as the protocol does."""
         before = len(self.peer.received.get(1, []))
         self.peer.send(data(1, b"".join(map(grpc_message, messages)), end_stream=end))
         for message in self.peer.received.get(1, [])[before:]:
@@ -77,7 +77,7 @@ class Bench:
             self.context.half_closed()
 
     def answered(self) -> Any:
-        """What the client has got so far."""
+        """The answer that the client has received so far."""
         self.peer.read()
         self.peer.connection.check_invariants()
         return self.peer.result(1)
@@ -91,7 +91,7 @@ async def bench() -> Bench:
 # -- messages of the client --------------------------------------------------------------------------------------------
 
 
-async def test_messages_are_read_in_order_whether_they_have_come_or_are_waited_for(bench: Bench) -> None:
+async def test_read_returns_messages_in_order_and_waits_for_the_next_one(bench: Bench) -> None:
     bench.context.deserializer = bytes.decode
     bench.send(b"one", b"two")
     assert [await bench.context.read() for _ in range(2)] == ["one", "two"]
@@ -109,7 +109,7 @@ async def test_messages_are_read_in_order_whether_they_have_come_or_are_waited_f
     assert repr(EOF) == "<EOF>"
 
 
-async def test_windows_grow_when_messages_are_taken_unless_the_client_sends_no_more(bench: Bench) -> None:
+async def test_a_taken_message_enlarges_the_window_unless_the_request_has_ended(bench: Bench) -> None:
     bench.send(b"one")
     await bench.context.receive()
     assert bench.wakes == 1
@@ -119,7 +119,7 @@ async def test_windows_grow_when_messages_are_taken_unless_the_client_sends_no_m
     assert bench.stream.unread == bench.stream.owed == 0
 
 
-async def test_what_comes_when_the_handler_has_ended_is_thrown_away(bench: Bench) -> None:
+async def test_messages_that_arrive_after_the_end_of_the_handler_are_dropped(bench: Bench) -> None:
     bench.send(b"one")
     bench.context.finish()
     assert bench.stream.unread == 0
@@ -131,7 +131,9 @@ async def test_what_comes_when_the_handler_has_ended_is_thrown_away(bench: Bench
         await other.context.receive()
 
 
-async def test_a_message_that_cannot_be_parsed_or_written_is_a_fault_of_its_side(bench: Bench) -> None:
+async def test_an_unreadable_request_and_an_unwritable_response_raise_internal_with_different_texts(
+    bench: Bench,
+) -> None:
     assert bench.context.deserialize(b"as it is") == b"as it is"
     assert bench.context.serialize(b"as it is") == b"as it is"
     assert bench.context.serialize(memoryview(b"view")) == b"view"
@@ -151,7 +153,7 @@ async def test_a_message_that_cannot_be_parsed_or_written_is_a_fault_of_its_side
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_has_headers_messages_and_a_status_with_metadata(bench: Bench) -> None:
+async def test_an_answer_consists_of_headers_messages_and_a_status_with_metadata(bench: Bench) -> None:
     await bench.context.send_initial_metadata((("who", "me"),))
     assert bench.wakes == 1
     with pytest.raises(ValueError, match="initial metadata has been sent"):
@@ -170,7 +172,7 @@ async def test_an_answer_has_headers_messages_and_a_status_with_metadata(bench: 
     assert bench.wakes == 4
 
 
-async def test_nothing_is_sent_on_a_call_that_has_ended(bench: Bench) -> None:
+async def test_writing_on_an_ended_call_raises_an_error(bench: Bench) -> None:
     bench.context.end()
     with pytest.raises(asyncio.InvalidStateError, match="already finished"):
         await bench.context.write(b"late")
@@ -181,7 +183,7 @@ async def test_nothing_is_sent_on_a_call_that_has_ended(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("wrong", [(("Upper", "x"),), (("text", "ä"),)])
-async def test_metadata_that_may_not_be_sent_is_refused_where_the_handler_gives_it(bench: Bench, wrong: Any) -> None:
+async def test_invalid_metadata_is_refused_when_the_handler_sets_it(bench: Bench, wrong: Any) -> None:
     for give in (bench.context.metadata_out, bench.context.set_trailing_metadata):
         with pytest.raises(ValueError, match="metadata"):
             give(wrong)
@@ -191,7 +193,7 @@ async def test_metadata_that_may_not_be_sent_is_refused_where_the_handler_gives_
     assert not bench.stream.headers_sent
 
 
-async def test_a_handler_waits_until_its_client_has_taken_enough() -> None:
+async def test_a_write_waits_while_the_client_has_too_much_unread() -> None:
     bench = Bench(limits=Limits(high_water=1000, low_water=100))
     bench.peer.send(window_update(1, 2**20))
     writing = asyncio.create_task(bench.context.write(bytes(1000 - 5)))
@@ -217,7 +219,7 @@ async def test_a_handler_waits_until_its_client_has_taken_enough() -> None:
     ("accepts", "compression", "compressed"),
     [(b"gzip", GZIP, True), (b"identity", GZIP, False), (None, GZIP, False), (b"gzip", 0, False), (b"gzip", 1, False)],
 )
-async def test_messages_are_compressed_where_that_was_chosen_and_the_client_accepts_it(
+async def test_messages_are_compressed_if_the_handler_chooses_gzip_and_the_client_accepts_it(
     accepts: bytes | None, compression: int, compressed: bool
 ) -> None:
     bench = Bench(compression=compression, **({} if accepts is None else {"grpc_accept_encoding": accepts}))
@@ -232,7 +234,7 @@ async def test_messages_are_compressed_where_that_was_chosen_and_the_client_acce
     assert (decompress(second) if compressed else second) == b"x" * 100
 
 
-async def test_compression_is_chosen_before_the_headers() -> None:
+async def test_choosing_compression_after_the_headers_raises_an_error() -> None:
     bench = Bench(grpc_accept_encoding=b"gzip")
     bench.context.set_compression(SimpleNamespace(value=GZIP))
     bench.context.set_compression(GZIP)
@@ -250,7 +252,7 @@ async def test_compression_is_chosen_before_the_headers() -> None:
     [(StatusCode.NOT_FOUND, 5), (7, 7), (SimpleNamespace(value=(9, "failed")), 9), (StatusCode.OK, 2), (0, 2)],
     ids=["ours", "a number", "grpcio's", "OK", "zero"],
 )
-async def test_an_abort_is_a_failure_and_nothing_changes_it_afterwards(bench: Bench, code: Any, status: int) -> None:
+async def test_the_status_of_an_abort_is_a_failure_and_cannot_be_changed(bench: Bench, code: Any, status: int) -> None:
     with pytest.raises(AbortError):
         await bench.context.abort(code, "enough", (("who", "me"),))
     bench.context.set_code(StatusCode.OK)
@@ -270,7 +272,7 @@ async def test_an_abort_keeps_trailing_metadata_unless_it_has_its_own(bench: Ben
     assert bench.context.trailing_metadata() == (("kept", "1"),)
 
 
-async def test_the_status_of_an_end_is_the_one_that_is_given_or_the_handlers(bench: Bench) -> None:
+async def test_a_status_given_at_the_end_replaces_the_status_of_the_handler(bench: Bench) -> None:
     bench.context.set_code(StatusCode.NOT_FOUND)
     assert bench.context.status == 5
     assert bench.context.code() is StatusCode.NOT_FOUND
@@ -285,7 +287,7 @@ async def test_a_call_without_a_status_is_ok(bench: Bench) -> None:
     assert bench.answered().status == 0
 
 
-async def test_a_handler_that_ends_without_a_status_was_cancelled_and_its_callbacks_run_once(bench: Bench) -> None:
+async def test_a_handler_that_ends_without_a_status_sends_cancelled_and_runs_its_callbacks_once(bench: Bench) -> None:
     called: list[Any] = []
     bench.context.add_done_callback(called.append)
     bench.context.add_done_callback(lambda context: called.append(context.done()))
@@ -306,7 +308,7 @@ async def test_a_handler_that_ends_without_a_status_was_cancelled_and_its_callba
 
 
 @pytest.mark.parametrize("end", [ServicerContext.cancel, ServicerContext.peer_cancelled], ids=["server", "client"])
-async def test_a_call_that_others_end_cancels_its_handler_and_wakes_it(bench: Bench, end: Any) -> None:
+async def test_a_call_ended_by_server_or_client_cancels_its_handler(bench: Bench, end: Any) -> None:
     async def handle() -> None:
         await bench.context.receive()
 
@@ -321,7 +323,7 @@ async def test_a_call_that_others_end_cancels_its_handler_and_wakes_it(bench: Be
         assert (bench.answered().status, bench.answered().text) == (1, b"Cancelled by the server")
 
 
-async def test_a_call_whose_status_is_sent_is_done_although_its_handler_runs(bench: Bench) -> None:
+async def test_a_call_is_done_once_its_status_is_sent_even_if_its_handler_still_runs(bench: Bench) -> None:
     bench.context.end()
     assert bench.context.done()
     assert not bench.context.cancelled()
@@ -331,7 +333,7 @@ async def test_a_call_whose_status_is_sent_is_done_although_its_handler_runs(ben
 
 
 @pytest.mark.parametrize("headers_sent", [False, True])
-async def test_a_deadline_ends_the_call_by_a_status_or_by_a_reset(headers_sent: bool) -> None:
+async def test_an_expired_deadline_sends_a_status_or_after_the_headers_a_reset(headers_sent: bool) -> None:
     bench = Bench(grpc_timeout=b"2S")
     (timer,) = bench.loop.timers
     assert timer.when == bench.peer.now + 2.0
@@ -369,19 +371,19 @@ async def test_a_call_that_has_ended_has_no_timer(end: Any) -> None:
     ("timeout", "seconds", "timers"), [(b"99999999H", 99_999_999 * 3600.0, 0), (b"9999999S", 9_999_999.0, 1),
                                        (b"10000000S", 10_000_000.0, 0)],
 )  # fmt: skip
-async def test_a_deadline_of_months_needs_no_timer(timeout: bytes, seconds: float, timers: int) -> None:
+async def test_a_deadline_of_months_sets_no_timer(timeout: bytes, seconds: float, timers: int) -> None:
     bench = Bench(grpc_timeout=timeout)
     assert len(bench.loop.timers) == timers
     assert bench.context.time_remaining() == pytest.approx(seconds)
 
 
-async def test_without_a_deadline_there_is_no_time_and_no_timer(bench: Bench) -> None:
+async def test_a_call_without_a_deadline_has_no_remaining_time_and_no_timer(bench: Bench) -> None:
     assert bench.context.time_remaining() is None
     assert bench.loop.timers == []
 
 
 @pytest.mark.parametrize("ended", [False, True])
-async def test_a_request_of_one_message_has_ten_seconds_to_come_while_its_call_runs(bench: Bench, ended: bool) -> None:
+async def test_a_unary_request_must_arrive_within_ten_seconds_while_its_call_runs(bench: Bench, ended: bool) -> None:
     if ended:
         bench.context.peer_cancelled()
     bench.context.expect_one_message()
@@ -389,10 +391,10 @@ async def test_a_request_of_one_message_has_ten_seconds_to_come_while_its_call_r
     assert bench.peer.result(1).status == (None if ended else 4)
 
 
-# -- who calls ---------------------------------------------------------------------------------------------------------
+# -- the client --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_context_has_the_peer_and_the_metadata() -> None:
+async def test_the_context_returns_the_peer_and_the_metadata() -> None:
     bench = Bench(x_trace=b"7")
     assert bench.context.peer() == "ipv4:192.0.2.1:4711"
     entries = {entry.key: entry.value for entry in bench.context.invocation_metadata()}
@@ -408,7 +410,9 @@ async def test_the_context_has_the_peer_and_the_metadata() -> None:
          "x509_subject_alternative_name", [b"a", b"b"]),
     ],
 )  # fmt: skip
-async def test_a_client_is_named_by_its_certificate(bench: Bench, known: Any, key: str | None, names: Any) -> None:
+async def test_the_identity_of_a_client_is_taken_from_its_certificate(
+    bench: Bench, known: Any, key: str | None, names: Any
+) -> None:
     bench.known = known
     assert bench.context.auth_context() == known
     assert bench.context.peer_identity_key() == key

@@ -30,7 +30,7 @@ def test_work_of_one_network_is_taken_first_come_first_served() -> None:
     assert not queue.queue
 
 
-def test_networks_take_turns_however_much_work_one_has() -> None:
+def test_networks_take_turns_even_if_one_has_much_more_work() -> None:
     queue = Queue()
     queue.put("crowd", *(f"c{number}" for number in range(100)))
     queue.put("a", "a1", "a2")
@@ -76,7 +76,7 @@ def test_networks_that_are_all_new_do_not_lock_out_those_that_wait() -> None:
     assert taken["old"] >= 2
 
 
-def test_nothing_is_stored_once_nothing_waits() -> None:
+def test_a_queue_without_work_stores_nothing() -> None:
     queue = Queue()
     for number in range(50):
         queue.put(str(number % 7), "x")

@@ -91,7 +91,7 @@ def test_an_http_client_gets_an_answer_that_names_the_protocol_of_the_port(
     ids=["put", "http10", "http09", "proxy1", "proxy2", "tls", "ssh"],
 )
 @pytest.mark.parametrize("piece", [1, 1000], ids=["octets", "whole"])
-def test_other_protocols_are_recognised_whole_and_octet_by_octet(
+def test_other_protocols_are_recognised_from_one_read_and_octet_by_octet(
     octets: bytes, name: str, begins: bytes, piece: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     pieces = [octets[at : at + piece] for at in range(0, min(len(octets), 40), piece)]
@@ -131,7 +131,7 @@ def test_cleartext_on_a_tls_port_is_answered_and_logged_with_the_peer(
     assert record.__dict__["peer"].startswith("ipv4:127.0.0.1:")
 
 
-def test_tcp_health_checks_of_a_tls_port_log_nothing_and_garbage_a_limited_number_of_lines(
+def test_tcp_health_checks_of_a_tls_port_are_not_logged_and_garbage_is_logged_at_a_limited_rate(
     loop: Any, certificate: Certificate, caplog: pytest.LogCaptureFixture
 ) -> None:
     secured = Secured(certificate)
@@ -171,7 +171,7 @@ def test_a_client_hello_names_its_protocols_and_an_incomplete_one_names_none() -
     assert offered_protocols(b"") is None
 
 
-def test_the_preface_of_http2_is_never_taken_for_another_protocol() -> None:
+def test_the_preface_of_http2_is_not_recognised_as_another_protocol() -> None:
     for length in range(len(HELLO)):
         assert recognise(HELLO[:length], speaks=CLEARTEXT) is None
     assert recognise(HELLO, speaks=SECURE) is not None

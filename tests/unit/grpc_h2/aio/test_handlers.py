@@ -1,4 +1,4 @@
-"""How a handler is run: what it is given, what becomes of what it returns or raises, and what is logged."""
+"""How the engine runs a handler: its arguments, the use of its result or exception, and the log lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from grpc_h2.rpc.faults import CallFault
 
 
 class Served(Bench):
-    """A call that a handler serves."""
+    """A call with a handler of the test."""
 
     def __init__(self, **fields: bytes) -> None:
         super().__init__(**fields)
@@ -30,7 +30,7 @@ class Served(Bench):
         self.run = Run(self.context, asyncio.get_running_loop(), lambda: self.executor)
 
     async def serve(self, function: Any, kind: str = "unary_unary", *, resolve: Any = None, read: Any = bytes) -> Any:
-        """Run a handler to its end. Returns what the client got."""
+        """Run a handler to its end. Returns the answer that the client received."""
         handler = None
         if function is not None:
             streams = [part == "stream" for part in kind.split("_")]
@@ -129,7 +129,7 @@ class Echo:
         ("stream_stream", echoed, [b"a", b"b"], [b"a", b"b"]),
     ],
 )
-async def test_a_handler_of_every_style_gets_the_messages_and_its_own_are_sent(
+async def test_handlers_of_every_style_receive_the_request_and_send_their_messages(
     served: Served, kind: str, function: Any, sent: list[bytes], answered: list[bytes]
 ) -> None:
     served.send(*sent, end=True)
@@ -138,7 +138,7 @@ async def test_a_handler_of_every_style_gets_the_messages_and_its_own_are_sent(
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary"])
-async def test_only_a_request_of_one_message_has_a_time_to_come(served: Served, kind: str) -> None:
+async def test_only_a_unary_request_has_a_time_limit_to_arrive(served: Served, kind: str) -> None:
     async def wait(*_: object) -> bytes:
         await asyncio.Event().wait()
         return b""
@@ -157,16 +157,16 @@ async def test_only_a_request_of_one_message_has_a_time_to_come(served: Served, 
     [([], b"No message in a unary request"), ([b"a", b"b"], b"More than one message in a unary request")],
     ids=["none", "two"],
 )
-async def test_a_unary_request_is_one_message(served: Served, sent: list[bytes], text: bytes) -> None:
+async def test_a_unary_request_without_or_with_two_messages_is_unimplemented(
+    served: Served, sent: list[bytes], text: bytes
+) -> None:
     served.send(*sent, end=True)
     result = await served.serve(upper)
     assert (result.status, result.text) == (12, text)
 
 
 @pytest.mark.parametrize("resolved", [True, False])
-async def test_a_handler_may_be_looked_up_first_and_one_that_is_not_found_is_unimplemented(
-    served: Served, resolved: bool
-) -> None:
+async def test_a_call_whose_handler_is_not_found_is_unimplemented(served: Served, resolved: bool) -> None:
     async def resolve() -> Any:
         return MethodHandler.unary(upper, bytes, bytes) if resolved else None
 
@@ -193,7 +193,7 @@ async def test_a_handlers_exception_is_logged_and_its_text_is_not_sent(
     assert isinstance(record.exc_info[1], KeyError)
 
 
-async def test_a_status_that_was_set_before_an_exception_stands(served: Served) -> None:
+async def test_a_status_set_before_an_exception_is_sent(served: Served) -> None:
     async def fail(request: bytes, context: Any) -> bytes:
         context.set_code(StatusCode.DATA_LOSS)
         context.set_details("half of it")
@@ -204,7 +204,7 @@ async def test_a_status_that_was_set_before_an_exception_stands(served: Served) 
     assert (result.status, result.text) == (15, b"half of it")
 
 
-async def test_an_exception_because_the_client_has_gone_is_not_logged(
+async def test_an_exception_after_the_client_has_cancelled_is_not_logged(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(request: bytes, context: Any) -> bytes:
@@ -217,7 +217,7 @@ async def test_an_exception_because_the_client_has_gone_is_not_logged(
 
 
 @pytest.mark.parametrize("code", [StatusCode.OK, StatusCode.NOT_FOUND])
-async def test_the_message_of_a_failure_is_not_sent(served: Served, code: StatusCode) -> None:
+async def test_a_returned_message_is_not_sent_if_the_status_is_a_failure(served: Served, code: StatusCode) -> None:
     async def answer(request: bytes, context: Any) -> bytes:
         context.set_code(code)
         return b"answer"
@@ -259,7 +259,7 @@ async def test_an_abort_in_a_thread_sends_its_status_and_metadata(served: Served
     assert (b"who", b"me") in (result.trailers or result.headers)
 
 
-async def test_a_message_that_cannot_be_parsed_is_noted_for_the_log_of_clients_faults(
+async def test_an_unreadable_message_is_noted_as_a_fault_of_the_client(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     served.send(b"abc", end=True)
@@ -269,7 +269,7 @@ async def test_a_message_that_cannot_be_parsed_is_noted_for_the_log_of_clients_f
     assert caplog.records == []
 
 
-async def test_a_message_that_cannot_be_written_is_logged_and_a_fault_of_the_client_is_not(
+async def test_an_unwritable_message_is_logged_and_a_fault_of_the_client_is_not(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def answer(request: bytes, context: Any) -> Any:
@@ -291,7 +291,7 @@ async def test_a_message_that_cannot_be_written_is_logged_and_a_fault_of_the_cli
     assert len(caplog.records) == 1
 
 
-async def test_a_stream_that_fails_is_closed(served: Served) -> None:
+async def test_the_generator_of_a_cancelled_stream_is_closed(served: Served) -> None:
     closed: list[bool] = []
 
     async def endless(request: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -310,7 +310,7 @@ async def test_a_stream_that_fails_is_closed(served: Served) -> None:
 # -- in a thread -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_function_in_a_thread_uses_the_context_without_waiting(served: Served) -> None:
+async def test_a_function_in_a_thread_uses_the_context_without_await(served: Served) -> None:
     called: list[str] = []
 
     def answer(request: bytes, context: Any) -> bytes:
@@ -342,7 +342,7 @@ async def test_a_call_may_be_cancelled_from_a_thread(served: Served) -> None:
         context.abort(StatusCode.ABORTED)
 
 
-def test_a_method_handler_says_which_sides_stream() -> None:
+def test_a_method_handler_shows_which_sides_stream() -> None:
     unary, streaming = MethodHandler.unary(upper, int, str), MethodHandler.streaming(letters, int, str)  # type: ignore[arg-type]
     assert (unary.request_streaming, unary.response_streaming, unary.unary_unary) == (False, False, upper)
     assert (streaming.request_streaming, streaming.response_streaming, streaming.unary_stream) == (False, True, letters)

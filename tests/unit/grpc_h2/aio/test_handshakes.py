@@ -1,4 +1,4 @@
-"""TLS handshakes that their peers do not finish are limited in number, and cost other peers nothing."""
+"""The number of TLS handshakes that peers leave unfinished is limited, and they do not affect other peers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpc_h2.aio import handshakes
 from grpc_h2.aio.handshakes import Handshakes
 
 
-def test_the_oldest_handshake_of_the_network_with_most_gives_way():
+def test_the_oldest_handshake_of_the_network_with_the_most_is_closed_for_a_new_one():
     ended: list[str] = []
     some = Handshakes(4)
 
@@ -51,7 +51,7 @@ def first_flight() -> bytes:
     return outgoing.read()
 
 
-async def test_a_client_is_served_beside_handshakes_that_are_never_finished(
+async def test_a_client_is_served_while_other_handshakes_are_never_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(handshakes.Handshakes.__init__, "__defaults__", (8,))

@@ -1,5 +1,5 @@
-"""The limit of KeyUpdates. Each takes a peer 27 octets and us 30 µs of CPU time, and OpenSSL does not limit their
-number."""
+"""The limit of KeyUpdates. Each costs the peer 27 octets and the server 30 µs of CPU time, and OpenSSL does not limit
+their number."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Authority(tmp_path_factory.mktemp("authority")).sign("server")
 
 
-def test_octets_behind_too_many_key_updates_are_not_processed(certificate: Certificate) -> None:
+def test_octets_after_too_many_key_updates_are_not_processed(certificate: Certificate) -> None:
     pair = Pair(certificate)
     floods: list[int] = []
     updates = KeyUpdates(pair.server, lambda: floods.append(updates.count))
@@ -41,7 +41,7 @@ def test_octets_behind_too_many_key_updates_are_not_processed(certificate: Certi
     assert not pair.to_server.pending
 
 
-def test_octets_behind_a_few_key_updates_are_processed(certificate: Certificate) -> None:
+def test_octets_after_a_few_key_updates_are_processed(certificate: Certificate) -> None:
     pair = Pair(certificate)
     updates = KeyUpdates(pair.server, pytest.fail)
     send_key_updates(pair.client, MOST)

@@ -1,4 +1,4 @@
-"""The end of a connection: it is flushed, half-closed and read for a second, and a flood for less."""
+"""The end of a connection: it is flushed, half-closed, and read for a second; a flood is read for less."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Timer:
 
 
 class Loop:
-    """Time that passes timer by timer."""
+    """A loop whose timers the test runs one by one."""
 
     def __init__(self) -> None:
         self.timers: list[Timer] = []
@@ -34,14 +34,14 @@ class Loop:
         return [timer.seconds for timer in self.timers if not timer.cancelled]
 
     def run(self, seconds: float) -> None:
-        """Run the first timer of so many seconds."""
+        """Run the first timer that was set for ``seconds``."""
         timer = next(each for each in self.timers if each.seconds == seconds and not each.cancelled)
         timer.cancelled = True
         timer.callback()
 
 
 class Transport:
-    """Notes what is done with it."""
+    """A transport that notes the calls of its methods."""
 
     def __init__(self) -> None:
         self.unsent = 0
@@ -80,7 +80,7 @@ class Bench:
         self.close.proceed(writable=writable, stall_timeout=60.0)
 
     def read(self, size: int) -> None:
-        """The pause is over, the deferred read takes place, and ``size`` octets come."""
+        """End the pause, run the deferred read, and receive ``size`` octets."""
         self.loop.run(0.01)
         while self.deferred:
             self.deferred.pop(0)()
@@ -88,7 +88,7 @@ class Bench:
 
 
 @pytest.mark.parametrize(("unsent", "writable"), [(1, True), (0, False), (1, False)])
-def test_what_is_unsent_leaves_first_or_is_given_up_after_the_stall_timeout(unsent: int, writable: bool) -> None:
+def test_the_close_waits_for_unsent_octets_up_to_the_stall_timeout(unsent: int, writable: bool) -> None:
     bench = Bench()
     bench.transport.unsent = unsent
     for _ in range(2):
@@ -102,7 +102,7 @@ def test_what_is_unsent_leaves_first_or_is_given_up_after_the_stall_timeout(unse
     assert sorted(bench.loop.waiting()) == [0.01, 1.0], "it has begun"
 
 
-def test_a_connection_that_cannot_be_flushed_is_aborted() -> None:
+def test_a_connection_that_is_not_flushed_within_the_stall_timeout_is_aborted() -> None:
     bench = Bench()
     bench.transport.unsent = 1
     bench.proceed()
@@ -123,7 +123,7 @@ def test_an_honest_client_is_half_closed_at_once_and_read_for_a_second() -> None
 
 
 @pytest.mark.parametrize(("flood", "most"), [(False, 2 * 1024 * 1024), (True, 64 * 1024)])
-def test_no_more_is_read_than_can_be_under_way(flood: bool, most: int) -> None:
+def test_reading_ends_after_as_many_octets_as_can_be_in_transit(flood: bool, most: int) -> None:
     bench = Bench(flood=flood)
     bench.proceed()
     bench.read(most)
@@ -138,7 +138,7 @@ def test_no_more_is_read_than_can_be_under_way(flood: bool, most: int) -> None:
     assert "abort" in bench.transport.steps
 
 
-def test_a_flood_that_has_ended_by_then_is_half_closed_after_a_pause() -> None:
+def test_a_flood_that_ends_during_the_pause_is_half_closed_after_it() -> None:
     bench = Bench(flood=True)
     bench.proceed()
     assert "write_eof" not in bench.transport.steps
@@ -147,7 +147,7 @@ def test_a_flood_that_has_ended_by_then_is_half_closed_after_a_pause() -> None:
         assert bench.transport.steps.count("write_eof") == 1
 
 
-def test_a_flood_that_goes_on_is_not_half_closed() -> None:
+def test_a_flood_that_continues_during_the_pause_is_not_half_closed() -> None:
     bench = Bench(flood=True)
     bench.proceed()
     bench.close.data_received(100)
@@ -156,7 +156,7 @@ def test_a_flood_that_goes_on_is_not_half_closed() -> None:
 
 
 @pytest.mark.parametrize("half_closes", [True, False])
-def test_tls_has_no_half_close_and_a_client_that_has_gone_is_aborted(half_closes: bool) -> None:
+def test_a_failed_half_close_aborts_the_connection_and_tls_is_not_half_closed(half_closes: bool) -> None:
     bench = Bench()
     bench.transport.half_closes = half_closes
 
@@ -168,7 +168,7 @@ def test_tls_has_no_half_close_and_a_client_that_has_gone_is_aborted(half_closes
     assert ("abort" in bench.transport.steps) is half_closes
 
 
-def test_a_transport_that_closes_is_not_read_any_more() -> None:
+def test_a_closing_transport_is_no_longer_read() -> None:
     bench = Bench()
     bench.proceed()
     bench.transport.steps.clear()
@@ -179,7 +179,7 @@ def test_a_transport_that_closes_is_not_read_any_more() -> None:
     assert bench.transport.steps == ["resume_reading"]
 
 
-def test_a_connection_that_is_gone_has_no_timer() -> None:
+def test_a_cancelled_close_has_no_timer() -> None:
     bench = Bench()
     bench.proceed()
     bench.close.cancel()

@@ -102,7 +102,7 @@ def test_an_invalid_address_is_refused(address: str) -> None:
         listen(address)
 
 
-def test_a_port_that_is_taken_is_refused_and_one_just_left_is_not(loop: Any) -> None:
+def test_a_taken_port_is_refused_and_a_port_that_was_just_closed_is_not(loop: Any) -> None:
     with ServerThread(loop, prepare) as server:
         with pytest.raises(OSError, match="in use"):
             listen(server.target)
@@ -329,7 +329,7 @@ def test_a_grpc_client_calls_handlers_over_a_unix_socket(loop: Any, tmp_path: Pa
         assert list(channel.unary_stream("/t.S/Twice")(b"x", timeout=SECONDS)) == [b"x", b"x"]
 
 
-def test_a_connection_to_which_there_is_an_objection_gets_its_reason(
+def test_a_connection_with_an_objection_gets_goaway_with_the_reason(
     loop: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = str(tmp_path / "s")

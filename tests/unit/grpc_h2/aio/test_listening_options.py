@@ -1,4 +1,4 @@
-"""What connections inherit from the socket that they are accepted from."""
+"""The socket options that accepted connections inherit from the listening socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grpc_h2 import set_listening_options
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
-def test_a_tcp_socket_is_prompt_has_a_small_buffer_and_probes_its_peers(family: socket.AddressFamily) -> None:
+def test_a_tcp_socket_has_nodelay_a_small_receive_buffer_and_keepalive(family: socket.AddressFamily) -> None:
     if family == socket.AF_INET6 and not socket.has_ipv6:
         pytest.skip("no IPv6")
     with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -23,7 +23,7 @@ def test_a_tcp_socket_is_prompt_has_a_small_buffer_and_probes_its_peers(family: 
         assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
-def test_accept_never_waits_for_long_whatever_its_socket(tmp_path: Path) -> None:
+def test_accept_on_a_unix_socket_waits_for_ten_milliseconds_at_most(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         set_listening_options(listening)
         seconds, microseconds = struct.unpack("@ll", listening.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))

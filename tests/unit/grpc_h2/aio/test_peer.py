@@ -1,4 +1,4 @@
-"""The text of a peer's address, as gRPC writes it."""
+"""The text of a peer's address, in the form that gRPC uses."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ from grpc_h2.aio.peer import peer_text
     ],
     ids=str,
 )
-def test_a_peer_has_the_form_of_its_family(address: object, text: str) -> None:
+def test_the_text_of_a_peer_has_the_form_of_its_address_family(address: object, text: str) -> None:
     assert peer_text(address) == text

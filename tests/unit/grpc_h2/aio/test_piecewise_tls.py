@@ -97,7 +97,7 @@ def test_all_octets_that_arrive_are_decrypted_in_order(certificate: Certificate,
     assert received == sent
 
 
-def test_nothing_is_divided_where_no_protocol_would_continue(certificate: Certificate) -> None:
+def test_records_are_decrypted_at_once_if_the_protocol_cannot_continue_later(certificate: Certificate) -> None:
     pair = Pair(certificate)
     for _ in range(200):
         pair.client.write(b"x")
@@ -119,7 +119,7 @@ def test_a_connection_that_closes_is_read_for_a_limited_time(
     assert pair.to_server.pending
 
 
-def test_close_notify_is_processed_behind_other_records_that_have_arrived(
+def test_close_notify_is_processed_after_the_records_that_arrived_before_it(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = Pair(certificate)
@@ -194,7 +194,7 @@ def running(request: pytest.FixtureRequest, certificate: Certificate) -> Iterato
         yield thread
 
 
-def test_key_updates_of_a_client_with_a_key_do_not_hold_the_loop(running: ServerThread) -> None:
+def test_key_updates_of_an_authorized_client_do_not_block_the_loop(running: ServerThread) -> None:
     """The KeyUpdates are 108 kB, and take 50 to 120 ms of CPU time."""
     with Client(running.port) as client:
         client.tls.write(frames.ping(b"abcdefgh", ack=False))

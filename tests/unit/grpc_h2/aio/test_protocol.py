@@ -45,7 +45,7 @@ SECONDS = 10.0
 
 
 class FakeTransport(asyncio.Transport):
-    """A transport that records every write. Its buffer counts as full when the test wants it."""
+    """A transport that records every write. The test decides when its buffer is reported as full."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ async def test_input_beyond_the_budget_of_an_iteration_is_deferred_and_then_answ
     protocol.connection_lost(None)
 
 
-async def test_a_large_read_is_deferred_behind_other_connections() -> None:
+async def test_a_large_read_is_deferred_until_other_connections_were_read() -> None:
     _, protocol, transport = await connected(limits=Limits(answers_per_turn=1000))
     transport.writes.clear()
     octets = b"".join(call(stream) for stream in range(1, 601, 2))
@@ -231,7 +231,7 @@ async def test_a_large_answer_is_written_in_several_iterations() -> None:
 
 @pytest.mark.requirement("B-reply-flood")
 def test_a_client_that_never_reads_is_not_read(running: ServerThread) -> None:
-    """Refusals use no window, so only TCP limits them. Another connection is not affected."""
+    """Refusals use no window, so only TCP limits their number. Another connection is not affected."""
     with RawClient(running.port, receive_buffer=4096) as flood, RawClient(running.port) as victim:
         flood.socket.setblocking(False)
         block = request_block(b"/t.S/No")
@@ -294,21 +294,21 @@ def test_the_kernels_receive_buffer_is_a_few_hundred_kilobytes(running: ServerTh
 
 
 @pytest.mark.requirement("A50")
-def test_goaway_arrives_although_the_client_continues_to_send(running: ServerThread) -> None:
+def test_goaway_arrives_even_if_the_client_continues_to_send(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(data(0, b"x"))
         for _ in range(100):
             client.send(call(1))
         client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [PROTOCOL_ERROR]
-        for _ in range(10):  # the server has only half-closed: it reads these, and its kernel answers with no RST
+        for _ in range(10):  # the server has only half-closed, so it reads these octets, and its kernel sends no RST
             client.send(call(1))
 
 
 def test_a_flooding_client_gets_goaway_and_is_disconnected_before_the_flood_is_read(running: ServerThread) -> None:
     with RawClient(running.port) as client:
         client.send(ping(b"12345678") * 40_000)
-        with contextlib.suppress(ConnectionError):  # behind GOAWAY and the end, where the machine is slow
+        with contextlib.suppress(ConnectionError):  # after GOAWAY and the end, if the machine is slow
             client.until_eof()
         assert [goaway[1] for goaway in client.replies.goaways] == [ENHANCE_YOUR_CALM]
         until(lambda: running.server.connections == 0, "the connection has ended", seconds=LINGER / 2)
@@ -479,7 +479,8 @@ async def test_traffic_sets_at_most_one_timer(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.requirement("B-slow-client")
 async def test_an_idle_connection_takes_less_than_10_kb() -> None:
-    """The protocol and the connection, as after the handshake, without the transport and the kernel's share."""
+    """Measures the protocol and the connection after the handshake, without the memory of the transport and the
+    kernel."""
     server = Server()
     prepare(server)
     await server.start()
@@ -530,7 +531,7 @@ async def test_a_handler_that_answers_after_a_long_silence_gives_its_client_the_
 
 
 @pytest.mark.requirement("B-held-octets")
-async def test_strangers_that_hold_too_much_end_each_other_and_no_client() -> None:
+async def test_strangers_above_the_budget_of_memory_are_disconnected_and_clients_are_not() -> None:
     limits = Limits(max_held_by_strangers=400 * 1024)
     server, client, _ = await connected(limits=limits)
     client.data_received(call(1))

@@ -38,7 +38,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[ServerThread]:
 
 
 def alive(kind: type, before: set[int]) -> int:
-    """The number of objects of that type, without those of earlier tests."""
+    """The number of objects of type ``kind``, without those of earlier tests."""
     gc.collect()
     return sum(type(each) is kind and id(each) not in before for each in gc.get_objects())
 

@@ -24,7 +24,7 @@ CROWD = 40
 
 
 class Clock:
-    """The scheduler's clock. It advances only when a test sets it, however slow the machine is."""
+    """The scheduler's clock. It advances only when a test sets it, even on a slow machine."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -35,7 +35,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Nothing takes time, so a time slice comes in every iteration of the loop and holds all work that waits."""
+    """Work takes no time, so every iteration of the loop has a time slice, and all waiting work fits into it."""
     clock = Clock()
     monkeypatch.setattr(module, "perf_counter", clock)
     return clock
@@ -82,7 +82,7 @@ async def test_many_connections_with_deferred_work_take_no_more_of_the_loop_than
 
 @pytest.mark.usefixtures("no_time")
 @pytest.mark.parametrize(("busy", "loops"), [(0.9, 1), (1.1, 2)])
-async def test_a_busy_loop_puts_the_time_slice_off_once(busy: float, loops: int, clock: Clock) -> None:
+async def test_a_busy_loop_postpones_the_time_slice_once(busy: float, loops: int, clock: Clock) -> None:
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), 0
 
     def turn() -> None:
@@ -111,8 +111,8 @@ async def test_work_that_returns_true_ends_its_time_slice() -> None:
 
 
 async def test_a_few_returning_connections_are_set_up_in_one_time_slice() -> None:
-    """Strangers cannot increase their number, and where strangers make iterations long, one at a time would not be
-    enough."""
+    """Strangers cannot increase the number of returning connections. If strangers make iterations long, setting up one
+    connection at a time would be too slow."""
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(8):
         scheduler.defer(loop, lambda number=number: taken.append(number) or True, Share.RETURNING)  # type: ignore[misc]
@@ -215,7 +215,7 @@ async def test_one_new_connection_of_an_iteration_is_set_up_at_once() -> None:
 
 
 @pytest.mark.parametrize("waiting", Share, ids=lambda share: share.name)
-async def test_a_new_connection_waits_for_those_that_come_before_it_and_for_no_others(waiting: Share) -> None:
+async def test_a_new_connection_waits_only_for_the_connections_before_it(waiting: Share) -> None:
     loop = asyncio.get_running_loop()
     for name in ("claim", "claim_setup"):
         for share, before_it in (
@@ -237,7 +237,7 @@ async def test_a_time_slice_holds_several_short_pieces_of_work() -> None:
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.4, [3, 6, 7]), (0.6, [2, 4, 6, 7]), (2.0, [1, 2, 3, 4, 5, 6, 7])])
-async def test_a_time_slice_ends_with_the_work_in_which_its_time_is_over(
+async def test_a_time_slice_ends_with_the_work_during_which_its_time_runs_out(
     share: float, expected: list[int], clock: Clock
 ) -> None:
     scheduler, loop, done = FairScheduler(), asyncio.get_running_loop(), 0

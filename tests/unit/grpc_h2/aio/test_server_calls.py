@@ -326,7 +326,7 @@ def test_a_unary_request_is_exactly_one_message(channel: grpc.Channel, count: in
 def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_peer(
     channel: grpc.Channel, caplog: pytest.LogCaptureFixture, key: str, value: str, reason: str
 ) -> None:
-    """The client gets INTERNAL from RST_STREAM alone, which has no room for a reason."""
+    """The client gets INTERNAL, because the server sends only RST_STREAM, which has no room for a reason."""
     caplog.set_level(logging.INFO, "grpc_h2")
     with pytest.raises(grpc.RpcError, match="RST_STREAM"):
         ask(channel, "unary", metadata=((key, value),))
@@ -341,11 +341,11 @@ def test_malformed_metadata_reset_the_call_and_the_log_names_the_field_and_the_p
     assert "secret" not in caplog.text
 
 
-def test_messages_that_cannot_be_parsed_cost_no_more_log_lines_than_other_faults_of_clients(
+def test_unreadable_messages_are_logged_at_the_same_limited_rate_as_other_faults_of_clients(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A client needs no key to send them. The test has a server of its own, because the limit of log lines is the
-    server's."""
+    """A client needs no key to send such messages. The test has its own server, because the limit of log lines applies
+    to a whole server."""
     caplog.set_level(logging.INFO, "grpc_h2")
     with (
         ServerThread(next(iter(LOOPS.values())), prepare, eof=grpc.aio.EOF) as server,
@@ -391,7 +391,7 @@ def test_a_status_other_than_ok_arrives(
 
 
 @pytest.mark.parametrize("method", ["aborts", "aborts_with_status", "aborts_in_thread"])
-def test_abort_decides_the_status_whatever_the_handler_does_afterwards(channel: grpc.Channel, method: str) -> None:
+def test_an_abort_decides_the_status_even_if_the_handler_sets_another(channel: grpc.Channel, method: str) -> None:
     error: Any = refusal(channel, method)
     assert error.code() is grpc.StatusCode.ABORTED
     assert error.details() == "enough"

@@ -131,7 +131,7 @@ def request(method: bytes, *extra: tuple[bytes, bytes], stream: int = 1) -> byte
 
 
 def windows(octets: int) -> bytes:
-    """Frames by which the client allows ``octets`` more of all streams together, and ``octets`` of each stream."""
+    """Frames by which the client allows ``octets`` more on the connection, and ``octets`` on each stream."""
     return frames.window_update(0, octets) + frames.settings(((frames.INITIAL_WINDOW_SIZE, octets),))
 
 
@@ -245,7 +245,7 @@ def test_a_handler_that_cancels_itself_ends_its_call_as_cancelled(channel: grpc.
 
 
 @pytest.mark.requirement("A14", "B-rapid-reset")
-def test_a_handlers_thread_counts_as_a_call_until_it_ends(
+def test_a_handlers_thread_is_counted_as_a_call_until_it_ends(
     running: ServerThread, channel: grpc.Channel, work: Handlers
 ) -> None:
     call: Any = channel.unary_unary("/t.S/thread")
@@ -336,7 +336,7 @@ def test_calls_are_ended_when_grace_is_over(running: ServerThread, channel: grpc
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_the_shortest_grace_counts(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
+def test_the_shortest_grace_is_used(running: ServerThread, channel: grpc.Channel, work: Handlers) -> None:
     call: Any = channel.unary_unary("/t.S/wait")
     future = call.future(b"x", timeout=SECONDS)
     assert acquired(work.started)
@@ -414,10 +414,10 @@ def test_a_call_that_begins_when_grace_is_over_is_refused(running: ServerThread,
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("how", ["half-closes", "is evicted"])
-def test_a_peer_that_reads_nothing_and_whose_connection_is_to_close_is_dropped(
+def test_a_peer_that_reads_nothing_is_aborted_when_its_connection_closes(
     loop: str, how: str, work: Handlers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Written octets wait in the transport, which by itself would wait for ever."""
+    """Written octets wait in the transport, which has no time limit itself."""
     with (
         caplog.at_level(logging.WARNING, "grpc_h2"),
         ServerThread(LOOPS[loop], work.register, limits=Limits(stall_timeout=0.2)) as running,
@@ -431,7 +431,8 @@ def test_a_peer_that_reads_nothing_and_whose_connection_is_to_close_is_dropped(
         client.send(frames.settings(((frames.INITIAL_WINDOW_SIZE, 5_000_000),)))
 
         def waits() -> bool:
-            # Little by little, because a transport whose buffer is full would not notice that the peer has closed.
+            # The test reads little by little, because a transport with a full buffer would not notice that the peer has
+            # closed.
             client.send(frames.window_update(0, 20_000))
             return running.call(transport.get_write_buffer_size) > 0
 

@@ -230,7 +230,7 @@ def test_a_client_waits_for_a_handler_that_does_not_read(
 
     future = method.future(requests(), timeout=SECONDS)
     steady, seen = 0, -1
-    while steady < 10:  # until nothing has moved for a while
+    while steady < 10:  # until no more is sent for a while
         steady, seen = (steady + 1, seen) if seen == written > 0 else (0, written)
         threading.Event().wait(0.02)
     assert written < 200, "2 MB is far above the window of 256 KiB"

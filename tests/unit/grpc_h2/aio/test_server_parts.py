@@ -1,4 +1,4 @@
-"""What becomes of a call that no handler takes, and what the log says of faults of ours; without a socket."""
+"""The answer to a call without a handler, and the log lines about faults of the server; no test opens a connection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Refused(Bench):
         self.protocol.vouch = self.vouched.append
 
     def start(self) -> Any:
-        """The call begins. Returns what the client got."""
+        """Begin the call. Returns the answer that the client received."""
         self.server.call_started(cast(Any, self.protocol), self.stream)
         return self.answered()
 
@@ -47,7 +47,7 @@ async def handle(request: bytes, context: Any) -> bytes:
 
 
 class Services:
-    """Generic handlers: one that knows nothing, one that fails, and one that serves everything."""
+    """A generic handler that returns ``answer`` for every method, or raises it."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -69,7 +69,7 @@ class Services:
     ],
     ids=["no handler", "nobody knows it", "too many calls", "stopping", "a bug"],
 )
-async def test_a_call_that_no_handler_takes_is_answered_at_once(
+async def test_a_call_without_a_handler_is_answered_at_once(
     options: dict[str, Any], prepare: Callable[[Server], None], status: int, text: bytes,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -85,7 +85,7 @@ async def test_a_call_that_no_handler_takes_is_answered_at_once(
 
 
 @pytest.mark.parametrize("trust", [None, Trust.PROBE])
-async def test_a_call_that_a_handler_takes_counts_until_it_has_ended_and_vouches_for_its_client(
+async def test_a_call_with_a_handler_is_counted_until_it_ends_and_vouches_for_its_client(
     trust: Trust | None,
 ) -> None:
     begun = Refused(**({} if trust is None else {"trust": lambda path: trust}))
@@ -102,7 +102,7 @@ async def test_a_call_that_a_handler_takes_counts_until_it_has_ended_and_vouches
     assert (begun.answered().messages, begun.answered().status) == ([b"abc"], 0)
 
 
-async def test_a_call_that_cannot_be_ended_is_a_bug_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_while_a_call_is_ended_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
     refused = Refused()
 
     async def fail() -> None:
@@ -129,7 +129,7 @@ SLACK = (
 @pytest.mark.parametrize(
     "name", [field.name for field in fields(Limits) if field.name.endswith(("timeout", "grace", "idle"))]
 )
-def test_a_deadline_is_noticed_no_later_than_its_own_length_nor_than_a_second(name: str) -> None:
+def test_the_timer_slack_is_the_shortest_deadline_and_at_most_one_second(name: str) -> None:
     assert _timer_slack(Limits()) == 1.0
     more = {"drain_body_timeout": 0.25} if name == "body_timeout" else {}
     found = _timer_slack(Limits(**{name: 0.25, **more}))
@@ -140,7 +140,7 @@ def test_a_deadline_is_noticed_no_later_than_its_own_length_nor_than_a_second(na
 
 
 class Loop:
-    """Remembers its timers, and the descriptors that it no longer reads."""
+    """A loop that remembers its timers, and the descriptors that it no longer reads."""
 
     def __init__(self) -> None:
         self.timers: list[Timer] = []
@@ -162,7 +162,7 @@ class Loop:
         (errno.EPROTO, "Cannot accept a connection", logging.WARNING, 3),
     ],
 )
-def test_accepting_pauses_for_a_tenth_of_a_second_after_an_error_which_is_logged(
+def test_an_accept_error_is_logged_and_pauses_accepting_for_a_tenth_of_a_second(
     number: int, message: str, level: int, lines: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as listening:
@@ -180,7 +180,9 @@ def test_accepting_pauses_for_a_tenth_of_a_second_after_an_error_which_is_logged
     assert os.strerror(number) in cast(Any, caplog.records[0]).error
 
 
-def test_what_was_left_out_is_reported_ten_seconds_later_or_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_omitted_log_lines_is_reported_ten_seconds_later_or_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     loop, log = Loop(), RateLimitedLog(LOG)
     log.report_later(cast(Any, loop))
     for number in range(25):
@@ -200,7 +202,7 @@ def test_what_was_left_out_is_reported_ten_seconds_later_or_at_the_end(caplog: p
     assert loop.timers[1].cancelled
 
 
-def test_a_certificate_that_is_read_again_is_logged_and_one_that_cannot_be_used_stays(
+def test_a_reloaded_certificate_is_logged_and_an_unusable_one_does_not_replace_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Authority(tmp_path).sign("server")

@@ -1,4 +1,4 @@
-"""Which connections count as stalled while a server stops."""
+"""Which connections are reported as stalled while a server stops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_peer_that_reads_nothing_for_the_stall_time_is_reported() -> None:
     assert list(peers.check([stuck], STALL_SECONDS)) == [stuck]
 
 
-def test_a_peer_that_reads_an_octet_gets_the_stall_time_anew() -> None:
+def test_the_stall_time_of_a_peer_begins_again_when_it_reads_an_octet() -> None:
     peers, slow = StalledPeers(), Connection(100)
     for number in range(20):
         slow.unread -= 1

@@ -39,7 +39,7 @@ async def large(request: bytes, context: Any) -> bytes:
 
 
 class Secured:
-    """A server with TLS whose credentials the test holds."""
+    """A server with TLS; the test can change its credentials."""
 
     def __init__(self, credentials: TlsCredentials) -> None:
         self.credentials = credentials
@@ -70,7 +70,7 @@ def client_certificate(authority: Authority) -> Certificate:
 
 @pytest.fixture
 def files(certificate: Certificate, tmp_path: Path) -> Certificate:
-    """Copies that a test may change."""
+    """Copies of the certificate and the key; a test may change them."""
     copies = Certificate(tmp_path / "server.pem", tmp_path / "server.key")
     shutil.copy(certificate.cert, copies.cert)
     shutil.copy(certificate.key, copies.key)
@@ -142,7 +142,7 @@ def ask_raw(port: int) -> bool:
 
 
 @pytest.mark.requirement("A1")
-def test_a_client_hello_that_cannot_be_read_ahead_is_judged_after_the_handshake_which_ends_with_close_notify(
+def test_a_client_without_h2_in_an_unreadable_client_hello_gets_close_notify_after_the_handshake(
     loop: Any, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "offered_protocols", lambda octets: None)
@@ -316,7 +316,7 @@ def test_the_auth_context_holds_the_clients_certificate(
     assert ask(mutual.port, authority, certificate=client_certificate) == b"client localhost 127.0.0.1"
 
 
-def test_a_client_without_a_certificate_is_accepted_only_where_it_is_optional(
+def test_a_client_without_a_certificate_is_accepted_only_if_certificates_are_optional(
     mutual: Secured, authority: Authority, required: bool
 ) -> None:
     if required:

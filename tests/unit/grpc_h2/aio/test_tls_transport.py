@@ -1,4 +1,4 @@
-"""The transport of a TLS connection, above a transport that the test plays."""
+"""The transport of a TLS connection; the test plays the TCP transport below it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 class Tcp(asyncio.Transport):
-    """The loop's transport."""
+    """The TCP transport, which the event loop provides otherwise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class Tcp(asyncio.Transport):
 
 
 class Application(Secured):
-    """The protocol: it notes what it gets."""
+    """A protocol that notes its input and its events."""
 
     transport: TlsTransport
 
     def __init__(self) -> None:
         self.received = b""
         self.patient = False
-        """Whether records are to wait."""
+        """Whether the protocol refuses to have records decrypted for now."""
         self.events: list[str] = []
 
     def connection_made(self, transport: Any) -> None:
@@ -79,8 +79,8 @@ class Application(Secured):
 
 
 class Connection:
-    """A client in memory, and the server's transport, protocol and TCP transport. ``behind``: what the client sends
-    behind its end of the handshake."""
+    """A client in memory, and the server's transport, protocol and TCP transport. ``behind``: octets that the client
+    sends directly after its part of the handshake."""
 
     def __init__(self, certificate: Certificate, behind: bytes = b"") -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -103,13 +103,13 @@ class Connection:
         self.transport.connection_made(self.tcp)
 
     def send(self, *pieces: bytes) -> None:
-        """Each of the pieces is a record."""
+        """Send each piece as one record."""
         for piece in pieces:
             self.client.write(piece)
         self.transport.data_received(self.made.read())
 
     def records(self) -> list[bytes]:
-        """What the server has written, by records."""
+        """The records that the server has written since the last call."""
         octets, found = self.tcp.written, []
         while octets:
             end = 5 + int.from_bytes(octets[3:5], "big")
@@ -123,13 +123,13 @@ class Connection:
         assert self.application.events[-1] == "lost"
 
 
-async def test_what_came_with_the_end_of_the_handshake_is_received(certificate: Certificate) -> None:
+async def test_data_sent_with_the_end_of_the_handshake_is_received(certificate: Certificate) -> None:
     connection = Connection(certificate, behind=b"request")
     assert connection.application.received == b"request"
     connection.lose()
 
 
-async def test_pieces_that_are_written_together_share_records(certificate: Certificate) -> None:
+async def test_pieces_that_are_written_together_share_one_record(certificate: Certificate) -> None:
     connection = Connection(certificate)
     pieces = [b"%03d" % number for number in range(32)]
     connection.transport.writelines(pieces)
@@ -142,7 +142,7 @@ async def test_pieces_that_are_written_together_share_records(certificate: Certi
     connection.lose()
 
 
-async def test_a_write_of_many_records_is_written_whole(certificate: Certificate) -> None:
+async def test_a_write_longer_than_a_record_is_written_completely(certificate: Certificate) -> None:
     connection = Connection(certificate)
     sent = bytes(range(256)) * 400
     connection.transport.write(memoryview(sent))
@@ -156,7 +156,7 @@ async def test_a_write_of_many_records_is_written_whole(certificate: Certificate
     connection.lose()
 
 
-async def test_records_that_may_not_be_decrypted_wait_and_nothing_more_is_read(certificate: Certificate) -> None:
+async def test_reading_pauses_while_records_may_not_be_decrypted(certificate: Certificate) -> None:
     connection = Connection(certificate)
     application, tcp = connection.application, connection.tcp
     application.patient = True
@@ -173,7 +173,7 @@ async def test_records_that_may_not_be_decrypted_wait_and_nothing_more_is_read(c
     connection.lose()
 
 
-async def test_a_close_sends_close_notify_behind_what_was_written_and_waits_for_the_peers(
+async def test_a_close_sends_close_notify_after_all_output_and_waits_for_the_close_notify_of_the_peer(
     certificate: Certificate,
 ) -> None:
     connection = Connection(certificate)
@@ -192,7 +192,7 @@ async def test_a_close_sends_close_notify_behind_what_was_written_and_waits_for_
     connection.lose()
 
 
-async def test_a_peer_that_sends_no_close_notify_is_not_waited_for_for_long(
+async def test_a_peer_that_sends_no_close_notify_in_time_is_aborted(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls_transport, "LINGER", 0.01)
@@ -223,7 +223,7 @@ async def test_the_end_of_tcp_without_close_notify_ends_the_connection(certifica
     connection.lose()
 
 
-async def test_a_peer_that_breaks_tls_gets_an_alert_and_what_came_before_it_is_received(
+async def test_a_peer_that_breaks_tls_gets_an_alert_after_its_earlier_data_is_received(
     certificate: Certificate,
 ) -> None:
     connection = Connection(certificate)

@@ -1,4 +1,4 @@
-"""What a peer may do before its connection ends: each budget at its limit and one beyond, and what fills it again."""
+"""The budgets for a peer's abuse: each one at its limit and one beyond it, and the events that refill it."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_a_bucket_overflows_above_its_capacity_and_leaks_at_its_rate() -> None:
     assert bucket.add(200.0, 0.5)
 
 
-def test_a_bucket_does_not_forget_without_time() -> None:
+def test_a_bucket_does_not_leak_while_no_time_passes() -> None:
     bucket = LeakyBucket(1, 1000.0, 100.0)
     assert not bucket.add(100.0, 1.0)
     assert bucket.add(100.0, 0.001)
 
 
-def test_misdeeds_above_the_limit_end_the_connection_and_time_forgives_them(bench: Bench) -> None:
+def test_glitches_above_the_limit_end_the_connection_and_the_budget_refills_with_time(bench: Bench) -> None:
     assert bench.endured(lambda: bench.abuse.glitch("odd frames")) == 5
     bench.advance(1.5)
     assert bench.endured(lambda: bench.abuse.glitch("odd frames")) == 2
@@ -92,7 +92,9 @@ def test_misdeeds_above_the_limit_end_the_connection_and_time_forgives_them(benc
     ],
     ids=["nothing", "a stream", "two DATA frames", "answers", "answers and updates", "an update", "HEADERS"],
 )
-def test_streams_and_data_entitle_to_window_updates(bench: Bench, earn: Callable[[Abuse], None], more: int) -> None:
+def test_each_stream_and_each_data_frame_allows_more_window_updates(
+    bench: Bench, earn: Callable[[Abuse], None], more: int
+) -> None:
     earn(bench.abuse)
     assert bench.endured(bench.abuse.window_update) == 3 + more
 
@@ -101,9 +103,7 @@ def test_streams_and_data_entitle_to_window_updates(bench: Bench, earn: Callable
 
 
 @pytest.mark.parametrize("streams", [0, 1, 3])
-def test_late_frames_are_free_by_the_number_of_streams_and_then_a_quarter_of_a_glitch(
-    bench: Bench, streams: int
-) -> None:
+def test_a_late_frame_beyond_the_free_ones_of_each_stream_is_a_quarter_of_a_glitch(bench: Bench, streams: int) -> None:
     assert bench.endured(lambda: bench.abuse.late_frame(streams)) == 2 * streams + 4 * 5
     with pytest.raises(ConnectionFault, match="too many frames on streams that have ended"):
         bench.abuse.late_frame(streams)
@@ -116,13 +116,13 @@ def test_late_frames_are_free_by_the_number_of_streams_and_then_a_quarter_of_a_g
     ("interval", "endured"),
     [(0.0, 3), (4.0, 5), (7.0, 17), (8.0, 200), (10.0, 200), (100.0, 200)],
 )
-def test_pings_strike_where_they_come_faster_than_four_fifths_of_the_interval(
+def test_pings_in_less_than_four_fifths_of_the_interval_are_strikes(
     bench: Bench, interval: float, endured: int
 ) -> None:
     assert bench.endured(lambda: bench.ping(interval)) == endured
 
 
-def test_a_long_pause_saves_nothing_up(bench: Bench) -> None:
+def test_a_long_pause_does_not_allow_more_pings_afterwards(bench: Bench) -> None:
     bench.ping(0.0)
     bench.ping(1000.0)
     assert bench.endured(lambda: bench.ping(0.0)) == 2
@@ -141,7 +141,9 @@ def test_a_long_pause_saves_nothing_up(bench: Bench) -> None:
     ],
     ids=["HEADERS", "DATA", "an answer", "no answer", "a stream"],
 )
-def test_what_we_send_forgives_all_pings(bench: Bench, sent: Callable[[Abuse], None], forgives: bool) -> None:
+def test_sent_headers_or_data_reset_the_ping_strikes(
+    bench: Bench, sent: Callable[[Abuse], None], forgives: bool
+) -> None:
     for _ in range(3):
         bench.ping(0.0)
     sent(bench.abuse)
@@ -156,7 +158,7 @@ def test_a_server_without_an_interval_counts_no_pings() -> None:
 # -- work --------------------------------------------------------------------------------------------------------------
 
 
-def test_work_and_calls_of_a_turn_are_counted_and_whole_again_in_the_next(bench: Bench) -> None:
+def test_the_budgets_of_work_and_calls_are_spent_in_a_turn_and_full_in_the_next(bench: Bench) -> None:
     whole = (bench.abuse.work_left, bench.abuse.calls_left)
     assert whole == (LIMITS.work_per_turn, LIMITS.calls_per_turn)
     bench.abuse.spend(7)

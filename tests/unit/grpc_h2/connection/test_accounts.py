@@ -1,5 +1,5 @@
-"""The octets that a connection holds for its calls are given back with every message and every ended call. The limits
-here are small, and the messages of a test add up to many times each limit."""
+"""A connection gives back the octets that it holds for a call with each message that is taken, and when the call ends.
+The limits here are small, and the messages of a test add up to many times each limit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_call_that_ends_leaves_none_of_its_messages_unread(end: Callable[[Peer
     peer.assert_alive()
 
 
-def test_more_than_the_limit_in_unread_messages_fails_their_call_and_no_other() -> None:
+def test_only_the_call_whose_unread_messages_pass_the_limit_fails() -> None:
     peer = Peer(limits=SMALL, consumes=False)
     opened(peer, 1)
     peer.send(data(1, MESSAGE * 8))

@@ -82,7 +82,7 @@ def test_metadata_larger_than_a_frame_continues_in_continuation_frames(feed: Fee
 
 @pytest.mark.requirement("A43")
 @three_ways
-def test_nothing_is_sent_on_a_call_that_has_ended(feed: Feed):
+def test_writing_on_an_ended_call_raises_an_error(feed: Feed):
     peer = Peer(feed).send(handled(1))
     stream = peer.calls[1]
     peer.answer(1, b"x")
@@ -154,7 +154,7 @@ def test_a_status_before_end_stream_is_followed_by_rst_stream_no_error_when_the_
     [data(1, BODY, end_stream=True), data(1, BODY) + data(1, b"", end_stream=True), rst_stream(1, CANCEL)],
     ids=["one frame", "two frames", "a reset"],
 )
-def test_a_client_that_sends_the_rest_of_its_request_gets_no_reset_behind_its_status(rest: bytes):
+def test_a_client_that_sends_the_rest_of_its_request_gets_no_reset_after_its_status(rest: bytes):
     peer = Peer().send(handled(1, end_stream=False), handled(3, end_stream=False))
     peer.answer(1, status=5)
     peer.answer(3, status=5)
@@ -166,7 +166,7 @@ def test_a_client_that_sends_the_rest_of_its_request_gets_no_reset_behind_its_st
 
 
 @pytest.mark.requirement("A45")
-def test_a_trailer_ends_the_rest_too():
+def test_a_trailer_ends_the_rest_of_a_request_too():
     peer = Peer().send(headers(1, request_block(REFUSING)), handled(3, end_stream=False))
     peer.answer(3, status=5)
     peer.send(headers(3, plain(b"x-last", b"1"), end_stream=True))
@@ -175,7 +175,7 @@ def test_a_trailer_ends_the_rest_too():
 
 
 @pytest.mark.requirement("A45")
-def test_a_rest_that_does_not_end_is_stopped_and_holds_nothing():
+def test_an_endless_rest_of_a_request_is_reset_and_holds_nothing():
     peer = Peer().send(handled(1, end_stream=False))
     peer.answer(1, status=5)
     for _ in range(4):
@@ -188,7 +188,7 @@ def test_a_rest_that_does_not_end_is_stopped_and_holds_nothing():
 
 
 @pytest.mark.requirement("A45")
-def test_a_part_of_a_rest_does_not_prolong_the_time_for_it():
+def test_more_data_does_not_prolong_the_time_for_the_rest_of_a_request():
     peer = Peer().send(handled(1, end_stream=False), handled(3, end_stream=False))
     peer.answer(1, status=5)
     peer.advance(0.5)
@@ -201,7 +201,7 @@ def test_a_part_of_a_rest_does_not_prolong_the_time_for_it():
 
 
 @pytest.mark.requirement("A45")
-def test_of_too_many_rests_the_oldest_are_reset():
+def test_the_oldest_streams_are_reset_if_too_many_requests_are_unfinished_after_their_status():
     peer = Peer()
     for stream in range(1, 601, 2):
         peer.send(handled(stream, end_stream=False))
@@ -215,7 +215,7 @@ def test_of_too_many_rests_the_oldest_are_reset():
 
 
 @pytest.mark.requirement("A45")
-def test_a_connection_that_drains_resets_the_streams_whose_rest_it_awaits_first():
+def test_a_draining_connection_first_resets_the_streams_with_an_unfinished_request():
     peer = Peer().send(handled(1, end_stream=False))
     peer.answer(1, status=5)
     peer.connection.drain(peer.now)
@@ -228,7 +228,7 @@ def test_a_connection_that_drains_resets_the_streams_whose_rest_it_awaits_first(
 
 @pytest.mark.requirement("A45")
 @three_ways
-def test_an_early_status_behind_queued_data_resets_after_the_data(feed: Feed):
+def test_an_early_status_after_queued_data_resets_the_stream_after_the_data(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 2)), handled(1, end_stream=False))
     peer.answer(1, b"abc")
     peer.advance(1.1)

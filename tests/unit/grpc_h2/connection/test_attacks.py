@@ -1,4 +1,5 @@
-"""Attacks on a connection, each with a victim's connection beside it: their cost is limited, and they end.
+"""Attacks on a connection, each while a victim uses another connection. The cost of an attack is limited, and the
+attack ends.
 
 Time does not advance during an attack, so that every figure is that of the worst burst.
 """
@@ -120,7 +121,7 @@ def test_refused_streams_overflow_the_bucket():
 
 
 @pytest.mark.requirement("B-made-you-reset", "A45")
-def test_resets_that_we_send_with_no_error_or_cancel_do_not_count_as_misdeeds():
+def test_resets_that_we_send_with_no_error_or_cancel_are_no_glitches():
     peer = Peer()
     for stream in ids(2 * BUCKET):
         peer.send(headers(stream, request_block(HANDLED)))
@@ -342,7 +343,7 @@ def test_goaway_and_ping_ack_floods_take_no_memory(name: str):
 
 @pytest.mark.requirement("B-rapid-reset")
 @pytest.mark.parametrize("together", [True, False], ids=["in one read", "behind the answer"])
-def test_a_client_that_resets_every_stream_after_its_answer_is_served_without_end(together: bool):
+def test_a_client_may_reset_every_stream_after_its_answer(together: bool):
     peer = Peer().send(window_update(0, 2**30))
     for stream in range(1, 10_001, 2):
         if together:
@@ -354,7 +355,7 @@ def test_a_client_that_resets_every_stream_after_its_answer_is_served_without_en
 
 
 @pytest.mark.requirement("B-rapid-reset")
-def test_resets_of_ended_streams_without_end_are_a_flood():
+def test_endless_resets_of_ended_streams_end_the_connection():
     peer = Peer().send(call(1))
     sent = 0
     while peer.code is None and sent < 20_000:

@@ -1,4 +1,4 @@
-"""Attacks on memory: bodies, answers and connections in great number, each with a victim's connection beside it."""
+"""Attacks on memory by many bodies, answers and connections, each while a victim uses another connection."""
 
 from __future__ import annotations
 

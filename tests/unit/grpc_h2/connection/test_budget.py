@@ -1,4 +1,4 @@
-"""The budget of all connections together: the memory that counts in it, and which connection ends when it is
+"""The budget of all connections together: the memory that is included, and the connection that ends when the budget is
 exceeded."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def sharing(budget: Budget, evicted: list[Connection] | None = None) -> Peer:
 
 
 def partly(stream: int, octets: int) -> bytes:
-    """A call with a handler, and ``octets`` of a message that is not whole."""
+    """A call with a handler, and ``octets`` of an incomplete message."""
     body = grpc_message(bytes(2 * octets))[:octets]
     cut = [body[at : at + 16_384] for at in range(0, octets, 16_384)]
     return headers(stream, request_block(HANDLED)) + b"".join(data(stream, piece) for piece in cut)
@@ -84,7 +84,7 @@ def test_memory_of_a_connection_is_reported_and_given_back_at_its_end(octets: by
 
 
 @pytest.mark.requirement("B-held-octets")
-def test_output_that_waits_counts_unless_it_is_a_view_of_the_application_s_memory():
+def test_waiting_output_is_included_unless_it_is_a_view_of_the_application_s_memory():
     budget = Budget(1024 * KIB)
     for made, least, most in (
         (bytes(100 * KIB), 100 * KIB, 110 * KIB),
@@ -105,7 +105,7 @@ def test_output_that_waits_counts_unless_it_is_a_view_of_the_application_s_memor
 
 
 @pytest.mark.requirement("B-held-octets")
-def test_octets_that_the_transport_has_not_sent_count_while_it_takes_no_more():
+def test_unsent_octets_of_the_transport_are_included_while_it_is_paused():
     budget = Budget(1024 * KIB)
     peer = sharing(budget)
     peer.connection.pause_writing(peer.now, 70_000)
@@ -148,7 +148,7 @@ def test_a_connection_that_exceeds_the_budget_alone_ends_itself():
 
 
 @pytest.mark.requirement("B-held-octets")
-def test_many_connections_of_equal_weight_stay_within_the_budget_whatever_they_add():
+def test_many_connections_of_equal_weight_stay_within_the_budget():
     budget = Budget(1024 * KIB)
     peers = [sharing(budget) for _ in range(600)]
     for stream in (1, 3, 5):
@@ -161,7 +161,7 @@ def test_many_connections_of_equal_weight_stay_within_the_budget_whatever_they_a
 
 
 @pytest.mark.requirement("B-held-octets")
-def test_a_connection_that_changes_its_budget_counts_only_in_the_new_one():
+def test_a_connection_that_changes_its_budget_is_included_only_in_the_new_one():
     strangers, clients = Budget(64 * KIB), Budget(1024 * KIB)
     peer = sharing(strangers).send(partly(1, 40 * KIB))
     held = strangers.held

@@ -1,4 +1,5 @@
-"""What all connections hold together: the sum is that of the shares, and beyond the limit the heaviest one ends."""
+"""The octets that all connections hold: their sum equals that of the shares; above the limit, the heaviest connection
+ends."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ LIMIT = 1000
 
 
 class Connections:
-    """Connections that end when they are told to, and note it."""
+    """Connections that end when the budget evicts them; each end is noted."""
 
     def __init__(self, count: int, limit: int = LIMIT) -> None:
         self.budget = Budget(limit)
@@ -28,7 +29,7 @@ class Connections:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 700)), max_size=60))
-def test_whatever_connections_hold_the_sum_is_theirs_and_within_the_limit(moves: list[tuple[int, int]]) -> None:
+def test_the_sum_of_all_shares_is_exact_and_never_above_the_limit(moves: list[tuple[int, int]]) -> None:
     connections = Connections(6)
     for number, octets in moves:
         if number in connections.ended:
@@ -40,14 +41,14 @@ def test_whatever_connections_hold_the_sum_is_theirs_and_within_the_limit(moves:
 
 
 @pytest.mark.parametrize(("octets", "ends"), [(LIMIT, []), (LIMIT + 1, [0])])
-def test_the_limit_may_be_reached_and_not_passed(octets: int, ends: list[int]) -> None:
+def test_a_connection_may_hold_the_limit_and_ends_one_octet_above_it(octets: int, ends: list[int]) -> None:
     connections = Connections(1)
     connections.shares[0].hold(octets)
     assert connections.ended == ends
     assert connections.budget.evictions == len(ends)
 
 
-def test_the_connection_that_holds_most_ends_whoever_passes_the_limit() -> None:
+def test_the_connection_that_holds_most_ends_even_if_another_one_passes_the_limit() -> None:
     connections = Connections(4)
     for number, octets in enumerate((260, 300, 270, 1)):
         connections.shares[number].hold(octets)
@@ -56,14 +57,14 @@ def test_the_connection_that_holds_most_ends_whoever_passes_the_limit() -> None:
     assert connections.budget.held == 260 + 270 + 200
 
 
-def test_one_of_the_highest_order_of_magnitude_ends_before_many_of_a_lower_one() -> None:
+def test_a_connection_in_the_highest_size_class_ends_before_those_of_a_lower_class() -> None:
     connections = Connections(4)
     for number, octets in enumerate((255, 255, 255, 256)):
         connections.shares[number].hold(octets)
     assert connections.ended == [3]
 
 
-def test_a_connection_that_holds_less_ends_none() -> None:
+def test_a_connection_that_reduces_its_share_evicts_no_connection() -> None:
     connections = Connections(2)
     connections.shares[0].hold(600)
     connections.budget.limit = 500
@@ -74,7 +75,7 @@ def test_a_connection_that_holds_less_ends_none() -> None:
     assert connections.ended == [0]
 
 
-def test_a_connection_that_is_gone_holds_nothing_and_is_not_ended_again() -> None:
+def test_a_connection_that_has_left_holds_nothing_and_is_not_evicted() -> None:
     connections = Connections(1)
     connections.shares[0].hold(10)
     connections.shares[0].leave()
@@ -84,7 +85,7 @@ def test_a_connection_that_is_gone_holds_nothing_and_is_not_ended_again() -> Non
     connections.budget.check_invariants()
 
 
-def test_of_a_crowd_256_are_compared() -> None:
+def test_only_the_first_256_connections_are_compared() -> None:
     connections = Connections(300, limit=300 * 600)
     for number, share in enumerate(connections.shares):
         share.hold(520 if number < 299 else 1000)

@@ -1,4 +1,4 @@
-"""Deadlines for the progress of calls: requests that are not whole, and answers that are not read."""
+"""Deadlines for the progress of calls: incomplete requests, and answers that are not read."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ def expecting_one(peer: Peer, stream: int) -> None:
     peer.connection.expect_one_message(peer.calls[stream])
 
 
-# --- requests that are not whole -------------------------------------------------------------------------------------
+# --- incomplete requests ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.requirement("B-slow-body")
 @three_ways
 @pytest.mark.parametrize("begun", [b"", BODY[:3], BODY[:-1]], ids=["no octet", "half a prefix", "all but one octet"])
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_a_unary_request_that_is_not_whole_in_time_ends_with_deadline_exceeded(feed: Feed, begun: bytes, path: bytes):
+def test_a_unary_request_that_is_incomplete_after_its_time_ends_with_deadline_exceeded(
+    feed: Feed, begun: bytes, path: bytes
+):
     peer = Peer(feed, limits=QUIET).send(headers(1, request_block(path)))
     if path == HANDLED:
         expecting_one(peer, 1)
@@ -58,7 +60,7 @@ def test_a_unary_request_that_is_not_whole_in_time_ends_with_deadline_exceeded(f
 
 
 @pytest.mark.requirement("B-slow-body")
-def test_a_request_of_many_messages_has_all_the_time_that_its_deadline_gives():
+def test_a_request_of_many_messages_may_take_the_whole_time_of_its_deadline():
     peer = Peer(limits=QUIET).send(headers(1, request_block(HANDLED)))
     peer.advance(10 * BODY_TIMEOUT)
     peer.send(data(1, BODY, end_stream=True))
@@ -71,7 +73,7 @@ def test_many_unfinished_requests_are_ended_a_few_at_a_time():
     ids = range(1, 400, 2)
     peer.send(*(headers(stream, request_block()) for stream in ids))
     peer.now += 2 * BODY_TIMEOUT
-    peer.connection.tick(peer.now)  # this makes a mark
+    peer.connection.tick(peer.now)  # the answers up to now belong to the replaced data
     peer.now += 2 * BODY_TIMEOUT
     peer.connection.tick(peer.now)
     peer.read()
@@ -145,7 +147,7 @@ def test_a_stream_begun_without_its_body_during_a_drain_does_not_lengthen_it():
     ],
     ids=["no key", "wrong key", "malformed timeout", "expired", "header list too large"],
 )
-def test_a_refusal_that_the_headers_decide_does_not_wait_for_the_body(feed: Feed, block: bytes, status: int):
+def test_a_refusal_decided_by_the_headers_does_not_wait_for_the_body(feed: Feed, block: bytes, status: int):
     first, rest = block[:16_000], block[16_000:]
     sent = headers(1, first, end_headers=not rest) + (continuation(1, rest, end_headers=True) if rest else b"")
     peer = Peer(feed).send(sent)
@@ -165,7 +167,7 @@ def test_a_refused_call_whose_body_comes_with_its_headers_is_answered_without_a_
 
 
 @pytest.mark.requirement("B-slow-body")
-def test_calls_with_a_wrong_key_whose_bodies_come_later_are_refused_without_end():
+def test_any_number_of_calls_with_a_wrong_key_and_a_late_body_is_refused():
     peer = Peer()
     for stream in range(1, 6001, 2):
         peer.send(headers(stream, WRONG))

@@ -1,4 +1,4 @@
-"""When an answer must have been read: a grace, the time for its octets, and a limit for a complete one."""
+"""The time limit for reading an answer: a grace, the time for its octets, and a limit for a complete answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_octets_have_a_grace_and_the_time_for_their_number(bench: Bench) -> None:
+def test_the_deadline_of_queued_octets_is_a_grace_and_a_time_for_their_number(bench: Bench) -> None:
     answer = stream()
     assert bench.answers.next_deadline() == inf
     bench.answers.queued(answer, 500)
@@ -43,7 +43,7 @@ def test_octets_have_a_grace_and_the_time_for_their_number(bench: Bench) -> None
 
 
 @pytest.mark.parametrize(("octets", "until"), [(100, 1031.0), (2_900, 1059.0), (3_000, 1060.0), (10**9, 1060.0)])
-def test_a_complete_answer_has_a_minute_at_most(bench: Bench, octets: int, until: float) -> None:
+def test_the_deadline_of_a_complete_answer_is_a_minute_at_most(bench: Bench, octets: int, until: float) -> None:
     answer = stream()
     bench.answers.queued(answer, octets)
     bench.answers.completed(answer)
@@ -58,7 +58,7 @@ def test_the_minute_begins_when_the_answer_is_complete(bench: Bench) -> None:
     assert bench.answers.next_deadline() == 1110.0
 
 
-def test_what_was_read_has_no_deadline_and_begins_anew(bench: Bench) -> None:
+def test_an_answer_that_was_read_has_no_deadline_until_more_is_queued(bench: Bench) -> None:
     answer = stream()
     bench.answers.queued(answer, 500)
     bench.advance(20.0)
@@ -71,7 +71,7 @@ def test_what_was_read_has_no_deadline_and_begins_anew(bench: Bench) -> None:
     assert bench.answers.next_deadline() == inf
 
 
-def test_eight_late_answers_are_ended_at_once(bench: Bench) -> None:
+def test_eight_overdue_answers_are_returned_at_a_time(bench: Bench) -> None:
     late = [stream() for _ in range(9)]
     for answer in late:
         bench.answers.queued(answer, 0)
@@ -79,7 +79,7 @@ def test_eight_late_answers_are_ended_at_once(bench: Bench) -> None:
     assert bench.answers.overdue() == late[:8]
 
 
-def test_answers_that_have_waited_since_an_instant_are_those_that_began_by_then(bench: Bench) -> None:
+def test_since_returns_the_answers_that_began_at_the_instant_or_earlier(bench: Bench) -> None:
     first, second = stream(), stream()
     bench.answers.queued(first, 1)
     bench.advance(10.0)
@@ -90,7 +90,7 @@ def test_answers_that_have_waited_since_an_instant_are_those_that_began_by_then(
     ]  # fmt: skip
 
 
-def test_the_first_of_several_deadlines_is_the_next(bench: Bench) -> None:
+def test_the_next_deadline_is_the_earliest_one(bench: Bench) -> None:
     bench.answers.queued(stream(), 500)
     bench.answers.queued(stream(), 100)
     bench.answers.queued(stream(), 300)

@@ -1,4 +1,5 @@
-"""The fast path for one call a read: `Connection.answer_one` has the same effects as `receive_data`, in fewer steps."""
+"""The fast path for one call per read: `Connection.answer_one` has the same effects as `receive_data`, in fewer
+steps."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ class Pair:
 
 
 def state(thing: Any, depth: int = 4) -> Any:
-    """The state of ``thing`` as far as it can be compared, without the budgets of a turn."""
+    """The comparable state of ``thing``, without the budgets of a turn."""
     if isinstance(thing, dict):
         return {getattr(key, "id", key): state(value, depth - 1) for key, value in thing.items()}
     names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
@@ -74,7 +75,7 @@ def _last_data(stream: int) -> bytes:
 
 
 def _long_call(stream: int, message: bytes = b"as long as is said") -> bytes:
-    """A call that announces 23 octets, whatever the length of its message."""
+    """A call that announces 23 octets for a message of any length."""
     block = wire.request_block(STATIC, (b"content-length", b"23"))
     return wire.headers(stream, block) + wire.data(stream, wire.grpc_message(message), end_stream=True)
 
@@ -120,7 +121,7 @@ UNTIL_NOW = {
 
 @pytest.mark.requirement("D7")
 @pytest.mark.parametrize("before", UNTIL_NOW.values(), ids=UNTIL_NOW)
-def test_after_any_earlier_input_both_paths_answer_alike(before: tuple[bytes, ...]) -> None:
+def test_both_paths_give_the_same_answer_after_any_earlier_input(before: tuple[bytes, ...]) -> None:
     pair = Pair()
     pair.send(call(1))
     for octets in before:
@@ -141,7 +142,7 @@ def test_the_fast_path_stays_within_the_connections_window() -> None:
 
 @pytest.mark.requirement("D7", "A21", "C-grpcio-window-updates")
 @pytest.mark.parametrize("increment", [0, 1, 5 | 1 << 31, 2**31 - 1 - 65_535, 2**31 - 65_535, 2**31 - 1])
-def test_a_window_update_behind_headers_has_the_same_effect_in_a_read_of_its_own(increment: int) -> None:
+def test_a_window_update_after_headers_has_the_same_effect_in_a_separate_read(increment: int) -> None:
     headers = wire.headers(3, wire.request_block(STATIC))
     update = frame(8, 0, 3, increment.to_bytes(4, "big"))
     both = [Connection(some_router(Keys()), LIMITS, 1000.0) for _ in range(2)]
@@ -192,7 +193,9 @@ IN_BETWEEN: dict[str, Callable[[Connection, float], object]] = {
 
 @pytest.mark.requirement("D7", "D4")
 @pytest.mark.parametrize("change", IN_BETWEEN.values(), ids=IN_BETWEEN)
-def test_after_any_change_by_the_server_both_paths_answer_alike(change: Callable[[Connection, float], object]) -> None:
+def test_both_paths_give_the_same_answer_after_any_change_by_the_server(
+    change: Callable[[Connection, float], object],
+) -> None:
     pair = Pair()
     pair.send(wire.settings((4, 1 << 24)) + wire.window_update(0, 1 << 24))
     pair.send(call(1))
@@ -234,7 +237,7 @@ PIECES = st.one_of(
 
 @pytest.mark.requirement("D7")
 @given(st.lists(PIECES, max_size=30))
-def test_in_any_order_of_input_both_paths_answer_alike(pieces: list[tuple[str, Any]]) -> None:
+def test_both_paths_give_the_same_answer_in_any_order_of_input(pieces: list[tuple[str, Any]]) -> None:
     pair = Pair()
     stream = 1
     for kind, what in pieces:

@@ -140,7 +140,7 @@ def _replies_to_large_answers(chance: random.Random, frame: int) -> list[object]
 
 @pytest.mark.requirement("A19")
 @three_ways
-def test_a_new_initial_window_leaves_the_connections_window_alone(feed: Feed):
+def test_a_new_initial_window_does_not_change_the_connection_window(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 1_000_000)), handled(1))
     peer.answer(1, bytes(200_000))
     assert len(peer.result(1).body) == 65535
@@ -191,7 +191,7 @@ def test_a_status_without_messages_needs_no_window(feed: Feed):
 
 @pytest.mark.requirement("A20", "B-dribble")
 @three_ways
-def test_trailers_wait_behind_data_that_the_window_holds_back(feed: Feed):
+def test_trailers_wait_for_data_that_the_window_holds_back(feed: Feed):
     peer = Peer(feed).send(settings((INITIAL_WINDOW_SIZE, 0)), call(1))
     assert peer.result(1).status is None
     for octet in range(len(grpc_message(ANSWER)) - 1):
@@ -265,7 +265,7 @@ def test_the_largest_window_is_legal(feed: Feed):
 
 
 def credit(peer: Peer, stream: int) -> int:
-    """Octets that the server has allowed on a stream (0: the connection) since the beginning."""
+    """Octets that the server has allowed since the beginning on a stream, or on the connection if ``stream`` is 0."""
     initial = 65535 if not stream else peer.replies.settings.get(INITIAL_WINDOW_SIZE, 65535)
     given = (got for got in peer.replies.frames if got.kind == WINDOW_UPDATE and got.stream == stream)
     return initial + sum(got.words[0] for got in given)
@@ -291,7 +291,7 @@ PIECES = {
 
 @pytest.mark.requirement("A22", "A6", "A13")
 @pytest.mark.parametrize("name", PIECES)
-def test_all_data_counts_on_the_connection_and_is_given_back(name: str):
+def test_all_data_uses_the_connection_window_and_is_given_back(name: str):
     peer = Peer(limits=Limits(glitches=100_000)).send(window_update(0, 2**28))
     block, frames = PIECES[name]
     used = 0

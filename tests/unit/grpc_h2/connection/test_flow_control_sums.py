@@ -1,5 +1,5 @@
-"""The windows of a connection as sums: what is received, held and given back always makes the size; no window is
-passed, and none wraps."""
+"""The windows of a connection as sums: window, credit and held octets always add up to the size; nothing passes a
+window, and no window overflows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["receive", "release", "commit", "exc
 
 
 @given(STEPS)
-def test_whatever_arrives_window_credit_and_what_is_held_make_the_size(steps: list[tuple[str, int]]) -> None:
+def test_window_credit_and_held_octets_always_add_up_to_the_size(steps: list[tuple[str, int]]) -> None:
     flow, held, announced, received = FlowControl(SIZE), 0, 0, 0
     flow.grow(LARGEST - flow.send_window)
     for step, octets in steps:
@@ -41,7 +41,7 @@ def test_whatever_arrives_window_credit_and_what_is_held_make_the_size(steps: li
 
 
 @pytest.mark.parametrize(("octets", "fits"), [(SIZE - 1, True), (SIZE, True), (SIZE + 1, False)])
-def test_a_peer_may_send_its_whole_window_and_no_octet_more(octets: int, fits: bool) -> None:
+def test_one_octet_beyond_the_connection_window_is_a_flow_control_error(octets: int, fits: bool) -> None:
     for receive in (lambda flow: flow.receive(octets), lambda flow: flow.commit(octets, 0)):
         flow = FlowControl(SIZE)
         if fits:
@@ -53,7 +53,7 @@ def test_a_peer_may_send_its_whole_window_and_no_octet_more(octets: int, fits: b
 
 
 @pytest.mark.parametrize(("octets", "announced"), [(SIZE // 2 - 1, 0), (SIZE // 2, SIZE // 2), (SIZE, SIZE)])
-def test_half_of_a_window_is_announced_at_once_and_less_later(octets: int, announced: int) -> None:
+def test_credit_of_half_the_window_is_announced_at_once_and_smaller_credit_is_kept(octets: int, announced: int) -> None:
     flow = FlowControl(SIZE)
     flow.receive(octets)
     assert flow.give_back(octets) == announced
@@ -75,7 +75,7 @@ def test_half_of_a_window_is_announced_at_once_and_less_later(octets: int, annou
     ],
     ids=["fits", "the stream's window", "all of it", "the connection's window", "little", "an increment is due"],
 )
-def test_an_exchange_changes_everything_or_nothing(received: int, sent: int, initial: int, possible: bool) -> None:
+def test_an_exchange_changes_both_windows_or_neither(received: int, sent: int, initial: int, possible: bool) -> None:
     flow = FlowControl(SIZE)
     flow.change_initial(initial)
     assert flow.exchange(received, sent) is possible
@@ -91,11 +91,11 @@ def test_an_exchange_changes_everything_or_nothing(received: int, sent: int, ini
     ("window", "increment", "found"),
     [(0, 1, 1), (-5, 3, -2), (LARGEST - 1, 1, LARGEST), (LARGEST, 1, None), (1, LARGEST, None), (0, LARGEST, LARGEST)],
 )
-def test_a_send_window_grows_up_to_the_largest_of_rfc_9113(window: int, increment: int, found: int | None) -> None:
+def test_a_send_window_grows_up_to_the_maximum_of_rfc_9113(window: int, increment: int, found: int | None) -> None:
     assert grown(window, increment) == found
 
 
-def test_a_connection_whose_window_would_pass_the_largest_ends_and_keeps_its_window() -> None:
+def test_an_increment_beyond_the_largest_window_ends_the_connection() -> None:
     flow = FlowControl(SIZE)
     flow.grow(LARGEST - 65_535)
     assert flow.send_window == LARGEST
@@ -111,7 +111,7 @@ def test_another_initial_window_shifts_each_stream_by_the_difference() -> None:
     assert flow.initial_send_window == 7
 
 
-def test_nothing_is_sent_beyond_the_window() -> None:
+def test_sending_beyond_the_connection_window_raises_an_assertion_error() -> None:
     flow = FlowControl(SIZE)
     flow.spend(65_000)
     flow.spend(535)

@@ -88,7 +88,7 @@ def test_a_size_update_above_the_advertised_limit_is_a_compression_error(feed: F
 @three_ways
 @pytest.mark.parametrize("name", ["huffman padding not ones", "index zero"])
 @pytest.mark.parametrize("where", ["trailers", "refused", "reset", "continuation", "malformed"])
-def test_a_broken_block_is_a_compression_error_even_where_its_request_is_dropped(feed: Feed, name: str, where: str):
+def test_a_broken_block_is_a_compression_error_even_if_its_request_is_dropped(feed: Feed, name: str, where: str):
     broken = BROKEN[name]
     peer = Peer(feed, limits=Limits(max_concurrent_streams=1)).send(headers(1, request_block(HANDLED)))
     if where == "refused":
@@ -146,7 +146,7 @@ def test_the_name_of_an_entry_that_its_own_insertion_evicts_can_be_used(feed: Fe
 
 @pytest.mark.requirement("A26")
 @three_ways
-def test_an_entry_weighs_32_octets_more_than_its_strings(feed: Feed):
+def test_the_size_of_an_entry_is_32_octets_more_than_its_strings(feed: Feed):
     # 4096 = 2 * (16 + 2000 + 32): exactly two fit.
     entry = [inserting(b"n" * 15 + bytes((97 + n,)), bytes((97 + n,)) * 2000) for n in range(3)]
     peer = Peer(feed).send(
@@ -222,7 +222,7 @@ def test_header_blocks_after_goaway_are_decoded(feed: Feed):
 @pytest.mark.requirement("A27")
 @three_ways
 @pytest.mark.parametrize("broken", [b"\x80", indexed(70)])
-def test_nothing_behind_a_compression_error_is_read(feed: Feed, broken: bytes):
+def test_nothing_after_a_compression_error_is_read(feed: Feed, broken: bytes):
     peer = Peer(feed).send(headers(1, request_block() + broken), call(3), call(5, HANDLED))
     peer.assert_closed(COMPRESSION_ERROR)
     assert not peer.calls
@@ -288,7 +288,7 @@ def test_decoding_stops_at_the_hard_limit_of_fields(count: int, beyond_hard_limi
     assert decoder.list_size == 33 * min(count, 129)
 
 
-MANY = plain(b"a", b"bcd") * 85  # with the request's own, within the limit of 100
+MANY = plain(b"a", b"bcd") * 85  # 100 fields together with those of the request
 
 
 @pytest.mark.requirement("B-long-reads")

@@ -1,4 +1,4 @@
-"""A header block in several frames: only its own continuations, not too many, and not too long."""
+"""A header block in several frames: it accepts only its own continuations, up to a number and a length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def begun(fragment: bytes = b"begin") -> BlockAssembly:
     return BlockAssembly(LIMITS, 5, fragment, end_stream=True, self_dependent=False)
 
 
-def test_a_block_is_its_fragments_in_order() -> None:
+def test_a_block_consists_of_its_fragments_in_order() -> None:
     assembly = begun()
     assert (assembly.octets, assembly.whole) == (5, None)
     for fragment in (b"-one", b"", b"-two"):
@@ -28,13 +28,13 @@ def test_a_block_is_its_fragments_in_order() -> None:
 
 
 @pytest.mark.parametrize(("kind", "stream"), [(HEADERS, 5), (DATA, 5), (CONTINUATION, 3), (CONTINUATION, 7), (77, 5)])
-def test_any_other_frame_inside_a_block_breaks_the_protocol(kind: int, stream: int) -> None:
+def test_any_other_frame_inside_a_block_is_a_protocol_error(kind: int, stream: int) -> None:
     with pytest.raises(ConnectionFault, match="a frame inside a header block") as fault:
         begun().take(kind, stream, b"x")
     assert fault.value.code is ErrorCode.PROTOCOL_ERROR
 
 
-def test_a_block_has_as_many_continuations_as_the_limit_says() -> None:
+def test_one_continuation_beyond_the_limit_ends_the_connection() -> None:
     assembly = begun()
     for _ in range(3):
         assembly.take(CONTINUATION, 5, b"x")
@@ -44,7 +44,7 @@ def test_a_block_has_as_many_continuations_as_the_limit_says() -> None:
 
 
 @pytest.mark.parametrize(("more", "fits"), [(16_379, True), (16_380, False)])
-def test_a_block_may_be_as_long_as_the_limit_says(more: int, fits: bool) -> None:
+def test_a_block_one_octet_beyond_the_limit_ends_the_connection(more: int, fits: bool) -> None:
     assembly = begun()
     if fits:
         assembly.take(CONTINUATION, 5, bytes(more))

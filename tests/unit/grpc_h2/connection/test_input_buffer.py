@@ -1,4 +1,4 @@
-"""Octets that have arrived and wait: none is lost, none is processed twice."""
+"""The buffer for octets that have arrived: no octet is lost, and none is processed twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grpc_h2.wire.frames import PREFACE
 
 
 @given(st.lists(st.tuples(st.binary(max_size=8), st.integers(0, 12), st.booleans()), max_size=20))
-def test_what_is_taken_are_the_octets_that_came_in_their_order(steps: list[tuple[bytes, int, bool]]) -> None:
+def test_octets_are_taken_in_the_order_of_their_arrival(steps: list[tuple[bytes, int, bool]]) -> None:
     buffer, came, taken = InputBuffer(), b"", b""
     for data, take, backlog in steps:
         buffer.add(data)
@@ -28,7 +28,7 @@ def test_what_is_taken_are_the_octets_that_came_in_their_order(steps: list[tuple
     assert came.startswith(taken)
 
 
-def test_a_buffer_that_was_cleared_holds_nothing() -> None:
+def test_a_cleared_buffer_holds_nothing() -> None:
     buffer = InputBuffer()
     buffer.keep(b"abcdef", 3, backlog=True)
     assert (buffer.held, buffer.position, buffer.backlog) == (b"abcdef", 3, True)
@@ -37,7 +37,7 @@ def test_a_buffer_that_was_cleared_holds_nothing() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, len(PREFACE) + 1))
-def test_a_preface_is_taken_once_it_is_whole(cut: int) -> None:
+def test_a_preface_is_taken_when_it_is_complete(cut: int) -> None:
     buffer = InputBuffer()
     buffer.add(PREFACE[:cut])
     if cut < len(PREFACE):
@@ -51,7 +51,7 @@ def test_a_preface_is_taken_once_it_is_whole(cut: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [b"X", PREFACE[:5] + b"X", PREFACE[:-1] + b"X"])
-def test_any_other_preface_breaks_the_protocol(wrong: bytes) -> None:
+def test_a_wrong_preface_is_a_protocol_error(wrong: bytes) -> None:
     buffer = InputBuffer()
     buffer.add(wrong)
     with pytest.raises(ConnectionFault, match="no HTTP/2 preface") as fault:

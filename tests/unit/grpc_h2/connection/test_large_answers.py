@@ -1,4 +1,4 @@
-"""Static answers of several DATA frames: kept ready, or cut as the windows allow, they are the same octets."""
+"""A static answer of several DATA frames has the same octets whether it is kept ready or cut to fit the windows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = (16_380, 32_763, 32_764, 100_000, 300_000, LARGEST_FRAMED - 5, LARGEST_F
 
 
 def router() -> Router:
-    """A method whose answer has so many octets as the request says."""
+    """A router with a method whose answer has as many octets as the request asks for."""
     made = Router()
     made.add_static_unary(STATIC.decode(), lambda message: StaticAnswer.unary(MEMORY[: int(message)], int(message)))
     return made
@@ -38,7 +38,7 @@ def asked(stream: int, size: int) -> bytes:
 
 @pytest.mark.requirement("A20", "D7")
 @pytest.mark.parametrize("size", SIZES)
-def test_an_answer_that_is_ready_is_the_one_that_is_cut_under_flow_control(size: int) -> None:
+def test_a_ready_answer_equals_the_same_answer_cut_by_flow_control(size: int) -> None:
     ready, cut = Peer(router=router()).send(*WIDE), Peer(router=router()).send(settings((INITIAL_WINDOW_SIZE, 10)))
     for peer in (ready, cut):
         peer.send(asked(1, size))
@@ -52,7 +52,7 @@ def test_an_answer_that_is_ready_is_the_one_that_is_cut_under_flow_control(size:
 
 
 def _joined(peer: Peer) -> list[tuple[int, int, bytes]]:
-    """Kind, flags and content of the frames on streams, with successive DATA frames joined."""
+    """Kind, flags and content of all frames that belong to a stream, with successive DATA frames joined."""
     made: list[tuple[int, int, bytes]] = []
     for each in peer.replies.frames:
         if each.stream and made and made[-1][0] == each.kind == DATA:
@@ -80,7 +80,7 @@ def test_a_ready_answer_stays_within_the_windows_of_stream_and_connection() -> N
 
 
 @pytest.mark.requirement("B-bucket")
-def test_a_client_may_answer_each_frame_of_a_ready_answer_by_two_window_updates() -> None:
+def test_two_window_updates_for_each_frame_of_a_ready_answer_are_allowed() -> None:
     peer = Peer(router=router()).send(*WIDE)
     for stream in range(1, 201, 2):
         peer.send(asked(stream, 300_000))
@@ -89,7 +89,7 @@ def test_a_client_may_answer_each_frame_of_a_ready_answer_by_two_window_updates(
     peer.assert_answered(199, bytes(MEMORY[:300_000]))
 
 
-def test_ready_answers_end_a_turn_as_soon_as_its_octets_are_spent() -> None:
+def test_a_turn_ends_when_ready_answers_have_spent_its_budget_of_octets() -> None:
     limits = Limits()
     connection = Connection(router(), limits, 0.0)
     connection.receive_data(HELLO + SETTINGS_ACK + b"".join(WIDE), 0.0)

@@ -1,5 +1,5 @@
-"""`Limits` checks itself: each limit has a range, and some rely on each other. And the limits of a connection, stated:
-other tests import them, and would follow any value.
+"""`Limits` checks its values: each limit has a range, and some limits depend on others. This module also states the
+limits of a connection; other tests import them, so they would accept any value.
 """
 
 from __future__ import annotations
@@ -177,5 +177,5 @@ STATED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("module", modules_of("grpc_h2.connection"))
-def test_the_limits_times_and_defaults_of_a_module_are_the_stated_ones(module: str) -> None:
+def test_the_numbers_of_a_module_equal_the_stated_ones(module: str) -> None:
     assert stated_by(f"grpc_h2.connection.{module}") == STATED.get(module, {})

@@ -38,7 +38,7 @@ from grpc_h2.wire import hpack as engine_hpack
 @pytest.mark.requirement("D2")
 @three_ways
 @pytest.mark.parametrize("name", REPLAYS)
-def test_a_block_replayed_after_a_change_of_the_table_is_decoded_anew(feed: Feed, name: str):
+def test_a_block_replayed_after_a_change_of_the_table_is_decoded_again(feed: Feed, name: str):
     replay(Oracle(feed), name)
 
 
@@ -198,7 +198,7 @@ def test_remembered_trailers_as_a_request_are_a_stream_error(feed: Feed):
         request_block(b"t.S/Get"),
     ],
 )
-def test_a_request_that_failed_fails_alike_when_repeated(feed: Feed, octets: bytes):
+def test_a_request_that_failed_fails_in_the_same_way_when_it_is_repeated(feed: Feed, octets: bytes):
     peer = Peer(feed)
     for stream in (1, 3, 5):
         peer.send(headers(stream, octets), data(stream, BODY, end_stream=True))

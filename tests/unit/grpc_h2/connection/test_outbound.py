@@ -1,4 +1,4 @@
-"""How much is written at a time: the budget of a turn, shared by the streams that have something to send."""
+"""The budget of octets that a connection writes in one turn; the streams with something to send share it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FRAME = 16_384
 
 
 def sending(*octets: int, window: int = 2**24) -> Peer:
-    """A client of calls whose handlers have queued so much each; nothing is read yet."""
+    """A client with one call for each number; the handler has queued that number of octets, and nothing is read yet."""
     peer = Peer(reads=False).send(window_update(0, window))
     for number, length in enumerate(octets):
         stream = 2 * number + 1
@@ -22,9 +22,7 @@ def sending(*octets: int, window: int = 2**24) -> Peer:
 
 @pytest.mark.parametrize("budget", [1, FRAME, 3 * FRAME, 262_144])
 @pytest.mark.parametrize("octets", [(1_000_000,), (400_000, 400_000, 400_000)])
-def test_a_turn_writes_its_budget_and_less_than_a_frame_more_for_each_stream(
-    octets: tuple[int, ...], budget: int
-) -> None:
+def test_a_turn_exceeds_its_budget_by_less_than_a_frame_per_stream(octets: tuple[int, ...], budget: int) -> None:
     peer = sending(*octets)
     written = b"".join(peer.connection.data_to_send(budget))
     peer.replies.feed(written)
@@ -33,7 +31,7 @@ def test_a_turn_writes_its_budget_and_less_than_a_frame_more_for_each_stream(
     peer.connection.check_invariants()
 
 
-def test_streams_share_a_turn() -> None:
+def test_streams_share_the_budget_of_a_turn_evenly() -> None:
     peer = sending(400_000, 400_000, 400_000)
     peer.replies.feed(b"".join(peer.connection.data_to_send(262_144)))
     sent = [len(peer.result(stream).body) for stream in (1, 3, 5)]
@@ -42,7 +40,7 @@ def test_streams_share_a_turn() -> None:
 
 
 @pytest.mark.parametrize("window", [1, FRAME, 5 * FRAME + 7])
-def test_no_more_is_written_than_the_connections_window_has(window: int) -> None:
+def test_no_more_is_written_than_the_connection_window_allows(window: int) -> None:
     peer = sending(400_000, 400_000, window=window)
     for _ in range(10):
         peer.replies.feed(b"".join(peer.connection.data_to_send(262_144)))
@@ -50,7 +48,7 @@ def test_no_more_is_written_than_the_connections_window_has(window: int) -> None
     peer.connection.check_invariants()
 
 
-def test_everything_arrives_in_the_end() -> None:
+def test_all_queued_octets_arrive_in_the_end() -> None:
     peer = sending(400_000, 7, 100_000)
     for stream in (1, 3, 5):
         peer.connection.send_status(peer.calls[stream], 0, "")

@@ -66,7 +66,7 @@ def streams_of(name: str) -> list[int]:
 
 
 def step_by_step(name: str) -> list[bytes]:
-    """A capture cut behind each END_STREAM: the client sent each part when it had the answer to the one before."""
+    """A capture that is cut after each END_STREAM; the client sent each part after the answer to the previous part."""
     steps, step = [], PREFACE
     for got in frames_of(name):
         step += frame(got.kind, got.flags, got.stream, got.payload)
@@ -152,7 +152,7 @@ REPEATABLE = [name for name in CAPTURES if name != TOO_LARGE and not name.starts
 @pytest.mark.requirement("C-captures")
 @pytest.mark.parametrize("name", REPEATABLE)
 def test_the_last_call_of_a_capture_is_answered_300_times(name: str):
-    # With growing ids: no bucket overflows, and no window is exhausted.
+    # The ids grow from call to call; no bucket overflows, and no window is exhausted.
     peer = Peer(hello=None).send(CAPTURES[name])
     last = max(streams_of(name))
     again = [got for got in frames_of(name) if got.stream == last and got.kind in (HEADERS, DATA, WINDOW_UPDATE)]
@@ -171,7 +171,7 @@ def test_the_header_table_of_zero_octets_of_nghttp_is_answered_with_a_size_updat
 
 
 @pytest.mark.requirement("C-java-priority", "C-nghttp-priority", "C-grpcio-window-updates", "C-go-bdp-ping")
-def test_the_captures_contain_the_habits_that_they_stand_for():
+def test_the_captures_contain_the_habits_that_they_are_kept_for():
     assert frames_of("grpc-java-1.41.3-by-hand")[3].flags == 0x24
     assert streams_of("grpc-java-1.41.3-by-hand")[0] == 3
     assert [got.kind for got in frames_of("nghttp-1.52.0")[1:6]] == [PRIORITY] * 5
@@ -213,10 +213,10 @@ def test_a_cancel_of_grpcio_ends_its_call_only(feed: Feed, path: bytes):
     "extra", [plain(b"Bad", b"x"), plain(b"a-bin", b"*"), plain(b"a", b"x" * 16_000), plain(b"a", b"") * 101]
 )
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_window_updates_of_grpcio_for_failed_calls_are_no_misdeed(feed: Feed, path: bytes, extra: bytes):
+def test_window_updates_of_grpcio_for_failed_calls_are_no_glitch(feed: Feed, path: bytes, extra: bytes):
     peer = Peer(feed, hello=GRPCIO_HELLO)
-    # A hundred calls at once and in chunks. Octet by octet takes a hundred times as long for each call, so ten are
-    # enough.
+    # A hundred calls are sent at once and in chunks. A call sent octet by octet takes a hundred times as long, so ten
+    # such calls are enough.
     for stream in range(1, 21 if feed is bytewise else 201, 2):
         block = request_block(path) + extra
         peer.send(
@@ -229,7 +229,7 @@ def test_window_updates_of_grpcio_for_failed_calls_are_no_misdeed(feed: Feed, pa
 
 @pytest.mark.requirement("C-grpcio-window-updates")
 @three_ways
-def test_window_updates_of_grpcio_for_refused_streams_are_no_misdeed(feed: Feed):
+def test_window_updates_of_grpcio_for_refused_streams_are_no_glitch(feed: Feed):
     peer = Peer(feed, hello=GRPCIO_HELLO, limits=Limits(max_concurrent_streams=1)).send(
         headers(1, request_block(HANDLED))
     )
@@ -367,7 +367,7 @@ def test_a_kubelet_probe_is_answered_and_its_end_raises_no_event(feed: Feed):
 
 @pytest.mark.requirement("C-envoy-tenants")
 @three_ways
-def test_a_bad_call_among_the_many_clients_of_envoy_fails_alone(feed: Feed):
+def test_only_the_bad_call_among_those_of_many_clients_of_envoy_fails(feed: Feed):
     peer = Peer(feed)
     for number in range(60):
         stream = 6 * number + 1

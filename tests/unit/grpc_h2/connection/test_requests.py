@@ -136,7 +136,7 @@ def test_a_body_of_the_announced_length_is_answered(feed: Feed):
 
 @pytest.mark.requirement("A32")
 @three_ways
-def test_authority_wins_over_host_and_host_alone_is_used(feed: Feed):
+def test_authority_takes_precedence_over_host_and_host_is_used_without_authority(feed: Feed):
     peer = Peer(feed).send(
         headers(1, request_block(HANDLED, (b"host", b"other"))),
         headers(3, request_block(HANDLED, (b"host", b"other"), authority=None)),
@@ -421,7 +421,7 @@ def test_binary_metadata_is_split_decoded_and_kept_in_order(feed: Feed):
 @three_ways
 @pytest.mark.parametrize("value", [b"*", b"Y", b"YWI=x", b"YW I", b"\xff\xfe", b"YQ==,*"])
 @pytest.mark.parametrize("path", [STATIC, GUARDED, HANDLED])
-def test_a_bad_binary_value_ends_its_call_and_nothing_else(feed: Feed, value: bytes, path: bytes):
+def test_a_bad_binary_value_ends_only_its_call(feed: Feed, value: bytes, path: bytes):
     peer = Peer(feed).send(requested(request_block(path) + plain(b"x-bin", value)))
     peer.assert_status(1, 13)
     assert not peer.calls

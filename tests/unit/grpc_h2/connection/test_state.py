@@ -1,4 +1,4 @@
-"""The states of stream, response and connection: exactly the changes of the diagrams are legal."""
+"""The states of stream, response and connection: only the transitions in the diagrams are legal."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ LEGAL: dict[type[Enum], set[tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("states", LEGAL)
-def test_only_the_changes_of_the_diagram_are_legal(states: type[Enum]) -> None:
+def test_only_the_transitions_in_the_diagram_are_legal(states: type[Enum]) -> None:
     found = {(one.name, other.name) for one, other in product(states, states) if other in one.following}  # type: ignore[attr-defined]
     assert found == LEGAL[states]
 
 
-def test_a_connection_accepts_calls_while_it_is_open_or_drains_and_is_closed_at_its_end() -> None:
+def test_a_connection_accepts_calls_only_while_it_is_open_or_drains() -> None:
     lifecycle = Lifecycle()
     flags = [(lifecycle.state.name, lifecycle.accepting, lifecycle.closed)]
     for state in list(ConnectionState)[1:]:
@@ -54,7 +54,7 @@ def test_a_connection_accepts_calls_while_it_is_open_or_drains_and_is_closed_at_
     assert [state.name for state in INTRODUCED] == ["OPEN", "DRAINING", "LEAVING"]
 
 
-def test_a_change_that_the_diagram_does_not_have_is_a_bug_of_ours() -> None:
+def test_a_transition_that_is_not_in_the_diagram_raises_an_assertion_error() -> None:
     lifecycle = Lifecycle()
     with pytest.raises(AssertionError, match="AWAITS_PREFACE"):
         lifecycle.enter(ConnectionState.LEAVING)

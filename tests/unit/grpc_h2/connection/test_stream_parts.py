@@ -1,4 +1,4 @@
-"""One stream's own arithmetic: windows, what it holds, and how its output is cut into frames."""
+"""The arithmetic of one stream: its windows, the octets that it holds, and how its output is cut into frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stream(*, content_length: int = UNKNOWN_LENGTH, send_window: int = WINDOW, f
 
 
 @pytest.mark.parametrize(("octets", "fault"), [(WINDOW, None), (WINDOW + 1, ErrorCode.FLOW_CONTROL_ERROR)])
-def test_data_may_fill_the_window_and_not_pass_it(octets: int, fault: ErrorCode | None) -> None:
+def test_one_octet_beyond_the_stream_window_is_a_flow_control_error(octets: int, fault: ErrorCode | None) -> None:
     made = stream()
     if fault is None:
         made.receive(octets, octets, end_stream=False)
@@ -41,7 +41,9 @@ def test_data_may_fill_the_window_and_not_pass_it(octets: int, fault: ErrorCode 
 
 
 @pytest.mark.parametrize(("sizes", "left"), [((4, 6), 0), ((4, 7), None), ((10,), 0), ((9,), 1)])
-def test_data_is_as_long_as_content_length_says_without_its_padding(sizes: tuple[int, ...], left: int | None) -> None:
+def test_data_beyond_content_length_is_a_protocol_error_and_padding_is_not_counted(
+    sizes: tuple[int, ...], left: int | None
+) -> None:
     made = stream(content_length=10)
     for size in sizes[:-1]:
         made.receive(size + 5, size, end_stream=False)
@@ -54,7 +56,7 @@ def test_data_is_as_long_as_content_length_says_without_its_padding(sizes: tuple
         assert made.body_left == left
 
 
-def test_data_after_the_end_of_the_stream_is_a_fault() -> None:
+def test_data_after_end_stream_is_a_stream_error() -> None:
     made = stream()
     made.receive(1, 1, end_stream=True)
     assert made.state is StreamState.HALF_CLOSED_REMOTE
@@ -65,7 +67,7 @@ def test_data_after_the_end_of_the_stream_is_a_fault() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=20))
-def test_what_is_received_is_owed_credit_or_window(frames: list[tuple[int, int]]) -> None:
+def test_window_credit_and_owed_octets_always_add_up_to_the_stream_window(frames: list[tuple[int, int]]) -> None:
     made = stream()
     for owed, free in frames:
         if owed + free > made.receive_window:
@@ -79,7 +81,7 @@ def test_what_is_received_is_owed_credit_or_window(frames: list[tuple[int, int]]
 
 
 @pytest.mark.parametrize(("credit", "due"), [(WINDOW // 2 - 1, 0), (WINDOW // 2, WINDOW // 2), (WINDOW, WINDOW)])
-def test_half_of_a_window_is_given_back_at_once(credit: int, due: int) -> None:
+def test_credit_of_half_the_stream_window_is_given_back_at_once(credit: int, due: int) -> None:
     made = stream()
     made.receive(WINDOW, WINDOW, end_stream=False)
     made.take_in(WINDOW - credit, credit)
@@ -88,7 +90,7 @@ def test_half_of_a_window_is_given_back_at_once(credit: int, due: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["half-closed", "answered"])
-def test_a_stream_that_receives_no_more_gets_no_window(how: str) -> None:
+def test_a_stream_that_receives_no_more_data_gets_no_window_update(how: str) -> None:
     made = stream()
     made.receive(WINDOW, WINDOW, end_stream=how == "half-closed")
     made.take_in(0, WINDOW)
@@ -100,7 +102,7 @@ def test_a_stream_that_receives_no_more_gets_no_window(how: str) -> None:
     assert made.credit == WINDOW
 
 
-def test_a_message_that_is_taken_costs_no_more_than_is_held() -> None:
+def test_consuming_a_message_releases_no_more_than_the_stream_holds() -> None:
     made = stream()
     made.hold_message(300)
     made.hold_message(50)
@@ -116,7 +118,7 @@ def test_a_message_that_is_taken_costs_no_more_than_is_held() -> None:
     assert made.discard_body() == (0, 0, 0)
 
 
-def test_the_octets_of_whole_messages_are_summed_up() -> None:
+def test_weigh_adds_up_the_octets_of_complete_messages() -> None:
     made = stream()
     assert [made.weigh(octets) for octets in (5, 0, 7)] == [5, 5, 12]
 
@@ -128,7 +130,9 @@ def test_the_octets_of_whole_messages_are_summed_up() -> None:
     st.lists(st.binary(max_size=40) | st.binary(max_size=40).map(memoryview), max_size=8),
     st.lists(st.integers(1, 30), min_size=1, max_size=40),
 )
-def test_frames_carry_all_octets_in_order_within_room_and_window(pieces: list[Piece], rooms: list[int]) -> None:
+def test_frames_carry_the_octets_in_order_and_stay_within_room_and_window(
+    pieces: list[Piece], rooms: list[int]
+) -> None:
     made = stream(send_window=120)
     assert made.queue(pieces) == made.unsent == sum(map(len, pieces))
     whole, sent = b"".join(pieces), b""
@@ -152,7 +156,9 @@ def test_frames_carry_all_octets_in_order_within_room_and_window(pieces: list[Pi
         (30, 9, 1000, 0), (29, 9, 1000, 1),
     ],
 )  # fmt: skip
-def test_whole_frames_leave_the_end_of_a_piece(octets: int, most: int, window: int, frames: int) -> None:
+def test_whole_frames_does_not_take_the_last_octets_of_a_piece(
+    octets: int, most: int, window: int, frames: int
+) -> None:
     made = stream(send_window=window)
     assert made.whole_frames(octets, most) == []
     piece = bytes(range(31)) if octets != 30 else bytes(range(30))
@@ -164,7 +170,7 @@ def test_whole_frames_leave_the_end_of_a_piece(octets: int, most: int, window: i
     assert b"".join(made.next_frame(100)) == piece[taken:][: window - taken]
 
 
-def test_octets_of_the_application_s_memory_are_not_counted_as_the_stream_s_own() -> None:
+def test_octets_in_memory_of_the_application_are_not_counted_as_memory_of_the_stream() -> None:
     made = stream()
     shared = memoryview(bytearray(50))
     made.queue([b"prefix", shared, memoryview(b"copy"), b""])
@@ -179,13 +185,13 @@ def test_octets_of_the_application_s_memory_are_not_counted_as_the_stream_s_own(
 @pytest.mark.parametrize(
     ("window", "increment", "grows"), [(10, 5, True), (2**31 - 2, 1, True), (2**31 - 1, 1, False), (-7, 3, True)]
 )
-def test_a_send_window_grows_up_to_the_largest_and_may_be_negative(window: int, increment: int, grows: bool) -> None:
+def test_a_send_window_grows_up_to_the_maximum_and_may_be_negative(window: int, increment: int, grows: bool) -> None:
     made = stream(send_window=window)
     assert made.grow_send_window(increment) is grows
     assert made.send_window == window + (increment if grows else 0)
 
 
-def test_a_handler_waits_above_the_high_water_mark_until_the_low_one() -> None:
+def test_a_stream_is_not_writable_from_the_high_water_mark_until_the_low_water_mark() -> None:
     made = stream()
     made.queue([bytes(100)])
     made.note_queued(100)
@@ -206,7 +212,7 @@ def test_a_handler_waits_above_the_high_water_mark_until_the_low_one() -> None:
 
 @pytest.mark.parametrize("request_ended", [True, False])
 @pytest.mark.parametrize("headers", [True, False])
-def test_the_end_of_a_response_closes_the_stream_or_half_of_it(request_ended: bool, headers: bool) -> None:
+def test_the_end_of_a_response_closes_the_stream_or_its_local_half(request_ended: bool, headers: bool) -> None:
     made = stream()
     if request_ended:
         made.request_ended()
@@ -220,7 +226,7 @@ def test_the_end_of_a_response_closes_the_stream_or_half_of_it(request_ended: bo
     assert made.response is (ResponseState.END_SENT if headers else ResponseState.TRAILERS_ONLY)
 
 
-def test_a_new_stream_of_a_handler_has_sent_nothing_and_may_send() -> None:
+def test_a_new_stream_has_sent_nothing_and_is_writable() -> None:
     made = stream()
     assert (made.handled, made.finished, made.closed, made.headers_sent, made.writable) == (
         True, False, False, False, True,

@@ -211,7 +211,7 @@ def test_streams_above_the_limit_are_refused_and_their_blocks_decoded(feed: Feed
 
 @pytest.mark.requirement("A14", "B-rapid-reset")
 @three_ways
-def test_a_running_handler_of_a_reset_stream_counts_as_a_stream(feed: Feed):
+def test_a_running_handler_of_a_reset_stream_is_counted_as_a_stream(feed: Feed):
     peer = Peer(feed, limits=Limits(max_concurrent_streams=2), slow_handlers=True)
     for stream in (1, 3):
         peer.send(headers(stream, request_block(HANDLED)), rst_stream(stream))

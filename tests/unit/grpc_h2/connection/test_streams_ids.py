@@ -1,4 +1,4 @@
-"""What a stream id means that no open stream has, and how many streams a client has opened."""
+"""The status of a stream id without an open stream, and the number of streams that a client has opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def used(*ids: int) -> Streams:
     return streams
 
 
-def test_ids_are_idle_closed_skipped_or_reset() -> None:
+def test_an_id_without_an_open_stream_is_idle_closed_skipped_or_reset() -> None:
     streams = used(1, 3, 9)
     streams.note_reset(3)
     found = {stream_id: streams.status(stream_id).name for stream_id in range(12)}
@@ -31,7 +31,7 @@ def test_ids_are_idle_closed_skipped_or_reset() -> None:
 
 
 @given(st.lists(st.integers(0, 300).map(lambda number: 2 * number + 1), unique=True).map(sorted))
-def test_the_streams_that_a_client_has_opened_are_counted_without_those_it_passed_over(ids: list[int]) -> None:
+def test_skipped_ids_are_not_counted_as_opened_streams(ids: list[int]) -> None:
     streams = used(*ids)
     assert streams.opened == len(ids)
     assert streams.last_id == (ids[-1] if ids else -1)
@@ -43,13 +43,13 @@ def test_the_streams_that_a_client_has_opened_are_counted_without_those_it_passe
 
 
 @pytest.mark.parametrize("stream_id", [2, 4, 2**31 - 2])
-def test_a_client_that_opens_an_even_stream_breaks_the_protocol(stream_id: int) -> None:
+def test_opening_a_stream_with_an_even_id_is_a_protocol_error(stream_id: int) -> None:
     with pytest.raises(ConnectionFault, match=f"opens stream {stream_id}") as fault:
         Streams().use(stream_id)
     assert fault.value.code is ErrorCode.PROTOCOL_ERROR
 
 
-def test_calls_of_the_fast_path_pass_nothing_over() -> None:
+def test_calls_of_the_fast_path_skip_no_ids() -> None:
     streams = used(1)
     streams.use_up_to(9)
     assert (streams.opened, streams.last_id) == (5, 9)
@@ -76,7 +76,7 @@ def test_the_last_64_gaps_and_1024_resets_are_remembered() -> None:
     streams.check_invariants()
 
 
-def test_the_last_goaway_names_the_last_stream_for_good() -> None:
+def test_the_stream_named_by_the_last_goaway_does_not_change() -> None:
     streams = Streams()
     assert streams.last_for_goaway == 0
     streams.use(7)

@@ -151,7 +151,7 @@ def test_after_the_last_goaway_a_handler_s_cancellation_sends_nothing():
     peer.connection.check_invariants()
 
 
-def test_a_connection_that_does_not_drain_stays_when_its_last_stream_is_refused_before_its_data():
+def test_a_connection_stays_open_without_a_drain_when_its_last_stream_is_refused_before_its_data():
     peer = Peer().send(call(1), headers(3, request_block()), ping())
     peer.send(priority(3, depends=3))
     peer.assert_reset(3, PROTOCOL_ERROR)
@@ -402,7 +402,7 @@ def test_a_connection_without_a_complete_preface_ends_after_the_timeout(opening:
 
 
 @pytest.mark.requirement("B-slow-client")
-def test_a_preface_that_waits_for_the_server_is_not_late():
+def test_a_preface_that_the_server_has_not_yet_read_does_not_time_out():
     peer = Peer(hello=None)
     peer.replies.note_sent(HELLO)
     peer.connection.hold(HELLO, peer.now)
@@ -434,7 +434,7 @@ def test_a_client_that_opens_no_window_is_disconnected_after_the_stall_timeout()
 
 
 @pytest.mark.requirement("B-slow-read")
-def test_a_transport_that_stays_paused_ends_the_connection_and_one_that_resumes_does_not():
+def test_a_connection_whose_transport_stays_paused_ends_unless_the_transport_resumes():
     for resumes in (True, False):
         peer = Peer(limits=Limits(read_grace=1000.0)).send(handled(1))
         peer.connection.pause_writing(peer.now)
@@ -452,7 +452,7 @@ def test_a_transport_that_stays_paused_ends_the_connection_and_one_that_resumes_
 
 
 @pytest.mark.requirement("B-slow-read")
-def test_the_stall_timeout_begins_when_a_handler_answers_however_long_the_connection_was_silent():
+def test_the_stall_timeout_begins_when_a_handler_answers_even_after_a_long_silence():
     peer = Peer(limits=Limits(stall_timeout=10.0)).send(handled(1))
     peer.now += 60.0
     peer.connection.advance(peer.now)
@@ -463,7 +463,7 @@ def test_the_stall_timeout_begins_when_a_handler_answers_however_long_the_connec
     peer.assert_closed(ENHANCE_YOUR_CALM)
 
 
-def test_idleness_begins_when_a_handler_answers_however_long_the_connection_was_silent():
+def test_idleness_begins_when_a_handler_answers_even_after_a_long_silence():
     peer = Peer(limits=Limits(max_connection_idle=10.0)).send(handled(1))
     peer.now += 60.0
     peer.connection.advance(peer.now)

@@ -1,4 +1,4 @@
-"""Each deadline of a connection: when it begins, when it is due, and what puts it off."""
+"""Each deadline of a connection: when it begins, when it is due, and which event postpones it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(jitter: float = 0.0, limits: Limits = LIMITS) -> Timers:
 def due_at(
     timers: Timers, *, introduced: bool = True, idle: bool = False, unsent: bool = False
 ) -> tuple[float, set[Due]]:
-    """The next deadline, and what is due then."""
+    """The next deadline, and the events that are due at that time."""
     asked = {"introduced": introduced, "idle": idle, "unsent": unsent}
     instant = timers.next_deadline(**asked)
     timers.advance(instant - 0.001)
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Step, dict[str, bool], float, Due]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_due_next_and_when(case: str) -> None:
+def test_the_next_deadline_and_its_event_follow_the_state_of_the_connection(case: str) -> None:
     step, asked, instant, due = CASES[case]
     timers = made()
     if case != "output from the beginning on":
@@ -78,25 +78,25 @@ def test_what_is_due_next_and_when(case: str) -> None:
     assert due_at(timers, **asked) == (instant, {due})
 
 
-def test_before_a_preface_no_silence_is_asked_about() -> None:
+def test_keepalive_is_not_due_before_the_preface() -> None:
     timers = made(limits=Limits(preface_timeout=100.0, keepalive_time=1.0))
     assert timers.next_deadline(introduced=False, idle=False, unsent=False) == BEGUN + 100.0
 
 
 @pytest.mark.parametrize(("jitter", "age"), [(-1.0, 63.0), (0.0, 70.0), (0.5, 73.5), (1.0, 77.0)])
-def test_the_age_varies_by_a_tenth(jitter: float, age: float) -> None:
+def test_the_maximum_age_varies_by_a_tenth(jitter: float, age: float) -> None:
     timers = made(jitter)
     timers.read(BEGUN + 40)
     assert due_at(timers) == (pytest.approx(BEGUN + age), {Due.AGE})
 
 
 @pytest.mark.parametrize("jitter", [-1.1, 1.1])
-def test_a_jitter_is_a_share(jitter: float) -> None:
+def test_a_jitter_outside_minus_one_to_one_raises_an_assertion_error(jitter: float) -> None:
     with pytest.raises(AssertionError):
         made(jitter)
 
 
-def test_several_deadlines_may_be_due_at_once_and_without_limits_none_ever_is() -> None:
+def test_several_deadlines_may_be_due_at_once_and_unlimited_timers_are_never_due() -> None:
     timers = made()
     timers.block_begun()
     timers.drain_begun()

@@ -1,6 +1,6 @@
-"""The limits of gRPC's messages and fields, stated: other tests import them, and would follow any value.
+"""States the limits of gRPC's messages and fields. Other tests import them, so they would accept any value.
 
-Each was chosen for a reason, which its module gives. A change of one is made here too.
+The module of each value gives the reason for it. A changed value must be changed here, too.
 """
 
 from __future__ import annotations
@@ -57,5 +57,5 @@ STATED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("module", modules_of("grpc_h2.rpc"))
-def test_the_limits_times_and_defaults_of_a_module_are_the_stated_ones(module: str) -> None:
+def test_the_numbers_of_a_module_equal_the_stated_ones(module: str) -> None:
     assert stated_by(f"grpc_h2.rpc.{module}") == STATED.get(module, {})

@@ -34,7 +34,7 @@ def prefixed(payload: bytes, flag: int = 0) -> bytes:
 
 
 def status_of(data: bytes, encoding: str = "identity", limit: int = 4 * MIB) -> int:
-    """The status of the fault, which must not depend on how the octets arrive."""
+    """The status of the fault, which must be the same for every division of the octets."""
     statuses = set()
     for pieces in ([data], [data[i : i + 1] for i in range(len(data))], [data + b"\0\0\0\0\1z"]):
         reader = MessageReader(limit, encoding)
@@ -89,7 +89,7 @@ def test_a_request_without_octets_ends_without_a_fault() -> None:
 
 @pytest.mark.requirement("A38")
 @pytest.mark.parametrize("encoding", ["snappy", "GZIP", "x" * 5000])
-def test_an_unknown_encoding_fails_a_compressed_message_and_no_plain_one(encoding: str) -> None:
+def test_an_unknown_encoding_fails_only_a_compressed_message(encoding: str) -> None:
     assert status_of(prefixed(b"x", flag=1), encoding) == 12
     assert MessageReader(encoding=encoding).feed(prefixed(b"plain")) == [b"plain"]
 
@@ -220,7 +220,7 @@ def test_a_framed_message_is_read_back(message: bytes) -> None:
 
 @pytest.mark.requirement("B-inflate-bomb")
 def test_a_message_that_inflated_too_far_is_freed_without_the_garbage_collector() -> None:
-    """If the reader kept the fault, that would keep its traceback, whose frames hold 4 MiB."""
+    """If the reader kept the fault, it would also keep the traceback, whose frames hold 4 MiB."""
     bomb = prefixed(compress_gzip(bytes(8 * MIB)), flag=1)
     gc.disable()
     try:
@@ -285,7 +285,7 @@ def test_a_second_message_of_a_unary_request_is_refused_by_its_prefix() -> None:
         (b"\0\0\0\1\0" + bytes(256), bytes(256)),
     ],
 )
-def test_a_payload_is_plain_where_it_is_one_whole_uncompressed_message(payload: bytes, message: bytes | None) -> None:
+def test_a_payload_is_plain_if_it_is_one_complete_uncompressed_message(payload: bytes, message: bytes | None) -> None:
     assert plain_message(payload) == message
 
 

@@ -112,7 +112,7 @@ def test_a_missing_or_empty_pseudo_header_is_malformed(name: bytes) -> None:
 
 @pytest.mark.requirement("A30")
 @pytest.mark.parametrize("field", PSEUDO)
-def test_a_pseudo_header_twice_or_behind_a_regular_field_is_malformed(field: Field) -> None:
+def test_a_pseudo_header_that_is_repeated_or_follows_a_regular_field_is_malformed(field: Field) -> None:
     assert_malformed((field, *CALL))
     assert_malformed((*without(field[0]), field))
 
@@ -149,7 +149,7 @@ def test_content_lengths_that_differ_are_malformed() -> None:
 
 
 @pytest.mark.requirement("A32")
-def test_authority_wins_over_host_and_host_alone_is_used() -> None:
+def test_authority_takes_precedence_over_host_and_host_is_used_without_authority() -> None:
     host = (b"host", b"other")
     assert interpret((*CALL, host)).authority == "me:1"
     assert interpret((*without(b":authority"), host)).authority == "other"
@@ -307,7 +307,7 @@ def test_trailers_with_a_pseudo_header_are_malformed() -> None:
 
 
 @pytest.mark.requirement("A29", "A33")
-def test_malformed_fields_win_over_http_faults_and_these_over_call_faults() -> None:
+def test_malformed_fields_take_precedence_over_http_faults_and_http_faults_over_call_faults() -> None:
     bad_call = ((b"grpc-timeout", b"x"), (b"x-bin", b"*"), (b"host", b"a"), (b"host", b"b"))
     assert_malformed((*replaced(b":method", b"GET"), *bad_call, (b"X", b"1")))
     assert_malformed((*bad_call, *CALL))
@@ -372,7 +372,7 @@ def test_any_fields_give_a_request_or_a_fault(fields: list[Field]) -> None:
 
 @pytest.mark.requirement("D4")
 @given(st.lists(ANY_FIELD, max_size=8))
-def test_a_remembered_verdict_on_fields_is_the_same(fields: list[Field]) -> None:
+def test_a_remembered_verdict_on_fields_equals_the_first_verdict(fields: list[Field]) -> None:
     module._verdicts.clear()
     first = outcome(lambda: interpret((*CALL, *fields)))
     assert outcome(lambda: interpret((*CALL, *fields))) == first

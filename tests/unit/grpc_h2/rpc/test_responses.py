@@ -1,4 +1,4 @@
-"""The header blocks of answers: their fields, and that no metadata and no message makes a block that clients reject."""
+"""The header blocks of answers: their fields; and clients reject no block, with any metadata and any message."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def test_a_long_message_is_cut_between_characters(part: str, repeats: int, lead:
         text = dict(fields)[b"grpc-message"]
         assert text == text.strip(b" ")
         assert message.startswith(unquote(text.decode(), errors="strict"))
-        # No more is cut off than necessary: one character, and spaces at the end of the message.
+        # No more is cut than necessary: at most one more character would fit, apart from spaces at the end of the
+        # message.
         assert MAX_TRAILERS - list_size(fields) <= 13 + len(part) or part.strip(" ") == ""
 
 
@@ -152,7 +153,7 @@ def test_as_much_of_a_message_as_fits_is_sent_in_whole_characters(message: str, 
     text = unquote(found.decode("ascii"))
     assert message.startswith(text)
     rest = message[len(text) :]
-    if rest:  # spaces alone are not added, since they would have to be escaped at the end
+    if rest:  # only spaces are not added, because a space at the end must be escaped
         spaces = len(rest) - len(rest.lstrip(" "))
         assert len(percent_encode(message[: len(text) + spaces + 1])) > room
 
@@ -215,7 +216,7 @@ def test_edge_spaces_of_a_value_are_not_sent() -> None:
 @pytest.mark.requirement("A44")
 @pytest.mark.parametrize("length", [499, 500, 501, 502])
 @pytest.mark.parametrize("character", ["x", "%", " ", "é", "🦊"])
-def test_messages_on_both_sides_of_the_short_path_are_encoded_alike(character: str, length: int):
+def test_short_and_long_messages_are_encoded_in_the_same_way(character: str, length: int):
     """Messages of up to 500 characters are encoded by a shorter path."""
     told = dict(decoded(trailers_only_block(5, character * length)))[b"grpc-message"]
     assert told == percent_encode(character * length)

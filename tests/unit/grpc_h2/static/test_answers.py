@@ -1,4 +1,4 @@
-"""A ready answer: its frames around the stream id, what of the windows they take, and how long its metadata may be."""
+"""A ready answer: its frames around the stream id, its use of the windows, and the maximum length of its metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STREAM = (7).to_bytes(4, "big")
 
 
 def shape(answer: StaticAnswer) -> list[tuple[int, int, int, int]]:
-    """Type, flags, stream and length of each frame, on stream 7."""
+    """Type, flags, stream and length of each frame of the answer, sent on stream 7."""
     assert answer.pieces is not None
     frames, rest = split_frames(STREAM.join(answer.pieces))
     assert rest == b""
@@ -22,7 +22,7 @@ def shape(answer: StaticAnswer) -> list[tuple[int, int, int, int]]:
 
 
 @pytest.mark.parametrize("length", [0, 1, LARGEST - 5])
-def test_an_answer_is_headers_data_and_trailers_and_takes_the_windows_for_its_message(length: int) -> None:
+def test_an_answer_is_headers_data_and_trailers_and_its_size_is_that_of_the_message(length: int) -> None:
     answer = StaticAnswer.unary(bytes(length), 9)
     assert shape(answer) == [
         (HEADERS, END_HEADERS, 7, len(answer.headers)),
@@ -32,7 +32,7 @@ def test_an_answer_is_headers_data_and_trailers_and_takes_the_windows_for_its_me
     assert (answer.size, answer.message, answer.answer_id, answer.lasting) == (length + 5, bytes(length), 9, True)
 
 
-def test_a_message_that_fits_no_frame_of_every_peer_is_not_copied() -> None:
+def test_a_message_longer_than_the_smallest_maximum_frame_is_not_copied() -> None:
     message = memoryview(bytes(LARGEST - 4))
     answer = StaticAnswer.unary(message, 9)
     assert answer.pieces is None
@@ -42,15 +42,16 @@ def test_a_message_that_fits_no_frame_of_every_peer_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize("lasting", [True, False])
-def test_a_failure_is_one_frame_and_takes_no_window(lasting: bool) -> None:
+def test_a_failure_is_one_frame_and_uses_no_window(lasting: bool) -> None:
     answer = StaticAnswer.failure(5, "no such command", 3, lasting=lasting)
     assert shape(answer) == [(HEADERS, END_HEADERS | END_STREAM, 7, len(answer.block))]
     assert (answer.size, answer.message, answer.answer_id, answer.lasting) == (0, None, 3, lasting)
 
 
 @pytest.mark.parametrize(("value", "octets"), [(2048 - 7, 2048), (2048 - 6, 2049)])
-def test_the_metadata_of_an_answer_have_two_kibibytes(value: int, octets: int) -> None:
-    # A literal field: one octet, the name's length and the name of two, and three octets of the value's length.
+def test_metadata_of_more_than_two_kibibytes_is_refused(value: int, octets: int) -> None:
+    # A literal field has 7 octets before its value: 1 for the type, 1 for the length of the name, 2 for the name, and 3
+    # for the length of the value.
     metadata = (("ab", "~" * value),)
     for make in (
         lambda: StaticAnswer.unary(b"x", metadata=metadata),
@@ -64,7 +65,7 @@ def test_the_metadata_of_an_answer_have_two_kibibytes(value: int, octets: int) -
 
 
 @pytest.mark.parametrize(("length", "whole"), [(400, True), (401, True), (9000, False)])
-def test_a_long_message_of_a_failure_leaves_room_for_its_metadata(length: int, whole: bool) -> None:
+def test_a_long_error_message_is_cut_so_that_the_metadata_fits(length: int, whole: bool) -> None:
     answer = StaticAnswer.failure(5, "m" * length, metadata=(("who", "me"),))
     fields = dict(Decoder(max_list_size=1 << 20, max_fields=100).decode(answer.block))
     assert (fields[b"grpc-status"], fields[b"who"]) == (b"5", b"me")

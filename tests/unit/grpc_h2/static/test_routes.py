@@ -144,7 +144,7 @@ def test_an_answer_too_large_for_a_frame_is_not_copied() -> None:
 
 
 class Large:
-    """Answers a message with so many octets as it says."""
+    """Answers a message with as many octets as the message asks for."""
 
     def __init__(self) -> None:
         self.method = StaticUnary("/t.S/Sync", self.lookup, None)
@@ -218,7 +218,7 @@ def fields_of(block: bytes) -> list[tuple[bytes, bytes]]:
     return [(field[0], field[1]) for field in Decoder(max_list_size=16384, max_fields=100).decode(block)]
 
 
-def test_the_metadata_of_an_answer_stand_in_its_first_header_block() -> None:
+def test_the_metadata_of_an_answer_are_sent_in_its_first_header_block() -> None:
     for size in (10, 20_000):
         answer = StaticAnswer.unary(bytes(size), metadata=MARKED)
         assert fields_of(answer.headers) == [*fields_of(StaticAnswer.unary(b"").headers), (b"catalogue", b"7")]
@@ -229,7 +229,7 @@ def test_the_metadata_of_an_answer_stand_in_its_first_header_block() -> None:
 
 
 @pytest.mark.parametrize("message", ["no", "", "ü" * 400, "ü" * 5000], ids=["short", "none", "at_the_limit", "long"])
-def test_the_metadata_of_a_failure_stand_beside_its_status(message: str) -> None:
+def test_the_metadata_of_a_failure_are_sent_with_its_status(message: str) -> None:
     fields = fields_of(StaticAnswer.failure(5, message, metadata=MARKED).block)
     assert (b"catalogue", b"7") in fields
     assert (b"grpc-status", b"5") in fields

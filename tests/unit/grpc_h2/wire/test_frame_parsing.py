@@ -1,4 +1,4 @@
-"""What a frame's header must be, by type and stream, and how padding and priority fields are taken off."""
+"""The checks of a frame's header by type and stream, and the removal of padding and priority fields."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def judged(kind: int, stream: int, length: int, flags: int = 0) -> str:
         (GOAWAY, PROTOCOL, SIZE), (WINDOW_UPDATE, SIZE, SIZE), (CONTINUATION, FINE, PROTOCOL), (UNKNOWN, FINE, FINE),
     ],
 )  # fmt: skip
-def test_each_type_belongs_on_a_stream_on_the_connection_or_on_both(
+def test_a_frame_type_is_valid_on_a_stream_on_the_connection_or_on_both(
     kind: int, on_stream: str, on_connection: str
 ) -> None:
     assert judged(kind, 1, 5) == on_stream
@@ -52,13 +52,15 @@ def test_each_type_belongs_on_a_stream_on_the_connection_or_on_both(
         (UNKNOWN, 0, set(range(14)), SIZE),
     ],
 )
-def test_a_type_of_fixed_length_has_it(kind: int, stream: int, lengths: set[int], otherwise: str) -> None:
+def test_a_wrong_length_of_a_fixed_length_frame_is_a_frame_size_error(
+    kind: int, stream: int, lengths: set[int], otherwise: str
+) -> None:
     for length in range(14):
         assert judged(kind, stream, length) == (FINE if length in lengths else otherwise), length
 
 
 @pytest.mark.parametrize(("length", "found"), [(0, FINE), (6, SIZE), (12, SIZE), (1, SIZE)])
-def test_an_acknowledgement_of_settings_is_empty(length: int, found: str) -> None:
+def test_a_settings_acknowledgement_with_content_is_a_frame_size_error(length: int, found: str) -> None:
     assert judged(SETTINGS, 0, length, ACK) == found
 
 
@@ -66,7 +68,9 @@ def test_an_acknowledgement_of_settings_is_empty(length: int, found: str) -> Non
     ("payload", "content"),
     [(b"\0", b""), (b"\0abc", b"abc"), (b"\2abcde", b"abc"), (b"\3abc", b""), (b"\4abc", None), (b"\1", None)],
 )
-def test_padding_is_shorter_than_the_payload_and_is_taken_off(payload: bytes, content: bytes | None) -> None:
+def test_padding_is_removed_and_padding_as_long_as_the_payload_is_a_protocol_error(
+    payload: bytes, content: bytes | None
+) -> None:
     if content is not None:
         assert unpadded(PADDED, payload) == content
         return
@@ -75,7 +79,7 @@ def test_padding_is_shorter_than_the_payload_and_is_taken_off(payload: bytes, co
     assert fault.value.code is ErrorCode.PROTOCOL_ERROR
 
 
-def test_without_the_flag_nothing_is_padding() -> None:
+def test_padding_is_removed_only_if_the_padded_flag_is_set() -> None:
     assert unpadded(0xFF & ~PADDED, b"\2abc") == b"\2abc"
     assert unpadded(0, b"") == b""
     with pytest.raises(ConnectionFault, match="without a pad length") as fault:
@@ -86,7 +90,9 @@ def test_without_the_flag_nothing_is_padding() -> None:
 @pytest.mark.parametrize(
     ("stream", "named", "itself"), [(3, 3, True), (3, 0x80000003, True), (3, 5, False), (2**31 - 1, 2**32 - 1, True)]
 )
-def test_priority_fields_are_taken_off_and_may_name_their_own_stream(stream: int, named: int, itself: bool) -> None:
+def test_priority_fields_are_removed_and_a_dependency_on_the_own_stream_is_reported(
+    stream: int, named: int, itself: bool
+) -> None:
     fields = named.to_bytes(4, "big") + b"\x10"
     assert without_priority(WITH_PRIORITY, stream, fields + b"block") == (b"block", itself)
     assert without_priority(WITH_PRIORITY, stream, fields) == (b"", itself)

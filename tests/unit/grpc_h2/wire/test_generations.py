@@ -1,4 +1,5 @@
-"""A memory of two generations: what is used stays, what is not goes, and it never holds more than two of them."""
+"""A memory of two generations: used entries stay, unused entries are dropped, and no more than two generations are
+held."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from grpc_h2.wire.generations import TwoGenerations
 
 
 class Squares(TwoGenerations[int, int]):
-    """Number → its square; notes what it had to compute, and what it drops."""
+    """Number → its square. Notes the numbers that it had to compute, and the generations that it drops."""
 
     def __init__(self, generation: int) -> None:
         super().__init__(generation)
@@ -31,7 +32,7 @@ class Squares(TwoGenerations[int, int]):
 
 @pytest.mark.interpreted
 @given(st.integers(1, 5), st.lists(st.integers(0, 12), max_size=60))
-def test_it_answers_right_and_holds_no_more_than_two_generations(generation: int, keys: list[int]) -> None:
+def test_a_memory_answers_correctly_and_holds_two_generations_at_most(generation: int, keys: list[int]) -> None:
     squares = Squares(generation)
     for key in keys:
         assert squares[key] == key * key
@@ -40,7 +41,7 @@ def test_it_answers_right_and_holds_no_more_than_two_generations(generation: int
 
 
 @pytest.mark.interpreted
-def test_a_full_generation_becomes_the_old_one_and_the_one_before_is_dropped() -> None:
+def test_a_full_generation_becomes_the_old_one_and_the_old_one_is_dropped() -> None:
     squares = Squares(2)
     for key in (1, 2, 3):
         squares[key]

@@ -67,7 +67,7 @@ class OfEverything(NeverFlushed):
 
 
 class FlushedButOfEverything(Memo):
-    """Is emptied when the epoch advances, but keeps the block that advanced it."""
+    """A memo that is emptied when the epoch advances, but keeps the block that advanced it."""
 
     def worth(self) -> bool:
         self.epoch = self.decoder.epoch
@@ -75,7 +75,7 @@ class FlushedButOfEverything(Memo):
 
 
 class SilentInsertion(Decoder):
-    """A decoder that does not count one kind of change, like the others below."""
+    """A decoder that does not count one kind of change; so are the decoders below."""
 
     def _insert(self, field: Field, size: int) -> None:
         before = self.epoch
@@ -124,7 +124,8 @@ def outcome(subject: Decoder | Memo, block: Block) -> tuple[Field, ...] | str:
 def first_difference(
     steps: Sequence[Step], memo_kind: type[Memo] = Memo, decoder_kind: type[Decoder] = Decoder
 ) -> str | None:
-    """Run a decoder with a memo beside one without. Returns their first difference; a refusal does not end the run."""
+    """Run a decoder with a memo and one without, on the same blocks. Returns their first difference; a refusal does not
+    end the run."""
     plain = Decoder(max_list_size=1000, max_fields=10, max_table_size=TABLE_SIZE)
     memo = memo_kind(decoder_kind(max_list_size=1000, max_fields=10, max_table_size=TABLE_SIZE))
     for number, step in enumerate(steps):
@@ -216,7 +217,7 @@ CALL = [
 
 @pytest.mark.requirement("D1", "C-go-fresh-timeout")
 @pytest.mark.parametrize("timeouts", ["none", "fresh", "a few"])
-def test_requests_of_real_clients_are_decoded_alike_with_and_without_a_memo(timeouts: str) -> None:
+def test_requests_of_real_clients_give_the_same_fields_with_and_without_a_memo(timeouts: str) -> None:
     """The encoder inserts all fields, as grpc-go and grpc-java do; fresh timeouts evict older entries."""
     encoder = reference.Encoder()
     plain = Decoder(max_list_size=16384, max_fields=100)

@@ -157,7 +157,7 @@ def test_a_sixth_octet_after_the_prefix_of_an_integer_is_refused() -> None:
     ["", "80", "80" * 5 + "00", "80" * 10_000, "ff" * 5, "ffffffff1f"],
     ids=["nothing", "cut", "six octets", "endless", "no end", "too large"],
 )
-def test_endless_large_and_cut_integers_are_refused_wherever_they_stand(first: str, rest: str) -> None:
+def test_endless_large_and_cut_integers_are_refused_at_every_place(first: str, rest: str) -> None:
     refused(bytes.fromhex(first + rest), "integer")
 
 
@@ -197,7 +197,7 @@ def test_an_inserted_entry_can_be_used_in_the_same_block() -> None:
 
 @pytest.mark.requirement("D1")
 @pytest.mark.parametrize("pattern", [0x00, 0x10])
-def test_literals_without_indexing_leave_the_table_alone(pattern: int) -> None:
+def test_literals_without_indexing_do_not_change_the_table(pattern: int) -> None:
     subject = decoder()
     assert subject.decode(literal(b"a", b"1", pattern)) == ((b"a", b"1"),)
     assert (subject.dynamic_table, subject.changed, subject.epoch) == ((), False, 0)
@@ -267,7 +267,7 @@ def test_after_a_smaller_limit_a_block_without_a_size_update_is_refused(block: b
 
 
 @pytest.mark.requirement("A25")
-def test_a_smaller_limit_needs_no_size_update_where_the_peer_already_uses_less() -> None:
+def test_a_smaller_limit_needs_no_size_update_if_the_peer_already_uses_less() -> None:
     subject = decoder()
     subject.decode(hpack.encode_size_update(50))
     subject.set_max_table_size(100)
@@ -308,7 +308,7 @@ def test_an_entry_larger_than_the_table_empties_it_and_is_no_error() -> None:
 
 
 @pytest.mark.requirement("A26")
-def test_duplicates_are_entries_of_their_own() -> None:
+def test_duplicates_are_separate_entries() -> None:
     subject = decoder()
     subject.decode(literal(b"a", b"1") * 3)
     assert subject.dynamic_table == ((b"a", b"1"),) * 3
@@ -349,7 +349,7 @@ def test_a_list_above_the_limit_is_cut_and_the_table_stays_in_step() -> None:
 
 
 @pytest.mark.requirement("A28")
-def test_a_list_exactly_at_the_limit_is_whole() -> None:
+def test_a_list_exactly_at_the_limit_is_not_cut() -> None:
     subject = decoder(max_list_size=68)
     subject.decode(literal(b"a", b"1") * 2)
     assert not subject.overflow
@@ -367,7 +367,7 @@ def test_a_list_of_too_many_fields_is_cut() -> None:
 
 
 @pytest.mark.requirement("A27")
-def test_an_error_behind_the_limit_of_the_list_is_an_error() -> None:
+def test_an_error_after_the_limit_of_the_list_is_an_error() -> None:
     refused(b"\x82" * 100 + b"\x80", "index 0", decoder(max_fields=3, max_list_size=100))
 
 

@@ -1,4 +1,4 @@
-"""A block that is decoded in steps gives the same result as at once, and each step is short."""
+"""A block gives the same result whether it is decoded in steps or at once, and each step is short."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_long_huffman_string_is_decoded_in_short_pieces_with_the_same_result(f
 
 
 @pytest.mark.requirement("B-long-reads")
-def test_a_piece_of_a_block_ends_early_where_steps_of_the_huffman_tree_are_taken_for_the_first_time(
+def test_a_piece_of_a_block_ends_early_if_it_takes_new_steps_of_the_huffman_tree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(huffman, "_ROOT", huffman._tree())
@@ -134,8 +134,8 @@ def test_a_piece_of_a_block_ends_early_where_steps_of_the_huffman_tree_are_taken
 @pytest.mark.parametrize("first", [0x00, 0x10, 0x40], ids=["plain", "never indexed", "inserting"])
 @pytest.mark.parametrize(("octets", "kept"), [(900, 900), (4050, 4050), (4100, 4100), (60_000, 4300)])
 def test_only_the_beginning_of_a_text_too_long_for_list_and_table_is_kept(first: int, octets: int, kept: int) -> None:
-    """The table's size is 4,096 octets here, the limit of the list 1,000: the outcome is the same as with the whole
-    text."""
+    """The size of the table is 4,096 octets here, and the limit of the list is 1,000. The result is the same as with
+    the whole text."""
     coded = huffman_encode(b"a" * octets)
     block = b"\x82" + bytes((first,)) + b"\x01n" + _coded_string(coded) + b"\x83"
     subject = Decoder(max_list_size=1000, max_fields=10, hard_list_size=131_072)

@@ -1,5 +1,5 @@
-"""The decoder and the encoder beside the independent `hpack` package. Each decodes blocks of the other, and for any
-octets both give the same fields and the same table, or both refuse them.
+"""Compares the decoder and the encoder with the independent `hpack` package. Each decodes the blocks of the other. For
+any octets, both decoders give the same fields and the same table, or both refuse the octets.
 """
 
 from __future__ import annotations

@@ -73,14 +73,14 @@ def test_any_octets_are_decoded_or_refused_as_by_the_reference(data: bytes) -> N
         assert huffman.decode(data) == expected
 
 
-def test_no_octets_are_the_empty_string() -> None:
+def test_zero_octets_are_decoded_as_the_empty_string() -> None:
     assert huffman.decode(b"") == b""
 
 
 @pytest.mark.requirement("A24")
 @pytest.mark.parametrize("ones", range(1, 8))
 def test_up_to_seven_ones_are_padding(ones: int) -> None:
-    # As many symbols of 5 and 6 bits as leave this many bits of the last octet.
+    # The numbers of symbols of 5 and 6 bits are chosen so that this many bits of the last octet remain.
     text = next(t for n in range(1, 20) for t in (b"0" * n, b"0" * n + b"A") if -sum(map(code_length, t)) % 8 == ones)
     data = encode(text)
     assert data[-1] & (1 << ones) - 1 == (1 << ones) - 1

@@ -1,4 +1,4 @@
-"""The attackers' connection: header blocks over several frames, windows that it respects, and answers that it notes."""
+"""The attackers' connection: it divides header blocks into frames, respects windows, and notes answers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """``perf/attacks.toml`` is read strictly. A time has two limits, its own and a multiple of the undisturbed victim's
-time; the larger one counts.
+time; the larger one applies.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_a_run_without_figures_shows_its_error() -> None:
     assert row[8] == "**missed**: no figure: the victim does not start"
 
 
-def test_where_limits_are_not_judged_the_row_gives_the_reason() -> None:
+def test_a_row_gives_the_reason_if_limits_are_not_judged() -> None:
     (row,) = cells(table(PLAN, rows("grpcio, cleartext", "gzip-bombs", steady_p99_ms=50)))
     assert row[8].startswith("not judged: C-core")
 
@@ -93,7 +93,7 @@ def test_the_page_has_a_row_for_each_attack_on_the_native_transport_and_names_it
     assert text.endswith("after\n")
 
 
-def test_a_page_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_without_marks_is_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / "record.json", tmp_path / "page.md"
     file.write_text(json.dumps(record()))
     page.write_text("nothing\n")

@@ -19,7 +19,7 @@ def test_a_check_that_delays_the_victim_too_much_misses_the_promise() -> None:
     assert row.verdict == "**missed**"
 
 
-def test_there_is_no_verdict_where_the_figures_alone_differ_as_much_as_the_limit() -> None:
+def test_there_is_no_verdict_if_the_figures_alone_vary_as_much_as_the_limit() -> None:
     row = judged("p99", [1.0, 1.0, 2.0], [1.2, 1.2, 1.2], [2.0, 2.0, 1.0], promised=True)
     assert row.value is None
     assert row.kept is False

@@ -14,7 +14,7 @@ Measured = Callable[..., dict[str, Any]]
 
 
 class Served:
-    """Stands for a worker: its process id is that of this process."""
+    """A stand-in for a worker; its process id is that of this process."""
 
     def __init__(self) -> None:
         self.alive = True
@@ -23,7 +23,7 @@ class Served:
 
 
 def measured(**p99s: list[float]) -> Measured:
-    """A measurement that returns these P99 one after another; ``calm`` without an attack."""
+    """A measurement that returns these P99 one after another; ``calm`` are those without an attack."""
     left: dict[str, Iterator[float]] = {name: iter(values) for name, values in p99s.items()}
     return lambda attack: {"latency": {"p99": next(left[attack or "calm"])}}
 
@@ -35,7 +35,7 @@ def taken(measure: Measured, *turns: tuple[str, ...]) -> VictimMeasurements:
     return victim
 
 
-def test_every_measurement_beside_an_attack_lies_between_two_of_the_victim_alone() -> None:
+def test_each_measurement_during_an_attack_lies_between_two_of_the_victim_alone() -> None:
     order = []
 
     def measure(attack: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_the_ratio_uses_only_the_measurements_before_and_after_the_attack() -> N
         measured(calm=[1, 3, 9, 1, 1, 9], flood=[6, 4], bomb=[90]),
         ("flood",), ("flood",), ("bomb",),
     )  # fmt: skip
-    assert victim.ratio("flood") == 5 / 2  # 4 and 6, beside 1, 3, 9, 1
+    assert victim.ratio("flood") == 5 / 2  # the medians of 6, 4 and of 1, 3, 9, 1
     assert victim.ratio("bomb") == 90 / 5  # only the measurements next to the attack, not all
     assert victim.calm()[0] == 2.0
 
@@ -98,7 +98,7 @@ def test_a_dead_worker_gives_no_figure() -> None:
         victim.calm()
 
 
-def test_memory_growth_is_the_peak_beside_the_attack_minus_the_first_size() -> None:
+def test_memory_growth_is_the_peak_during_the_attack_minus_the_first_size() -> None:
     sizes = iter((64 << 20, 1))
 
     def measure(attack: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The generator's client checks every answer, whatever frames and compression the server uses."""
+"""The generator's client checks every answer, with any frames and compression of the server."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_answer_is_compared_as_a_whole_once_its_shape_is_known(server: Server
 def test_answers_are_compared_as_a_whole_once_the_table_no_longer_changes(server: Server) -> None:
     server.ask(*[FOUND] * 50)
     assert len(server.says(b"".join(server.answer(2 * n + 1, FOUND, table=True) for n in range(50)))) == 50
-    assert server.client.taken_apart == 2  # the first inserts, the second is looked up
+    assert server.client.taken_apart == 2  # the first answer inserts entries, the second refers to them
 
 
 def test_a_known_block_is_decoded_again_after_the_table_has_changed(server: Server) -> None:

@@ -70,8 +70,8 @@ def run(target: Target, catalogue: Catalogue, **more: Any) -> Run:
 
 
 def good(made: Run) -> Run:
-    """Returns ``made``, which must have all figures: it is valid, or invalid only because the machine was busy with
-    other work."""
+    """Returns ``made``, which must have all figures: the run is valid, or invalid only because the machine was busy
+    with other work."""
     assert made["valid"] or made["fault"] == "machine", made["reason"]
     assert made["fault"] != "machine" or "answered" in made, made["reason"]
     return made
@@ -107,9 +107,7 @@ def test_an_open_loop_offers_its_rate(served: Target, catalogue: Catalogue) -> N
 
 
 @pytest.mark.thorough  # takes seconds
-def test_the_latency_of_calls_that_wait_for_a_stopped_server_counts_in_full(
-    mortal: Worker, catalogue: Catalogue
-) -> None:
+def test_the_latency_of_calls_includes_the_full_wait_for_a_stopped_server(mortal: Worker, catalogue: Catalogue) -> None:
     pid = mortal.target.pid
 
     def stand_still() -> None:
@@ -120,13 +118,13 @@ def test_the_latency_of_calls_that_wait_for_a_stopped_server_counts_in_full(
         os.kill(pid, signal.SIGCONT)
 
     made = run(mortal.target, catalogue, kind="open", rate=1000.0, measuring=stand_still)
-    # Of 300 ms of calls, those of the first 125 wait for 25 ms and more; a closed loop would have sent 32 of them.
+    # The calls of the first 125 of 300 ms wait for 25 ms or more; a closed loop would have sent only 32 calls.
     assert share_above(made["histogram"], made["histogram_unit"], 25.0) > 0.3
     assert made["latency"]["max"] > 120
 
 
 @pytest.mark.parametrize("stamped", [False, True])
-def test_a_delay_of_the_generator_counts_unless_calls_are_stamped(
+def test_the_latency_includes_a_delay_of_the_generator_unless_calls_are_stamped(
     served: Target, catalogue: Catalogue, stamped: bool
 ) -> None:
     job = Job("open", served.port, key=KEY, stamped=stamped, connections=1)
@@ -155,7 +153,7 @@ def test_a_stamped_schedule_counts_every_call(served: Target, catalogue: Catalog
     assert made["answered"] == pytest.approx(made["rate"] * made["seconds"], rel=0.2)
     counted = HdrHistogram.decode(made["histogram"]).get_total_count()
     assert counted > 0
-    # Where other work delayed the generator, calls that were due before the measurement are answered in it.
+    # If other work delayed the generator, calls that were due before the measurement are answered during it.
     assert counted == pytest.approx(made["answered"], rel=0.1) or not made["valid"]
 
 
@@ -188,13 +186,13 @@ def test_sync_compares_whole_catalogues(served: Target, catalogue: Catalogue) ->
 
 
 @pytest.mark.thorough  # takes seconds
-def test_idle_connections_are_held_beside_the_load(served: Target, catalogue: Catalogue) -> None:
+def test_idle_connections_are_held_during_the_load(served: Target, catalogue: Catalogue) -> None:
     made = good(run(served, catalogue, kind="idle", idle=50))
     assert (made["idle"]["held"], made["idle"]["alive"]) == (50, 50)
 
 
 @pytest.mark.thorough  # takes seconds
-def test_slow_readers_read_beside_the_load(served: Target, catalogue: Catalogue) -> None:
+def test_slow_readers_read_during_the_load(served: Target, catalogue: Catalogue) -> None:
     made = run(served, catalogue, kind="slow-reader", rate=500.0)
     assert made["fault"] in ("", "machine"), made["reason"]
     assert made["slow_readers"]["connections"] == generator.SLOW_READERS

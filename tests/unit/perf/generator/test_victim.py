@@ -60,7 +60,7 @@ def test_both_kinds_of_calls_are_measured_in_the_present_phase(job: VictimJob) -
         assert 0 < phase["connect"]["p50"] <= phase["connect"]["max"]
 
 
-def test_a_wrong_answer_counts_as_failed_and_takes_as_long_as_the_patience(job: VictimJob) -> None:
+def test_a_wrong_answer_is_counted_as_a_failure_of_the_full_time_limit(job: VictimJob) -> None:
     with running(job) as victim:
         victim._newcomers = ((b"octets that are no HTTP/2" * 9, victim._call.expected),) * 2
         phase = victim.phase = Phase()

@@ -1,4 +1,4 @@
-"""The reference work: its opcodes, and its measurement beside a run."""
+"""The reference work: its opcodes, and its measurement during a run."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Meter(reference.Meter):
         """No process was started."""
 
 
-def test_every_server_of_a_normalised_scenario_runs_beside_the_reference_work() -> None:
+def test_the_reference_work_runs_during_each_run_of_a_normalised_scenario() -> None:
     there = Machine(ours=1000.0, theirs=1.0)
     there.script = {number: {"seconds": 60.0} for number in range(40)}
     done = session(there, meter=Meter)
@@ -159,7 +159,7 @@ def test_a_scenario_without_a_normalised_gate_runs_without_reference_work() -> N
     assert not any("reference" in each for each in done.runs)
 
 
-def test_failed_reference_work_does_not_count_as_disturbed() -> None:
+def test_failed_reference_work_is_not_reported_as_disturbed() -> None:
     class Failing(Meter):
         def stop(self) -> list[reference.Burst]:
             raise TargetFailed("the reference work fails: no loopback")
@@ -502,7 +502,7 @@ def test_the_self_test_passes_with_19_of_20_caught_and_one_false_alarm() -> None
 
 
 @pytest.mark.parametrize("name", list(selftest.INJECTED))
-def test_an_invalid_gate_counts_neither_as_caught_nor_as_kept(name: str) -> None:
+def test_an_invalid_gate_is_counted_neither_as_caught_nor_as_kept(name: str) -> None:
     good = {"clean": sla.KEPT, "busy": sla.MISSED, "twice": sla.MISSED, "delay": sla.MISSED}
     runs = [judged(**good | {name: sla.INVALID})] * 2 + [judged(**good)] * 18
     assert not selftest.summary(runs)["passed"]

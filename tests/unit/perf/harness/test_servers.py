@@ -138,7 +138,7 @@ def test_a_build_belongs_to_the_sources_and_to_this_python(tmp_path: Path, monke
         assert build.place != before, name
 
 
-def test_candidate_and_base_of_a_comparison_are_started_alike_and_none_is_left(catalogue: Catalogue) -> None:
+def test_candidate_and_base_of_a_comparison_are_started_in_the_same_way_and_none_is_left(catalogue: Catalogue) -> None:
     starters = compare.starters(ROOT)
     with Servers(catalogue, others=starters) as servers:
         found = [servers.target(name) for name in (sla.BASE, compare.CANDIDATE)]

@@ -139,13 +139,13 @@ def test_a_missing_run_or_figure_is_the_reason_of_an_invalid_gate(found: list[di
 def measured(
     figures: Sequence[float], python_us: float, kernel_us: float = 0.0, bursts: int = 30
 ) -> list[dict[str, Any]]:
-    """Runs of ours beside the reference work."""
+    """Runs of our server, with the reference work during each run."""
     return runs("ours", figures, reference={"python_us": python_us, "kernel_us": kernel_us, "bursts": bursts})
 
 
 def test_a_normalised_figure_depends_on_the_server_and_not_on_the_interpreter() -> None:
     normal = gate(least=0.95, expected=Expected(python=2.0, kernel=3.0))
-    for python_us in (1.0, 1.5):  # as fast as with and without profile-guided optimization
+    for python_us in (1.0, 1.5):  # the speeds of interpreters with and without profile-guided optimization
         cost = 2.0 * python_us + 3.0 * 4.0
         clean = judge(normal, measured([1e6 / cost] * 6, python_us, 4.0), NOISE)
         assert (clean.verdict, clean.samples) == (KEPT, pytest.approx((1.0,) * 6))
@@ -178,7 +178,7 @@ def test_runs_without_reference_work_make_the_gate_invalid_but_not_disturbed() -
     assert (found.verdict, found.disturbed) == (INVALID, False)
 
 
-def test_only_faults_of_machine_and_generator_count_as_disturbed() -> None:
+def test_only_faults_of_machine_and_generator_are_reported_as_disturbed() -> None:
     good = runs("ours", [200.0] * 3)
     late = [spoilt("ours", number) for number in range(3, 9)]
     for more, disturbed in ((late, True), ([*late, spoilt("ours", 9, "server")], False), ([], False)):

@@ -12,7 +12,7 @@ from grpc_h2 import Http2Protocol
 
 
 class Cpu:
-    """A clock of CPU time that advances with each work and each reading of the clock."""
+    """A clock of CPU time that advances with each piece of work and each reading of the clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -94,7 +94,7 @@ def test_a_connection_that_closes_during_the_delay_receives_nothing() -> None:
     assert only.octets == b""
 
 
-def test_held_batches_wait_equally_long_and_keep_their_order_whichever_timer_is_called_first() -> None:
+def test_held_batches_wait_equally_long_and_keep_their_order_with_any_order_of_timers() -> None:
     loop = Loop()
     first, second = Connection(loop), Connection(loop)
     slow = cast(Any, held(receive))

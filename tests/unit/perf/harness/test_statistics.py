@@ -25,7 +25,8 @@ def test_one_sample_has_an_infinite_interval() -> None:
 
 
 def test_coverage_agrees_with_published_tables() -> None:
-    # Conover, table of confidence intervals of a median: n = 10, the second smallest to the second largest: 97.85 %.
+    # From Conover's table of confidence intervals of a median: for n = 10, from the second smallest to the second
+    # largest: 97.85 %.
     assert coverage(10, 2) == pytest.approx(0.9785, abs=1e-4)
     assert coverage(6, 1) == pytest.approx(0.96875)
 

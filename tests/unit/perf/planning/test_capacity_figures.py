@@ -1,4 +1,4 @@
-"""Figures for `definition-server capacity` come only from valid runs of our own server."""
+"""Figures for `definition-server capacity` come only from valid runs of the definition server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RECORD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_the_median_of_valid_runs_of_our_server_counts() -> None:
+def test_a_figure_is_the_median_of_the_valid_runs_of_our_server() -> None:
     assert figures(RECORD, "r.json")["per_core"] == {"rated": 54_000, "deadlines": 140_000}
 
 

@@ -80,7 +80,7 @@ def test_every_replica_gets_every_change_and_none_earlier_than_possible(
     # No work is lost or added: the last reading cannot end before the database could have finished all of them.
     least = replicas * max(COST.read_seconds / cores, COST.octets / network)
     assert outcome.staleness[-1] >= least * (1 - 1e-9)
-    # A database that is never idle while there is work has finished at most one interval later.
+    # A database that is never idle while there is work finishes one interval later at most.
     most = interval + least + replicas * COST.look_cpu_seconds + COST.read_seconds
     assert outcome.readings[-1] <= most
 

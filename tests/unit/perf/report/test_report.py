@@ -124,7 +124,7 @@ def test_runs_of_a_load_that_rises_in_steps_are_not_combined() -> None:
         assert cell.per_core.median == expected
 
 
-def test_runs_of_one_load_are_combined_although_their_offered_rates_differ_a_little() -> None:
+def test_runs_of_one_load_are_combined_even_if_their_offered_rates_differ_a_little() -> None:
     offered = [8766.0047, 8766.0061, 8766.0037, 8766.0062, 8766.0001]
     latencies = [0.1235, 0.095, 0.0941, 0.1962, 0.1903]
     pairs = zip(offered, latencies, strict=True)
@@ -295,7 +295,9 @@ def test_the_readme_has_three_rows_and_the_latency_of_the_rated_load(tmp_path: P
     path.write_text("<!-- perf summary -->\nold\n<!-- /perf summary -->\n", encoding="utf-8")
     assert run_report("--readme", path, write(tmp_path)) == 0
     written = path.read_text()
-    assert len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 2  # the sample lacks one-by-one
+    assert (
+        len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 2
+    )  # the sample has no one-by-one
     assert f"native: {text.number(record.cells['rated', 'native'].latency('p95'))} ms" in written
     assert "old" not in written
     assert f"Measured {record.measured[:10]}, " in written
@@ -314,7 +316,7 @@ def test_the_readme_names_the_commit_that_was_measured(record: Record, commit: s
     assert words in text.brief(record.model_copy(update={"commit": commit}), "x.json")
 
 
-def test_a_page_in_docs_links_a_record_beside_its_folder(tmp_path: Path) -> None:
+def test_a_page_in_docs_links_a_record_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     assert text.link_from(tmp_path / "docs/page.md", tmp_path / "perf/x.json") == "../perf/x.json"
     assert text.link_from(tmp_path / "README.md", tmp_path / "perf/x.json") == "perf/x.json"
@@ -389,7 +391,7 @@ def figures(html: str) -> dict[str, list[dict[str, Any]]]:
     return read
 
 
-def test_the_page_refers_to_nothing_outside_of_it(html: str) -> None:
+def test_the_page_refers_to_no_other_resource(html: str) -> None:
     outline = Outline(html)
     assert outline.references
     for reference in outline.references:
@@ -504,7 +506,7 @@ def test_a_gate_without_a_value_has_no_drawing() -> None:
 
 
 @pytest.mark.thorough  # draws charts
-def test_the_page_is_written_beside_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_written_to_the_folder_of_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path)
     assert run_report(file) == 0
     assert file.with_suffix(".html").read_text().startswith("<!DOCTYPE html>")
