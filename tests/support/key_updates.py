@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-_REQUESTED = 1
-"""SSL_KEY_UPDATE_REQUESTED: the peer has to send a KeyUpdate in return."""
+_NOT_REQUESTED, _REQUESTED = 0, 1
+"""SSL_KEY_UPDATE_REQUESTED: the peer has to send a KeyUpdate in return; SSL_KEY_UPDATE_NOT_REQUESTED: it has not."""
 _OFFSET_OF_SSL = 3 * ctypes.sizeof(ctypes.c_void_p)
 """The offset of the pointer in `_ssl._SSLSocket` of CPython: behind the object's head and the socket."""
 
 
-def send_key_updates(client: ssl.SSLSocket | ssl.SSLObject, number: int) -> None:
-    """Send ``count`` KeyUpdates, each of which requests one in return. Skips the test if this Python's OpenSSL is not
-    found."""
+def send_key_updates(client: ssl.SSLSocket | ssl.SSLObject, number: int, *, requesting: bool = True) -> None:
+    """Send ``number`` KeyUpdates, each of which requests one in return if ``requesting``. Skips the test if this
+    Python's OpenSSL is not found."""
     library = _library()
     tls = _tls(client)
     for _ in range(number):
-        assert library.SSL_key_update(tls, _REQUESTED) == 1
+        assert library.SSL_key_update(tls, _REQUESTED if requesting else _NOT_REQUESTED) == 1
         if library.SSL_do_handshake(tls) != 1:  # the connection has ended
             return
 

@@ -17,6 +17,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from grpc_h2.aio.piecewise_tls import PiecewiseTls, ServerContext
@@ -103,7 +104,8 @@ class Arrival:
 
         Raises:
             TimeoutError: if the peer's time is over.
-            OSError: if the handshake fails (`ssl.SSLError`; the alert has been sent), or the connection breaks.
+            OSError: if the handshake fails (`ssl.SSLError`; the alert has been sent if the peer reads), or the
+                connection breaks.
         """
         handshake = Handshake(context)
         while not await self._step(handshake):
@@ -119,12 +121,20 @@ class Arrival:
         if not octets:
             raise ConnectionResetError("the peer ended the connection during the handshake")
         try:
-            return handshake.proceed(octets)
-        finally:
-            if answer := handshake.outgoing.read():
-                sent = self._connection.send(answer)
-                if sent < len(answer):
-                    await self._loop.sock_sendall(self._connection, answer[sent:])
+            done = handshake.proceed(octets)
+        except ssl.SSLError:
+            with suppress(OSError):  # the alert is best effort
+                self._connection.send(handshake.outgoing.read())
+            raise
+        if answer := handshake.outgoing.read():
+            await self._send(answer)
+        return done
+
+    async def _send(self, answer: bytes) -> None:
+        began = self._loop.time()
+        async with asyncio.timeout(max(0.0, self._seconds)):
+            await self._loop.sock_sendall(self._connection, answer)
+        self._seconds -= self._loop.time() - began
 
 
 class Handshake:

@@ -2,7 +2,7 @@
 
 Closing a socket with unread input makes the kernel send RST, which may destroy the GOAWAY on its way (RFC 9113 section
 5.4.1). So the connection is flushed and half-closed, and then read for a while longer; the octets that arrive are
-thrown away. This ends after `LINGER` seconds or `_OCTETS` octets.
+thrown away. This ends after `LINGER` seconds or `OCTETS` octets.
 
 For a client that was disconnected because it floods us, the limit is `_OCTETS_OF_A_FLOOD` octets. Its connection is
 half-closed after `_PAUSE` seconds; if more octets than that limit have arrived by then, the connection is aborted.
@@ -18,7 +18,7 @@ from termios import FIONREAD
 
 LINGER = 1.0
 """Seconds that a connection is read after its last GOAWAY."""
-_OCTETS = 2 * 1024 * 1024
+OCTETS = 2 * 1024 * 1024
 """The most octets that are read after the last GOAWAY. Our windows do not allow an honest client to have more in
 flight."""
 _OCTETS_OF_A_FLOOD = 64 * 1024
@@ -46,7 +46,7 @@ class LingeringClose:
         self._loop = loop
         self._defer = defer
         self._flood = flood
-        self._octets_allowed = _OCTETS_OF_A_FLOOD if flood else _OCTETS
+        self._octets_allowed = _OCTETS_OF_A_FLOOD if flood else OCTETS
         self._started = False
         self._timer: asyncio.TimerHandle | None = None
         self.octets = 0
@@ -104,8 +104,7 @@ class LingeringClose:
         self._loop.call_later(_PAUSE, self._defer, self.read_on)
 
     def _half_close(self) -> None:
-        # asyncio has no half-close for TLS: a TLS client gets the end of the stream when it closes its side, or when we
-        # close.
+        # TLS has no half-close here: a TLS client gets the end of the stream when we close.
         if self._transport.can_write_eof():
             try:
                 self._transport.write_eof()

@@ -9,10 +9,8 @@ So the octets that the loop has read are handed to OpenSSL `PIECE` octets at a t
 rest stays in the buffer into which the loop writes, and the loop stops reading the socket when that buffer is too full.
 `PiecewiseTls.on_more` is called: the protocol stops reading, and continues in its next time slice of the scheduler.
 
-A handshake is not divided: OpenSSL limits its messages. The input of a connection that closes is not divided either,
-because no protocol reads the connection any more: it is ended after `CLOSING` seconds.
-
-Both event loops make their connections by `ssl.SSLContext.wrap_bio`, and call the `ssl.SSLObject` that it returns.
+A handshake is not divided: OpenSSL limits its messages. The input of a connection that closes is thrown away without
+decryption (`tls_transport`).
 """
 
 from __future__ import annotations
@@ -26,25 +24,21 @@ PIECE: Final = 1024
 """Octets of a piece. A piece holds at most 38 KeyUpdates, which take some 0.5 ms, as long as a handshake."""
 TIME_SLICE: Final = 0.0001
 """Seconds of decryption at a time. The piece during which they end is not interrupted."""
-CLOSING: Final = 0.002
-"""Seconds in which the arrived octets of a closing connection are processed: enough at least for a full window of
-requests."""
 
 
 class PiecewiseTls(ssl.SSLObject):
     """A connection of a `ServerContext`."""
 
-    on_more: Callable[[], bool] | None = None
-    """Called when a time slice is over and more octets have arrived. Returns whether the connection will be read again;
-    if not, it closes. While this attribute is None, the input is not divided."""
+    on_more: Callable[[], None] | None = None
+    """Called when a time slice is over and more octets have arrived: `read` has to be called again, in a later time
+    slice. While this attribute is None, the input is not divided."""
 
     _arrived: ssl.MemoryBIO
-    """The buffer into which the event loop writes."""
+    """The buffer into which the transport writes."""
     _piece: ssl.MemoryBIO
     """The buffer from which OpenSSL reads."""
     _slice_end = 0.0
     """The end of the present time slice; 0 outside a time slice of several pieces."""
-    _closing = False
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - the name that it has in `ssl`
         """See `ssl.SSLObject.read`."""
@@ -79,17 +73,6 @@ class PiecewiseTls(ssl.SSLObject):
                     raise
                 self._piece.write(self._arrived.read(PIECE))
 
-    def unwrap(self) -> None:
-        """See `ssl.SSLObject.unwrap`."""
-        while True:
-            try:
-                super().unwrap()
-                return
-            except ssl.SSLWantReadError:
-                if not self._arrived.pending:
-                    raise
-                self._take_piece()
-
     def discard(self) -> None:
         """Throw away the octets that have arrived and are not processed yet. The connection cannot be used any more."""
         self._arrived.read()
@@ -102,23 +85,14 @@ class PiecewiseTls(ssl.SSLObject):
             self._piece.write(self._arrived.read())
             return
         if self._slice_end and perf_counter() >= self._slice_end:
-            self._end_slice(on_more)
+            self._slice_end = 0.0
+            on_more()
+            raise ssl.SSLWantReadError
         self._piece.write(self._arrived.read(PIECE))
         if not self._arrived.pending:
             self._slice_end = 0.0
         elif not self._slice_end:
             self._slice_end = perf_counter() + TIME_SLICE
-
-    def _end_slice(self, on_more: Callable[[], bool]) -> None:
-        """Raise the error that makes the event loop stop reading: until the next time slice, or for good if the
-        connection closes."""
-        if self._closing:
-            raise ssl.SSLError("too much has arrived on a connection that closes")
-        if on_more():
-            self._slice_end = 0.0
-            raise ssl.SSLWantReadError
-        self._closing = True
-        self._slice_end = perf_counter() + CLOSING
 
 
 class ServerContext(ssl.SSLContext):

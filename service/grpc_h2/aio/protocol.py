@@ -287,8 +287,10 @@ class Http2Protocol(Secured):
         self._release_streams()
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """The transport's buffer is full. Nothing more is read: OpenSSL answers some records itself."""
         self.connection.pause_writing(self._loop.time(), self._transport.get_write_buffer_size())
+        if not self.closing:
+            self._set_reading(False)
 
     def resume_writing(self) -> None:
         """The transport's buffer has room."""
@@ -527,23 +529,25 @@ class Http2Protocol(Secured):
 
     def may_decrypt(self) -> bool:
         """See `Secured.may_decrypt`: a stranger's records wait for a time slice, except those of its first reads."""
-        if self._prompt or self.closing:
+        if self._prompt:
             return True
-        self._granted = bool(self._early_reads) and self._host.scheduler.claim(self._loop, self.arrival)
+        early = self._early_reads and not self.closing
+        self._granted = bool(early) and self._host.scheduler.claim(self._loop, self.arrival)
         if not self._granted:
             self._decrypt_later()
         return self._granted
 
-    def _decrypt_later(self) -> bool:
+    def broke_tls(self, error: OSError) -> None:
+        """See `Secured.broke_tls`."""
+        self._log(logging.INFO, "A client broke the protocol", error=str(error))
+
+    def _decrypt_later(self) -> None:
         """See `PiecewiseTls.on_more`."""
-        if self._transport.is_closing():
-            return False
         self._undecrypted = True
         self._reading = False
         self._transport.pause_reading()
         share = self.arrival if self._early_reads and self.trust is not Trust.CLIENT else self._share
         self._host.scheduler.defer(self._loop, self._decrypt, share, self.network)
-        return True
 
     def _decrypt(self) -> bool:
         """Continue with the TLS records that have arrived: the transport processes them when reading is resumed.
@@ -644,7 +648,9 @@ class Http2Protocol(Secured):
         self._timer = self._loop.call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
-        self._log(logging.WARNING, "A client was cut off", error="it reads nothing, and its connection is to close")
+        if self._transport.get_write_buffer_size():
+            reason = "it reads nothing, and its connection is to close"
+            self._log(logging.WARNING, "A client was cut off", error=reason)
         self.abort()
 
     def _leave_foreign(self, foreign: Foreign) -> None:

@@ -8,9 +8,14 @@ more is read from the socket, until the protocol resumes reading in its time sli
 Written octets are encrypted at once and passed to the loop's transport. The limits of that transport's write buffer
 apply to this transport. Pieces that are written together share records of up to 16 kB.
 
-**Closing.** `TlsTransport.close` sends close_notify behind the written octets, and waits `LINGER` seconds for the
-peer's close_notify. If a peer ends the TCP connection without close_notify, none is sent in return, and the written
-octets are flushed. The peer's close_notify ends both directions, as in every gRPC implementation.
+**Closing.** `TlsTransport.close` sends close_notify and the end of the TCP stream behind the written octets. Octets
+that arrive from then on are thrown away without decryption, which would take CPU time. The connection ends when the
+peer closes its side, after `LINGER` seconds, or after `lingering_close.OCTETS` octets. A record that cannot be
+decrypted closes the connection in the same way, behind OpenSSL's alert.
+
+The peer's close_notify ends both directions, as in every gRPC implementation, and the written octets are flushed. The
+end of the TCP connection without close_notify does the same, but no close_notify is sent in return. In both cases the
+protocol sets the time limit (`asyncio.Protocol.eof_received`).
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from grpc_h2.aio.arrival import Handshake
-from grpc_h2.aio.lingering_close import LINGER
+from grpc_h2.aio.lingering_close import LINGER, OCTETS
 
 _RECORD: Final = 16 * 1024
 """The most octets that a record holds (RFC 8446, section 5.1): a read returns the octets of one record at most."""
@@ -40,6 +45,10 @@ class Secured(asyncio.Protocol):
         transport, and resumes it when they may be decrypted."""
         raise NotImplementedError
 
+    def broke_tls(self, error: OSError) -> None:
+        """A record cannot be decrypted, or the peer sent an alert: the transport is about to close."""
+        raise NotImplementedError
+
 
 class TlsTransport(asyncio.Protocol, asyncio.Transport):
     """A transport for its protocol, and the protocol of the loop's transport."""
@@ -53,6 +62,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         "_protocol",
         "_tcp",
         "_tcp_paused",
+        "_thrown_away",
         "_timer",
         "_tls",
         "_write",
@@ -72,25 +82,28 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         """Whether the protocol has paused reading."""
         self._tcp_paused = False
         self._closing = False
+        self._thrown_away = 0
+        """Octets that have arrived since `close`."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- called by the loop's transport ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.BaseProtocol`. Records that arrived with the end of the handshake are processed in the same time
-        slice."""
+        """See `asyncio.BaseProtocol`. Records that arrived with the end of the handshake are decrypted in the next
+        iteration of the loop: until this method has returned, the loop's transport ignores a pause."""
         self._tcp = cast(asyncio.Transport, transport)
         assert self._protocol is not None
         self._protocol.connection_made(self)
-        if self._pending and not self._closing and not self._paused:
-            self._read()
+        if self._pending:
+            self._loop.call_soon(self._read_on)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        self._incoming.write(data)
         if self._closing:
-            self._shut_down()
-        elif not self._paused and self._protocol is not None and self._protocol.may_decrypt():
+            self._throw_away(len(data))
+            return
+        self._incoming.write(data)
+        if not self._paused and self._protocol is not None and self._protocol.may_decrypt():
             self._read()
 
     def eof_received(self) -> bool:
@@ -128,6 +141,8 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
 
     def pause_reading(self) -> None:
         """See `asyncio.ReadTransport`. The kernel keeps octets that arrive from now on."""
+        if self._closing:
+            return
         self._paused = True
         if not self._tcp_paused and not self._tcp.is_closing():
             self._tcp_paused = True
@@ -149,10 +164,15 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         return bool(self._incoming.pending or self._tls.pending())
 
     def _read_on(self) -> None:
-        if not self._paused and not self._closing:
+        if self._paused or self._closing:
+            return
+        try:
             self._read()
-            if not self._paused and not self._closing:
-                self._read_tcp()
+        except BaseException:  # the loop's transport ends a connection whose protocol raises, but knows nothing of this
+            self.abort()
+            raise
+        if not self._paused and not self._closing:
+            self._read_tcp()
 
     def _read_tcp(self) -> None:
         if self._tcp_paused and not self._tcp.is_closing():
@@ -160,10 +180,11 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
             self._tcp.resume_reading()
 
     def _read(self) -> None:
-        """Decrypt the records that have arrived, for one time slice, and hand the octets to the protocol."""
-        tls, incoming = self._tls, self._incoming
-        octets, more, fault = b"", [], False
-        ended = False
+        """Decrypt the records that have arrived, for one time slice, and hand the octets to the protocol. Octets that
+        were decrypted in the same time slice as a broken record are dropped: the answer could not be encrypted."""
+        tls, incoming, protocol = self._tls, self._incoming, self._protocol
+        assert protocol is not None
+        octets, more, ended = b"", [], False
         try:
             # A check before the call is cheaper than OpenSSL's SSLWantReadError.
             while incoming.pending or tls.pending():
@@ -177,17 +198,25 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
                     octets = found
         except ssl.SSLWantReadError:
             pass
-        except OSError:
-            fault = True
-        if octets and self._protocol is not None:
-            self._protocol.data_received(b"".join((octets, *more)) if more else octets)
+        except OSError as error:
+            protocol.broke_tls(error)
+            self.close()
+            return
+        if octets:
+            protocol.data_received(b"".join((octets, *more)) if more else octets)
         if self._outgoing.pending:
             self._send()
-        if fault:
-            self._fail()
-        elif ended and not self._closing and self._protocol is not None:
-            self._protocol.eof_received()
-            self.close()
+        if ended and not self._closing:
+            self._closed_by_peer(protocol)
+
+    def _closed_by_peer(self, protocol: Secured) -> None:
+        """The peer has sent close_notify. The loop's transport flushes, and closes."""
+        self._closing = True
+        with suppress(OSError):
+            self._tls.unwrap()
+        self._send()
+        protocol.eof_received()
+        self._tcp.close()
 
     # -- called by the protocol: writing --------------------------------------------------------------------------
 
@@ -240,37 +269,25 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         if self._closing:
             return
         self._closing = True
+        if self._tcp.is_closing():
+            return
         self._timer = self._loop.call_later(LINGER, self._tcp.abort)
         self._read_tcp()
-        self._shut_down()
+        self._tls.discard()
+        with suppress(OSError):  # close_notify is written first; the peer's, which is awaited then, cannot arrive
+            self._tls.unwrap()
+        self._send()
+        try:
+            self._tcp.write_eof()
+        except OSError:  # the peer has closed already, so the socket is not connected any more
+            self._tcp.abort()
 
     def abort(self) -> None:
         """See `asyncio.WriteTransport`."""
         self._closing = True
         self._tcp.abort()
 
-    def _shut_down(self) -> None:
-        """Send close_notify, and close once the peer's close_notify has arrived. All other input is thrown away."""
-        if self._tcp.is_closing():
-            return
-        try:
-            with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-                while self._pending and self._tls.read(_RECORD):
-                    pass
-            self._tls.unwrap()
-        except ssl.SSLWantReadError:
-            self._send()
-        except OSError:
+    def _throw_away(self, octets: int) -> None:
+        self._thrown_away += octets
+        if self._thrown_away > OCTETS:
             self._tcp.abort()
-        else:
-            self._send()
-            self._tcp.close()
-
-    def _fail(self) -> None:
-        """The peer broke TLS: it gets OpenSSL's alert, which waits to be sent, and the connection ends."""
-        if self._closing:
-            self._tcp.abort()
-            return
-        self._closing = True
-        self._timer = self._loop.call_later(LINGER, self._tcp.abort)
-        self._tcp.close()

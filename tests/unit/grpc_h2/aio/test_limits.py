@@ -37,10 +37,10 @@ STATED: dict[str, dict[str, object]] = {
     "foreign": {"_MOST": 4 * KIB, "recognise(whole)": False},
     "handshakes": {"MOST": 512},
     "key_updates": {"MOST": 4, "_HANDSHAKE": 22, "_KEY_UPDATE": 24},
-    "lingering_close": {"LINGER": 1.0, "_OCTETS": 2 * MIB, "_OCTETS_OF_A_FLOOD": 64 * KIB, "_PAUSE": 0.01},
+    "lingering_close": {"LINGER": 1.0, "OCTETS": 2 * MIB, "_OCTETS_OF_A_FLOOD": 64 * KIB, "_PAUSE": 0.01},
     "listener": {"_PAUSE": 0.1, "ACCEPT_SLICE": 0.0001, "_PEEKED": 16 * KIB},
     "listening_options": {"_RECEIVE_BUFFER": 128 * KIB, "_KEEPALIVE_SECONDS": 60},
-    "piecewise_tls": {"PIECE": 1024, "TIME_SLICE": 0.0001, "CLOSING": 0.002, "PiecewiseTls.read(len)": 1024},
+    "piecewise_tls": {"PIECE": 1024, "TIME_SLICE": 0.0001, "PiecewiseTls.read(len)": 1024},
     "protocol": {
         "_STREAMS_RELEASED_AT_ONCE": 32,
         "_LARGE_READ": 16 * KIB,

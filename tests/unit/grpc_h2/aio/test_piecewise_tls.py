@@ -20,7 +20,7 @@ from tests.support.tls_pair import Pair
 from grpc_h2 import frames
 from grpc_h2.aio import piecewise_tls
 from grpc_h2.aio.admission import Trust
-from grpc_h2.aio.piecewise_tls import CLOSING, PIECE, TIME_SLICE
+from grpc_h2.aio.piecewise_tls import PIECE, TIME_SLICE
 
 T = TypeVar("T")
 
@@ -62,9 +62,8 @@ def test_records_that_arrive_together_are_decrypted_a_time_slice_at_a_time(
     pair = Pair(certificate)
     turns: list[int] = []
 
-    def on_more() -> bool:
+    def on_more() -> None:
         turns.append(pair.to_server.pending)
-        return True
 
     pair.server.on_more = on_more  # type: ignore[attr-defined]
     Clock(monkeypatch, TIME_SLICE / 2)
@@ -85,7 +84,7 @@ def test_records_that_arrive_together_are_decrypted_a_time_slice_at_a_time(
 @pytest.mark.parametrize("size", [1, PIECE, PIECE + 1, 16_384, 100_000])
 def test_all_octets_that_arrive_are_decrypted_in_order(certificate: Certificate, size: int) -> None:
     pair = Pair(certificate)
-    pair.server.on_more = lambda: True  # type: ignore[attr-defined]
+    pair.server.on_more = lambda: None  # type: ignore[attr-defined]
     sent = random.Random(size).randbytes(size)
     pair.client.write(sent)
     octets = pair.to_server.read()
@@ -102,35 +101,6 @@ def test_records_are_decrypted_at_once_if_the_protocol_cannot_continue_later(cer
     for _ in range(200):
         pair.client.write(b"x")
     assert read_all(pair) == b"x" * 200
-
-
-def test_a_connection_that_closes_is_read_for_a_limited_time(
-    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = Pair(certificate)
-    pair.server.on_more = lambda: False  # type: ignore[attr-defined]
-    clock = Clock(monkeypatch, TIME_SLICE)
-    for _ in range(20_000):
-        pair.client.write(b"x")
-    with pytest.raises(ssl.SSLError, match="closes") as raised:
-        read_all(pair)
-    assert not isinstance(raised.value, ssl.SSLWantReadError)
-    assert clock.now - 1.0 < 1.5 * CLOSING
-    assert pair.to_server.pending
-
-
-def test_close_notify_is_processed_after_the_records_that_arrived_before_it(
-    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = Pair(certificate)
-    Clock(monkeypatch, 0.0)
-    pair.server.on_more = lambda: False  # type: ignore[attr-defined]
-    send_key_updates(pair.client, 200)
-    with pytest.raises(ssl.SSLWantReadError):
-        pair.client.unwrap()
-    assert pair.to_server.pending > 2 * PIECE
-    pair.server.unwrap()
-    pair.client.unwrap()
 
 
 def test_a_client_of_tls_1_2_cannot_renegotiate(certificate: Certificate) -> None:

@@ -35,6 +35,8 @@ from tests.support.native_server import LOOPS, RawClient, ServerThread, handlers
 from tests.support.polling import until
 
 from grpc_h2.aio import lingering_close
+from grpc_h2.aio import protocol as protocol_module
+from grpc_h2.aio.admission import Refusal
 from grpc_h2.aio.lingering_close import LINGER
 from grpc_h2.aio.protocol import Http2Protocol
 from grpc_h2.aio.server import Server
@@ -184,6 +186,42 @@ async def test_nothing_is_written_while_the_transport_is_full() -> None:
     protocol.resume_writing()
     assert len(transport.writes) == 1
     assert transport.is_reading()
+    protocol.connection_lost(None)
+
+
+async def test_nothing_is_read_while_the_transport_is_full() -> None:
+    """Octets that need an answer of TLS itself would add to its buffer."""
+    _, protocol, transport = await connected()
+    protocol.pause_writing()
+    assert not transport.is_reading()
+    protocol.resume_writing()
+    assert transport.is_reading()
+    protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+async def test_a_peer_is_said_to_read_nothing_only_if_output_waits_for_it(
+    unread: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(protocol_module, "LINGER", 0.0)
+    _, protocol, transport = await connected()
+    monkeypatch.setattr(transport, "get_write_buffer_size", lambda: unread)
+    protocol.dismiss(Refusal.EVICTED)
+    transport.ended = False
+    await eventually(lambda: transport.ended, "it is aborted")
+    assert ("reads nothing" in str([vars(record).get("error") for record in caplog.records])) is bool(unread)
+    protocol.connection_lost(None)
+
+
+async def test_octets_of_a_connection_that_closes_wait_for_a_time_slice_before_they_are_decrypted() -> None:
+    _, protocol, transport = await connected()
+    assert protocol.may_decrypt(), "one of the first reads"
+    protocol.data_received(data(0, b"x"))
+    assert protocol.closing
+    transport.paused = False
+    assert not protocol.may_decrypt()
+    assert transport.paused
+    await loop_until(transport.is_reading)
     protocol.connection_lost(None)
 
 

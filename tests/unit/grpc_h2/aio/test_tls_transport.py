@@ -28,13 +28,18 @@ class Tcp(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.reading = True
+        self.made = False
+        """Whether `connection_made` has returned: until then, both event loops ignore a pause."""
         self.ended: list[str] = []
 
     def write(self, data: Any) -> None:
         self.written += data
 
+    def write_eof(self) -> None:
+        self.ended.append("end of file")
+
     def pause_reading(self) -> None:
-        self.reading = False
+        self.reading = not self.made
 
     def resume_reading(self) -> None:
         self.reading = True
@@ -46,7 +51,7 @@ class Tcp(asyncio.Transport):
         self.ended.append("aborted")
 
     def is_closing(self) -> bool:
-        return bool(self.ended)
+        return bool({"closed", "aborted"} & {*self.ended})
 
 
 class Application(Secured):
@@ -59,6 +64,8 @@ class Application(Secured):
         self.patient = False
         """Whether the protocol refuses to have records decrypted for now."""
         self.events: list[str] = []
+        self.answer = b""
+        """The octets with which each input is answered."""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -70,9 +77,13 @@ class Application(Secured):
 
     def data_received(self, data: bytes) -> None:
         self.received += data
+        self.transport.write(self.answer)
 
     def eof_received(self) -> None:
         self.events.append("eof")
+
+    def broke_tls(self, error: OSError) -> None:
+        self.events.append(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.events.append("lost")
@@ -101,6 +112,7 @@ class Connection:
         self.tcp, self.application = Tcp(), Application()
         self.transport = TlsTransport(asyncio.get_running_loop(), self.application, handshake)
         self.transport.connection_made(self.tcp)
+        self.tcp.made = True
 
     def send(self, *pieces: bytes) -> None:
         """Send each piece as one record."""
@@ -125,7 +137,17 @@ class Connection:
 
 async def test_data_sent_with_the_end_of_the_handshake_is_received(certificate: Certificate) -> None:
     connection = Connection(certificate, behind=b"request")
-    assert connection.application.received == b"request"
+    await eventually(lambda: connection.application.received == b"request", "it is received")
+    connection.lose()
+
+
+async def test_reading_can_be_paused_while_data_sent_with_the_end_of_the_handshake_is_decrypted(
+    certificate: Certificate,
+) -> None:
+    connection = Connection(certificate, behind=b"request")
+    application = connection.application
+    application.data_received = lambda _: application.transport.pause_reading()  # type: ignore[method-assign]
+    await eventually(lambda: not connection.tcp.reading, "nothing more is read")
     connection.lose()
 
 
@@ -173,32 +195,44 @@ async def test_reading_pauses_while_records_may_not_be_decrypted(certificate: Ce
     connection.lose()
 
 
-async def test_a_close_sends_close_notify_after_all_output_and_waits_for_the_close_notify_of_the_peer(
+async def test_a_close_sends_close_notify_and_the_end_after_all_output_and_waits_for_the_end_of_the_peer(
     certificate: Certificate,
 ) -> None:
     connection = Connection(certificate)
     connection.transport.write(b"last words")
     connection.transport.close()
     connection.transport.write(b"too late")
-    assert (connection.transport.is_closing(), connection.tcp.ended) == (True, [])
+    assert (connection.transport.is_closing(), connection.tcp.ended) == (True, ["end of file"])
     connection.arrived.write(b"".join(connection.records()))
     assert connection.client.read(100) == b"last words"
     assert connection.client.read(100) == b"", "close_notify"
-    connection.send(b"on its way")
-    assert (connection.application.received, connection.tcp.ended) == (b"", [])
-    connection.client.unwrap()
-    connection.transport.data_received(connection.made.read())
-    assert connection.tcp.ended == ["closed"]
+    assert connection.transport.eof_received() is False, "the loop's transport closes"
+    connection.lose()
+    assert connection.application.events == ["lost"]
+
+
+async def test_octets_that_arrive_on_a_closing_connection_are_thrown_away_without_decryption(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_transport, "OCTETS", 1000)
+    connection = Connection(certificate)
+    connection.transport.pause_reading()
+    connection.transport.close()
+    assert connection.tcp.reading
+    connection.transport.data_received(b"no record" * 100)
+    assert (connection.application.received, connection.tcp.ended) == (b"", ["end of file"])
+    connection.transport.data_received(b"no record" * 100)
+    assert connection.tcp.ended == ["end of file", "aborted"]
     connection.lose()
 
 
-async def test_a_peer_that_sends_no_close_notify_in_time_is_aborted(
+async def test_a_peer_that_does_not_end_a_closed_connection_in_time_is_aborted(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls_transport, "LINGER", 0.01)
     connection = Connection(certificate)
     connection.transport.close()
-    await eventually(lambda: connection.tcp.ended == ["aborted"], "it is ended")
+    await eventually(lambda: connection.tcp.ended == ["end of file", "aborted"], "it is ended")
     connection.lose()
 
 
@@ -223,15 +257,65 @@ async def test_the_end_of_tcp_without_close_notify_ends_the_connection(certifica
     connection.lose()
 
 
-async def test_a_peer_that_breaks_tls_gets_an_alert_after_its_earlier_data_is_received(
-    certificate: Certificate,
+async def test_output_is_flushed_for_as_long_as_the_protocol_allows_after_the_close_notify_of_the_peer(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tls_transport, "LINGER", 0.01)
+    loop = asyncio.get_running_loop()
     connection = Connection(certificate)
+    connection.transport.write(b"answer")
+    with pytest.raises(ssl.SSLWantReadError):
+        connection.client.unwrap()
+    connection.transport.data_received(connection.made.read())
+    late = loop.time() + 0.05
+    await eventually(lambda: loop.time() > late, "more time has passed than a closed connection has")
+    assert connection.tcp.ended == ["closed"]
+    connection.lose()
+
+
+@pytest.mark.parametrize("deferred", [False, True], ids=["at once", "after a time slice"])
+async def test_a_peer_that_breaks_tls_gets_an_alert_and_no_answer(certificate: Certificate, deferred: bool) -> None:
+    connection = Connection(certificate)
+    connection.application.answer = b"answer"
+    connection.application.patient = deferred
     connection.client.write(b"request")
     connection.transport.data_received(connection.made.read() + b"\x17\x03\x03\x00\x20" + bytes(32))
-    assert connection.application.received == b"request"
-    assert connection.tcp.ended == ["closed"]
+    if deferred:
+        connection.transport.resume_reading()
+        await eventually(lambda: bool(connection.tcp.ended), "it is closed")
+    assert connection.tcp.ended == ["end of file"]
+    (reason,) = connection.application.events
+    assert "BAD_RECORD_MAC" in reason
     connection.arrived.write(b"".join(connection.records()))
     with pytest.raises(ssl.SSLError, match=r"(?i)alert bad record mac"):
         connection.client.read(1)
+    connection.transport.write(b"more")
+    assert not connection.records()
+    connection.lose()
+
+
+async def test_data_that_arrived_earlier_than_a_broken_record_is_received(certificate: Certificate) -> None:
+    connection = Connection(certificate)
+    connection.send(b"request")
+    connection.transport.data_received(b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert connection.application.received == b"request"
+    connection.lose()
+
+
+async def test_a_bug_that_deferred_records_cause_ends_the_connection(certificate: Certificate) -> None:
+    """As one that other records cause: there the loop's transport does it."""
+    bugs: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+    connection = Connection(certificate)
+    application = connection.application
+    application.patient = True
+
+    def fail(_: bytes) -> None:
+        raise ValueError("a bug")
+
+    application.data_received = fail  # type: ignore[method-assign]
+    connection.send(b"request")
+    connection.transport.resume_reading()
+    await eventually(lambda: connection.tcp.ended == ["aborted"], "it is ended")
+    assert [str(context["exception"]) for context in bugs] == ["a bug"]
     connection.lose()
