@@ -43,10 +43,10 @@ class AdminServer:
             host: Address to bind; ``::`` takes IPv4 connections too.
             port: Port to bind; 0 takes a free one.
             read: Returns the service's present status; called from this server's thread.
-            alive: Returns None where the master's event loop runs, else the problem.
+            alive: Returns None if the master's event loop runs, else the problem.
 
         Raises:
-            PortInUse: where the port cannot be opened.
+            PortInUse: if the port cannot be opened.
         """
         self._listening = _listen(host, port)
         self.port: int = self._listening.getsockname()[1]

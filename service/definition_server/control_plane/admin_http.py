@@ -172,7 +172,7 @@ def _request(event: h11.Request) -> Request | Answer:
     """The request for a page in ``event``, or the answer to OPTIONS.
 
     Raises:
-        Refusal: where it is neither.
+        Refusal: if it is neither.
     """
     if not event.http_version.startswith(b"1."):
         raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")

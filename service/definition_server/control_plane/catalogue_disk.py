@@ -263,10 +263,10 @@ class CatalogueDisk:
         return self.keeps_history and not busy and all(version != entry.version_hash for entry in self.entries)
 
     async def load_version(self, version: str, signer: Signer | None) -> Snapshot | None:
-        """The catalogue ``version`` (a whole hash) of the history, verified; None where it is not there.
+        """The catalogue ``version`` (a whole hash) of the history, verified; None if it is not there.
 
         Raises:
-            StoreError: where it is not usable, or the disk does not answer within `LOAD_PATIENCE_SECONDS`.
+            StoreError: if it is not usable, or the disk does not answer within `LOAD_PATIENCE_SECONDS`.
         """
         if self._history is None:
             return None

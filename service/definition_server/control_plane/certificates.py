@@ -32,7 +32,7 @@ def earliest_expiry(path: Path) -> float | None:
 def _expiry(der: bytes) -> float:
     """
     Raises:
-        ValueError, IndexError: where ``der`` is not a certificate.
+        ValueError, IndexError: if ``der`` is not a certificate.
     """
     fields = _items(_items(_items(der)[0][1])[0][1])
     if fields[0][0] == _VERSION:

@@ -142,7 +142,7 @@ class Checker:
         """The judgement of each of ``contents``.
 
         Raises:
-            CannotCheck: where no process can be started.
+            CannotCheck: if no process can be started.
         """
         async with self._busy:
             judged: list[Judgement] = []
@@ -251,7 +251,7 @@ class _CheckerProcess:
         """A process that has confined itself and passed its self-test.
 
         Raises:
-            CannotCheck: where no process can be started.
+            CannotCheck: if no process can be started.
         """
         try:
             ours, theirs = socket.socketpair()

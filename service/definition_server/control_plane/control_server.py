@@ -121,7 +121,7 @@ class ControlServer:
         the disk hangs.
 
         Raises:
-            SocketUnusable: where it cannot be opened.
+            SocketUnusable: if it cannot be opened.
         """
         if self._opening is None:
             held = self._socket

@@ -68,7 +68,7 @@ def open_socket(path: Path) -> ControlSocket:
     """Listen on ``path``. Makes its directory.
 
     Raises:
-        SocketUnusable: where that is not possible.
+        SocketUnusable: if that is not possible.
     """
     length = len(os.fsencode(path))
     if length > LONGEST_PATH:
@@ -107,8 +107,8 @@ def _make_room(path: Path) -> None:
     """Remove a socket on which no process listens.
 
     Raises:
-        SocketUnusable: where ``path`` is something else, or in use.
-        OSError: where it cannot be removed.
+        SocketUnusable: if ``path`` is something else, or in use.
+        OSError: if it cannot be removed.
     """
     try:
         mode = path.lstat().st_mode

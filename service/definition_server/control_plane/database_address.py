@@ -166,7 +166,7 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[Host]:
     """The hosts of a connection, in their order.
 
     Raises:
-        ValueError: where the lists of hosts, addresses and ports have different lengths.
+        ValueError: if the lists of hosts, addresses and ports have different lengths.
     """
     names, addresses, ports = (str(parameters.get(key) or "").split(",") for key in ("host", "hostaddr", "port"))
     count = max(len(names), len(addresses))
@@ -200,7 +200,7 @@ def address_of(parameters: Mapping[str, Any]) -> DatabaseAddress:
     """The address of a connection with these parameters, libpq's defaults included.
 
     Raises:
-        ValueError: where the lists of hosts, addresses and ports have different lengths.
+        ValueError: if the lists of hosts, addresses and ports have different lengths.
     """
     role = str(parameters.get("user") or "")
     hosts = tuple(str(replace(host, port=host.port or _LIBPQ_PORT)) for host in hosts_of(parameters))
@@ -235,7 +235,7 @@ class NameResolver:
 
         Raises:
             TimeoutError: after ``seconds``.
-            OSError: where there is none.
+            OSError: if there is none.
         """
         asked = self._under_way.get(name) or self._ask(name)
         done, _ = await asyncio.wait((asked,), timeout=seconds)

@@ -26,7 +26,7 @@ def on_disk(work: Callable[[], T]) -> asyncio.Future[T]:
     """The result of ``work``, which runs in a thread of its own.
 
     Raises:
-        RuntimeError: where no thread can be started.
+        RuntimeError: if no thread can be started.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -62,7 +62,7 @@ class History:
         """The kept catalogues, the newest first. A damaged or foreign file is left out, and noted in `problems`.
 
         Raises:
-            StoreError: where the directory cannot be read.
+            StoreError: if the directory cannot be read.
         """
         found = []
         try:
@@ -104,7 +104,7 @@ class History:
             spare: Versions that are never removed: the served and the pinned one.
 
         Raises:
-            StoreError: where it cannot be written.
+            StoreError: if it cannot be written.
         """
         if self.keep < 1:
             return
@@ -142,7 +142,7 @@ class History:
         the history.
 
         Raises:
-            StoreError: where the file is damaged, may have been written by another program, or holds another catalogue.
+            StoreError: if the file is damaged, may have been written by another program, or holds another catalogue.
         """
         store = self._store(version)
         loaded = store.load(signer)
@@ -158,7 +158,7 @@ class History:
         A file without the MAC of ``old`` stays as it is. A file that cannot be written is noted in `problems`.
 
         Raises:
-            StoreError: where the directory cannot be read.
+            StoreError: if the directory cannot be read.
         """
         for entry in self.entries():
             try:

@@ -56,7 +56,7 @@ class LastKnownGood:
         """Replace the stored snapshot by ``publication``, with the MAC of ``signer``.
 
         Raises:
-            StoreError: where it is not stored, or not within `PATIENCE_SECONDS`.
+            StoreError: if it is not stored, or not within `PATIENCE_SECONDS`.
         """
         if self.busy:
             raise StoreError("the disk has not finished writing an earlier snapshot", Reason.DISK_HANGS)
@@ -80,11 +80,11 @@ class LastKnownGood:
             raise error
 
     async def load(self, signer: Signer | None) -> Snapshot | None:
-        """The stored snapshot, signed by ``signer``; None where there is none. Waits for as long as the disk hangs.
+        """The stored snapshot, signed by ``signer``; None if there is none. Waits for as long as the disk hangs.
 
         Raises:
-            NotOurs: where somebody else may have written it.
-            StoreError: where it is not usable.
+            NotOurs: if somebody else may have written it.
+            StoreError: if it is not usable.
         """
         try:
             loaded = await self._disk(partial(_load_and_close, self.store, signer))

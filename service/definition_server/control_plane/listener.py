@@ -34,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
     repeated for two seconds.
 
     Raises:
-        PortInUse: where the address cannot be opened.
+        PortInUse: if the address cannot be opened.
     """
     return _bound(host, port, _open)
 
@@ -52,7 +52,7 @@ def reserve_port(host: str, port: int) -> socket.socket:
     The workers of a master that was killed need a moment to close the port, so the bind is retried for two seconds.
 
     Raises:
-        PortInUse: where the address cannot be opened.
+        PortInUse: if the address cannot be opened.
     """
     return _bound(host, port, _share_with_workers)
 
@@ -71,7 +71,7 @@ def listen_again(listener: socket.socket, address: Any) -> None:
     Connections that waited to be accepted have been reset.
 
     Raises:
-        OSError: where another process has taken the port meanwhile.
+        OSError: if another process has taken the port meanwhile.
     """
     with suppress(OSError):  # EINVAL: it is still bound. It is not bound if the kernel chose its port
         listener.bind(address)

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EX_UNAVAILABLE = 69
-"""Exit code where a port is taken (sysexits.h EX_UNAVAILABLE)."""
+"""Exit code if a port is taken (sysexits.h EX_UNAVAILABLE)."""
 
 _ANNOUNCE_SECONDS = 0.01
 _POLICY_SECONDS = 1.0
@@ -97,8 +97,8 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
             about the needs of production (a signing key, thousands of open files).
 
     Returns:
-        The exit code: 0 (also if a signal stopped the server before the start), 1 after a bug, 69 where a port is
-        taken, 78 where the kernel lacks a feature that ``JAIL`` requires, or a limit of the process is too low.
+        The exit code: 0 (also if a signal stopped the server before the start), 1 after a bug, 69 if a port is
+        taken, 78 if the kernel lacks a feature that ``JAIL`` requires, or a limit of the process is too low.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
@@ -153,7 +153,7 @@ class _Master:
         """Opens the metrics port, and starts nothing yet. ``holder`` has the gRPC port.
 
         Raises:
-            PortInUse: where the metrics port cannot be opened.
+            PortInUse: if the metrics port cannot be opened.
         """
         self._settings = settings
         self._hangup_stops = hangup_stops

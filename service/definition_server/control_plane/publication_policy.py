@@ -144,7 +144,7 @@ def read_file(path: Path) -> Content:
     """The content of the file. Blocks.
 
     Raises:
-        PolicyUnusable: where it cannot be read, is not a file or is too large.
+        PolicyUnusable: if it cannot be read, is not a file or is too large.
     """
     try:
         # By `open`, which closes what it cannot use: `fdopen` refuses a directory and leaves its descriptor open.
@@ -170,7 +170,7 @@ def parse(content: bytes) -> Policy:
     """The policy that ``content`` declares.
 
     Raises:
-        PolicyUnusable: where it is not TOML, or not of our form. No part of it takes effect then.
+        PolicyUnusable: if it is not TOML, or not of our form. No part of it takes effect then.
     """
     for number, line in enumerate(content.splitlines(), 1):
         if line.count(b".") > _MOST_PARTS:

@@ -87,7 +87,7 @@ class Publications:
         compared.
 
         Raises:
-            PublicationError: where a version is not known, or cannot be read.
+            PublicationError: if a version is not known, or cannot be read.
         """
         before, after = await self._snapshot(old, held=True), await self._snapshot(new, held=True)
         return before.version_hash, after.version_hash, await self._catalogue.in_background(diff, before, after)
@@ -96,7 +96,7 @@ class Publications:
         """Publish the catalogue that the guard holds.
 
         Raises:
-            PublicationError: where it is not the one that is held.
+            PublicationError: if it is not the one that is held.
         """
         _check(version)
         candidate = self._catalogue.candidate
@@ -125,7 +125,7 @@ class Publications:
             The reason why the pin would not survive a restart; None if it does.
 
         Raises:
-            PublicationError: where the version is not known, or cannot be read.
+            PublicationError: if the version is not known, or cannot be read.
         """
         if until is not None and until <= self._clock():
             raise InvalidRequest("the pin would end in the past")
@@ -155,7 +155,7 @@ class Publications:
             The reason why this would not survive a restart; None if it does.
 
         Raises:
-            PublicationError: where nothing is pinned, or the policy file pins a version.
+            PublicationError: if nothing is pinned, or the policy file pins a version.
         """
         pin = self._catalogue.wishes().pin
         if pin is None:
@@ -170,7 +170,7 @@ class Publications:
         """The catalogue ``version``; None: the served one.
 
         Raises:
-            PublicationError: where it is not known, or cannot be read; or nothing is served.
+            PublicationError: if it is not known, or cannot be read; or nothing is served.
         """
         if version is not None:
             return await self._snapshot(version, held=True)

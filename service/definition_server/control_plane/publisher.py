@@ -95,7 +95,7 @@ def to_shared_memory(built: BuiltSnapshot) -> Publication:
     """Write ``built`` into sealed memory, to be published.
 
     Raises:
-        OSError: where memory or descriptors are exhausted.
+        OSError: if memory or descriptors are exhausted.
     """
     return _in_shared_memory(built.pieces)
 
@@ -119,7 +119,7 @@ def prepare(
         are exhausted.
 
     Raises:
-        CatalogTooLarge: where the body would exceed 2 GiB.
+        CatalogTooLarge: if the body would exceed 2 GiB.
     """
     unsealed = builder.arrange()
     seal = partial(builder.seal, unsealed, generation=generation, created_at_ns=created_at_ns)
@@ -180,8 +180,8 @@ def published_again(snapshot: Snapshot, signer: Signer | None, generation: int) 
     The time of building is kept. O(size).
 
     Raises:
-        SignatureError: where a package in ``snapshot`` does not have a known version.
-        OSError: where memory or descriptors are exhausted.
+        SignatureError: if a package in ``snapshot`` does not have a known version.
+        OSError: if memory or descriptors are exhausted.
     """
     footer = replace(snapshot.footer, generation=generation)
     if footer.key_id == key_id_of(signer):

@@ -52,21 +52,21 @@ class Reading(Protocol):
     without such a change; if the source cannot detect changes, it always differs. It is compared, never interpreted."""
 
     async def ranges(self, before: Ranges | None) -> Ranges | None:
-        """The ranges of this moment; None where the source has none. From now on each row names its range.
+        """The ranges of this moment; None if the source has none. From now on each row names its range.
 
         Args:
             before: The ranges of an earlier moment. If possible, the division is the same, so that they can be
                 compared.
 
         Raises:
-            SourceError: where reading fails.
+            SourceError: if reading fails.
         """
 
     def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
         """All rows, or those of ``ranges``, in batches, in no particular order. May be called once.
 
         Raises:
-            SourceError: where reading fails. The batches returned so far must then not be used.
+            SourceError: if reading fails. The batches returned so far must then not be used.
         """
 
 
@@ -77,7 +77,7 @@ class DefinitionSource(Protocol):
         """Open a `Reading`, connecting first where needed.
 
         Raises:
-            SourceError: on entering the context, where the source does not answer.
+            SourceError: on entering the context, if the source does not answer.
         """
 
     async def close(self) -> None:

@@ -67,7 +67,7 @@ class SnapshotStore:
         after a power failure. Blocks; run it in a thread.
 
         Raises:
-            StoreError: where that fails. The old file is then unchanged.
+            StoreError: if that fails. The old file is then unchanged.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +105,11 @@ class SnapshotStore:
             signer: Where given, the file must have its MAC.
 
         Returns:
-            None where there is no file. The caller closes the descriptor.
+            None if there is no file. The caller closes the descriptor.
 
         Raises:
-            NotOurs: where somebody else may have written the file.
-            StoreError: where the file cannot be read or a check fails.
+            NotOurs: if somebody else may have written the file.
+            StoreError: if the file cannot be read or a check fails.
         """
         try:
             number = os.open(self.path, OPEN_FLAGS)
@@ -190,7 +190,7 @@ def make_room(path: Path, *, refused: bool) -> None:
     or not. A directory could not be replaced by a file at all.
 
     Raises:
-        OSError: where it cannot be moved.
+        OSError: if it cannot be moved.
     """
     with suppress(FileNotFoundError):
         if refused or fault_of_owner(path.lstat()) is not None:
@@ -205,7 +205,7 @@ def keep_aside(path: Path, suffix: str = REFUSED_SUFFIX) -> Path:
         Where it is.
 
     Raises:
-        OSError: where it cannot be moved.
+        OSError: if it cannot be moved.
     """
     kept = path.with_name(path.name + suffix)
     try:
@@ -227,10 +227,10 @@ def read_footer(path: Path) -> tuple[Footer, float]:
     """The footer of the stored snapshot at ``path``, and the file's time of modification. The content is not verified.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        NotOurs: where somebody else may have written it.
-        SnapshotError: where it is no snapshot, or its size or footer is damaged.
-        OSError: where it cannot be read.
+        FileNotFoundError: if there is no such file.
+        NotOurs: if somebody else may have written it.
+        SnapshotError: if it is no snapshot, or its size or footer is damaged.
+        OSError: if it cannot be read.
     """
     number = os.open(path, OPEN_FLAGS)
     try:
@@ -247,7 +247,7 @@ def _footer(file: int) -> Footer:
     """The footer of the stored snapshot in the open ``file``. It must agree with the size of the file.
 
     Raises:
-        SnapshotError: where it is no snapshot, or its size or footer is damaged.
+        SnapshotError: if it is no snapshot, or its size or footer is damaged.
     """
     size = os.fstat(file).st_size
     end = os.pread(file, FOOTER_SIZE + _MAC_SIZE, max(0, size - FOOTER_SIZE - _MAC_SIZE))
@@ -260,7 +260,7 @@ def has_mac_of(path: Path, signer: Signer) -> bool:
     the end of the file.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: if it cannot be read.
     """
     number = os.open(path, OPEN_FLAGS)
     try:

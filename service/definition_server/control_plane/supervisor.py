@@ -304,7 +304,7 @@ class Supervisor:
         """Start a process for worker ``number`` and send it keys, certificate and snapshot.
 
         Raises:
-            OSError: where no process can be started.
+            OSError: if no process can be started.
         """
         with self._lend():
             stats = self.stats.open()

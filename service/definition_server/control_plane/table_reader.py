@@ -124,7 +124,7 @@ class TableReader:
             unconditional: Read the rows although the fingerprint is the same.
 
         Raises:
-            SourceError: where the source cannot be read.
+            SourceError: if the source cannot be read.
         """
         begun = asyncio.get_running_loop().time()
         due = unconditional or begun - self._read_at >= self._full_read_interval

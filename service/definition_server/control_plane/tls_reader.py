@@ -17,7 +17,7 @@ def read_tls_files(settings: Settings) -> TlsFiles | None:
     """The present content of the TLS files, as memory that the caller closes; None without TLS.
 
     Raises:
-        SettingsError: where it cannot be read, kept, or used together.
+        SettingsError: if it cannot be read, kept, or used together.
     """
     if settings.tls_cert_file is None:
         return None

@@ -130,8 +130,8 @@ class Wishes:
             signer: Where given, the file must have its MAC.
 
         Raises:
-            NotAuthentic: where it has another MAC or none.
-            ValueError: where it is damaged.
+            NotAuthentic: if it has another MAC or none.
+            ValueError: if it is damaged.
         """
         try:
             document = json.loads(text)
@@ -186,8 +186,8 @@ class WishesFile:
             signer: Where given, the file must have its MAC.
 
         Raises:
-            NotOurs: where somebody else may have written the file. The next write moves it aside.
-            StoreError: where the file cannot be read or is damaged. A damaged one is kept beside it.
+            NotOurs: if somebody else may have written the file. The next write moves it aside.
+            StoreError: if the file cannot be read or is damaged. A damaged one is kept beside it.
         """
         try:
             number = os.open(self.path, OPEN_FLAGS)
@@ -226,7 +226,7 @@ class WishesFile:
         """Replace the file, with the MAC of ``signer``, or leave it as it is.
 
         Raises:
-            StoreError: where that fails.
+            StoreError: if that fails.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ async def _execute(descriptors: Sequence[int]) -> Process:
     """Start a process that runs a worker, with these descriptors.
 
     Raises:
-        OSError: where no process can be started.
+        OSError: if no process can be started.
     """
     # -c and not -m, because runpy would import the package twice. A fresh interpreter and not a fork, because C-core
     # and its threads do not survive a fork. -P: no module is imported from the working directory.
@@ -166,7 +166,7 @@ class WorkerProcess:
         that it serves.
 
         Raises:
-            OSError: where no process can be started (memory, process or descriptor limit).
+            OSError: if no process can be started (memory, process or descriptor limit).
         """
         channel, theirs = Channel.pair()
         descriptors = [theirs.fileno(), stats.page.descriptor]
@@ -304,7 +304,7 @@ class WorkerProcess:
         """Act on a message of the worker.
 
         Raises:
-            MessageError: where it is out of order.
+            MessageError: if it is out of order.
         """
         if isinstance(message, messages.Mapped) and not self.mapped:
             try:

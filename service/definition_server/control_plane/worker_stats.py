@@ -88,7 +88,7 @@ class WorkerStats:
         """Creates the page.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         self.page = StatsPage()
         self.fault: str | None = None
@@ -147,7 +147,7 @@ class FleetStats:
         """A page for the next worker.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         stats = WorkerStats()
         with self._lock:
