@@ -1,9 +1,9 @@
 """Admin HTTP on ``METRICS_PORT``: ``/`` for people, ``/metrics``, ``/livez``, ``/readyz``, ``/freshz``, ``/statusz``.
 
 It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy. ``/livez``
-checks when the master's loop last ran, so a loop that hangs is noticed. The work for one client is bounded
-(`admin_port`), because untrusted clients reach this port too. For the same reason the pages show numbers, names and
-reasons from a fixed list (`observability.reasons`), and never the text of an error.
+shows when the master's loop last ran, so a master that hangs is noticed. Untrusted clients may reach this port. So the
+work for one client is bounded (`admin_port`), and the pages show numbers, names and reasons from a fixed list
+(`observability.reasons`), and never the text of an error.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class _Pages:
         return create_registry(self._read)
 
     def _metrics(self, request: Request) -> Answer:
-        # Imported here, like the modules of the other pages: most imports take long, and must not delay the start of
-        # workers.
+        # Imported here, as the modules of the other pages are: most of these imports take long, and must not delay the
+        # start of workers.
         from definition_server.observability.exposition import expose
 
         names = parse_qs(request.query).get("name[]", [])

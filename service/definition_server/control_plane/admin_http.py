@@ -1,9 +1,10 @@
-"""One request over HTTP/1.1 (RFC 9110, RFC 9112), without I/O: octets in, an `Exchange` out. h11 parses.
+"""One request over HTTP/1.1 (RFC 9110, RFC 9112), without I/O. An `Exchange` takes octets and returns the request or
+octets to send. The parser is h11.
 
 Every connection carries one request and ends with its answer (``Connection: close``). Probes open a connection for each
 request anyway, a scraper comes four times a minute, and a connection that ends soon needs no bookkeeping for a next
-request. A request's content is never read: no page has a use for it, and a server that closes need not read it (9112,
-9.3).
+request. A request's content is never read: no page needs it, and a server that closes the connection need not read it
+(9112, 9.3).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _TLS_ANSWER = b"\x15\x03\x01\x00\x02\x02\x0a"
 _PROXY = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
 _FOREIGN = (_HTTP2_PREFACE, _TLS_RECORD, *_PROXY)
 _MOST_UNDECIDED = 16
-"""After so many octets the protocol is known, unless all of them are empty lines."""
+"""So many octets show which protocol the client speaks, unless all of them are empty lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,9 @@ class Exchange:
         return self.answer(request) if isinstance(request, Answer) else request
 
     def answer(self, answer: Answer, *, dated: bool = True) -> bytes:
-        """The octets of ``answer``; if ``dated``, with the present date (9110, 6.6.1), not if made in advance."""
+        """The octets of ``answer``; ``dated``: whether it carries the present date (9110, 6.6.1). An answer that is
+        made in advance does not.
+        """
         headers = [
             *([("Date", formatdate(usegmt=True))] if dated else []),
             *answer.headers,
@@ -232,8 +235,8 @@ def precondition(headers: dict[str, str]) -> Answer | None:
     """The answer to a request whose precondition fails (9110, 13); None if none fails. Called for requests that are
     otherwise answered with 200.
 
-    The pages have no entity tag and no modification date. So a tag matches no page, ``*`` matches each, and the fields
-    with dates are ignored, as 13.1.3 and 13.1.4 demand.
+    The pages have no entity tag and no modification date. So a tag matches no page, ``*`` matches every page, and the
+    fields with dates are ignored, as 13.1.3 and 13.1.4 demand.
     """
     if headers.get("if-match", "*").strip() != "*":
         return text_answer(HTTPStatus.PRECONDITION_FAILED, "The pages have no entity tags.\n")

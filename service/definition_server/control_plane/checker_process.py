@@ -1,8 +1,8 @@
 """The checker process: judges rows that the master sends it over a socket, under limits and in the jail.
 
-It is a fresh interpreter without the environment (``-I -S``); its socket is its only descriptor. It is not trusted,
-because the sources that it compiles may be hostile. A source that exceeds a limit ends the process, and the master
-starts another.
+It is a fresh interpreter without the environment (``-I -S``); its socket is its only descriptor. The process is not
+trusted, because the sources that it compiles may be hostile. A source that exceeds a limit ends the process, and the
+master starts another.
 
 Protocol: the master sends rows, each as `HEADER` (the checks, and the lengths of name, interface and code) and the
 octets. The answer to each is one octet, sent before the next row is judged. So if the process ends, the first row
@@ -39,8 +39,9 @@ need no file.
 CODINGS = "codings"
 """The argument of a process that loads all encodings that come with Python, which takes 50 ms more of CPU time."""
 _SPARE_FRAMES = 150
-"""Rows are judged below so many frames. Recursion limits count from the bottom of the stack, and a client compiles at a
-greater depth of its own program: without these frames, code could compile here that does not compile there."""
+"""So many frames are on the stack when a row is judged. A recursion limit counts all frames of the stack, and a client
+compiles deep inside its own program: without these frames, code could compile here that does not compile in the client.
+"""
 
 
 def cpu_seconds(size: int) -> int:

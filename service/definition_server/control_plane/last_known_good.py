@@ -1,7 +1,7 @@
 """The last-known-good snapshot: stored after each publication, and published if the database is down at the start.
 
-The store blocks, so its operations run in threads of their own (`disk`); and a cycle waits for a write only for a
-limited time, so that a disk that hangs does not stop it for ever.
+The store blocks, so its operations run in threads of their own (`disk`). A cycle waits for a write only for a limited
+time, so that a disk that hangs does not stop the cycle for ever.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from definition_server.observability.reasons import Reason
 log = get_logger(__name__)
 
 PATIENCE_SECONDS = 5.0
-"""Seconds for which a cycle waits for the disk. After that the write continues, and no other begins before it has
-ended.
+"""Seconds for which a cycle waits for the disk. Then the cycle ends and the write continues; no other write begins
+before it has ended.
 """
 
 
@@ -45,7 +45,7 @@ class LastKnownGood:
         self._background = background
         self._saving: asyncio.Future[None] | None = None
         self.loaded_as_it_is = False
-        """Whether the loaded snapshot is on disk in the same form, signed with the present key."""
+        """Whether the file on disk has the loaded snapshot exactly as it was loaded, signed with the present key."""
 
     @property
     def busy(self) -> bool:
@@ -95,8 +95,7 @@ class LastKnownGood:
         self.loaded_as_it_is = loaded.footer.key_id == key_id_of(signer)
         if self.loaded_as_it_is:
             return loaded
-        # Its MAC is of the present or the previous key; or the version of the packages has changed; or there is no key
-        # now.
+        # The snapshot was signed with the previous key, or in another version of the packages, or there is no key now.
         try:
             again = await self._background.run(published_again, loaded, signer, loaded.generation)
         except (SignatureError, OSError) as error:
@@ -128,8 +127,8 @@ def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None
 
 
 def _load_and_close(store: SnapshotStore, signer: Signer | None) -> Snapshot | None:
-    """Closes the descriptor in the disk's thread. When the disk answers, the result may no longer be awaited, and then
-    no other code would close it. The snapshot's mapping ends with the snapshot.
+    """Closes the descriptor in the disk's thread. When the disk answers, nothing may await the result any more, and
+    then no other code would close the descriptor. The memory itself is unmapped when the snapshot is released.
     """
     loaded = store.load(signer)
     if loaded is None:

@@ -76,7 +76,7 @@ _NEW_CONNECTIONS = 2
 """New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
 
 _EVERYWHERE: list[list[tuple[int, int]]] = [[]]
-"""For one statement without limits of blocks."""
+"""Stands for all blocks: one statement without limits."""
 
 _NO_DIRECTORY = "/nonexistent-definition-server"
 """A directory without a Unix socket, so that a connection fails at once."""
@@ -150,7 +150,7 @@ def _effective(url: str) -> dict[str, str]:
     """The parameters of a connection to ``url``, with those that libpq adds from its variables and its service file.
 
     Raises:
-        psycopg.Error: where ``url`` cannot be parsed.
+        psycopg.Error: if ``url`` cannot be parsed.
     """
     # libpq reports them only for a connection. This one is refused because of its sslmode, before any name is resolved.
     text = make_conninfo("", **{**conninfo_to_dict(url), "sslmode": "unknown"})
@@ -423,8 +423,8 @@ class _Reading:
 
         Args:
             statement_timeout: In seconds.
-            first: Nothing of this connection is known yet, so the fingerprint differs, whatever it is. Where `ranges`
-                gives it as well, the scan that gives nothing else is saved.
+            first: Whether this is the first reading of the connection, so that the fingerprint differs from every
+                earlier one. If `ranges` gives the fingerprint too, the scan that gives only the fingerprint is saved.
         """
         limits = {
             "statement": str(int(statement_timeout * 1000)),

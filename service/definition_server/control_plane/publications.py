@@ -32,7 +32,7 @@ _SHOWN = 10
 
 
 class PublicationError(Exception):
-    """A request that cannot be fulfilled. The text tells the operator the fault and the remedy."""
+    """A request that cannot be fulfilled. The message names the fault and the remedy for the operator."""
 
 
 class InvalidRequest(PublicationError):
@@ -40,11 +40,11 @@ class InvalidRequest(PublicationError):
 
 
 class UnknownVersion(PublicationError):
-    """No catalogue has that hash, or several hashes begin with it. The text says which exist."""
+    """No catalogue has that hash, or several hashes begin with it. The message lists the catalogues that exist."""
 
 
 class Publications:
-    """The operations, on the catalogues of one server."""
+    """The operator's actions on the catalogues of one server."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Publications:
         self._orders: set[asyncio.Task[Any]] = set()
 
     async def _to_its_end(self, order: Coroutine[Any, Any, T]) -> T:
-        """The result of ``order``, which continues if this is cancelled."""
+        """The result of ``order``. If the caller is cancelled, ``order`` continues."""
         task = asyncio.create_task(order)
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
@@ -84,7 +84,7 @@ class Publications:
 
     async def diff(self, old: str, new: str) -> tuple[str, str, Difference]:
         """Both complete hashes, and the commands by which ``new`` differs from ``old``. A held catalogue can be
-        compared.
+        compared too.
 
         Raises:
             PublicationError: if a version is not known, or cannot be read.
@@ -96,7 +96,7 @@ class Publications:
         """Publish the catalogue that the guard holds.
 
         Raises:
-            PublicationError: if it is not the one that is held.
+            PublicationError: if another catalogue is held, or none is.
         """
         _check(version)
         candidate = self._catalogue.candidate
@@ -122,7 +122,7 @@ class Publications:
             until: Seconds since the epoch; None: until `unpin`.
 
         Returns:
-            The reason why the pin would not survive a restart; None if it does.
+            The reason why the pin would not survive a restart; None if it would.
 
         Raises:
             PublicationError: if the version is not known, or cannot be read.
@@ -152,7 +152,7 @@ class Publications:
         """Follow the table again: the newest catalogue that passed the guard is served at once.
 
         Returns:
-            The reason why this would not survive a restart; None if it does.
+            The reason why the end of the pin would not survive a restart; None if it would.
 
         Raises:
             PublicationError: if nothing is pinned, or the policy file pins a version.
@@ -167,10 +167,10 @@ class Publications:
         return note
 
     async def export(self, version: str | None) -> Snapshot:
-        """The catalogue ``version``; None: the served one.
+        """The catalogue ``version``, or the served one if ``version`` is None.
 
         Raises:
-            PublicationError: if it is not known, or cannot be read; or nothing is served.
+            PublicationError: if the version is not known or cannot be read, or if nothing is served.
         """
         if version is not None:
             return await self._snapshot(version, held=True)

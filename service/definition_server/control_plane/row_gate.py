@@ -39,12 +39,12 @@ FIRST_SECONDS, FIRST_ROWS = 0.2, 500
 _BATCH_ROWS, _BATCH_OCTETS = 64, 1024 * 1024
 _NAMES_LOGGED = 10
 _PAUSES = 3.0
-"""Seconds of pause for each second in which rows are judged while they are served. A scheduler that divides CPUs among
-groups of processes (cgroups, sessions) charges the workers' group for the checker's CPU time, whatever its priority
-there."""
+"""The pause in seconds for each second in which rows were judged that are served already. A scheduler that divides CPUs
+among groups of processes (cgroups, sessions) charges the workers' group for the checker's CPU time, whatever its
+priority there."""
 _LONGEST_PAUSE = 1.0
-"""The longest pause in seconds. A batch may have waited long for a CPU, or have been stopped, and did not use a CPU in
-that time.
+"""The longest pause in seconds. It is limited because a batch may have taken long without using a CPU: it may have
+waited for a CPU, or have been stopped.
 """
 
 Row = tuple[bytes, RowFacts, bytes]
@@ -71,7 +71,7 @@ class _Budget:
     """The judging that a first publication waits for."""
 
     def __init__(self, rows: int, seconds: float) -> None:
-        """It is spent when both are."""
+        """The budget is spent when both its rows and its seconds are spent."""
         self._rows, self._seconds = rows, seconds
 
     @property
@@ -125,7 +125,7 @@ class RowGate:
         self._budget = self._whole_budget()
         """Of the next review."""
         self._ahead: asyncio.Task[None] | None = None
-        """Judges rows that were read, while others are."""
+        """The task that judges the first rows while others are read."""
         self._rest: asyncio.Task[None] | None = None
         self._on_bad_rows_served: Callable[[], None] = lambda: None
         self._unsure_since = False
@@ -155,11 +155,13 @@ class RowGate:
         """Begin to start the checker: rows that changed are being read."""
         if self._gate.checks and (self._preparing is None or self._preparing.done()):
             self._preparing = asyncio.create_task(self._checker.prepare())
-        if self._ahead is not None and self._ahead.done():  # that of a reading that failed
+        if self._ahead is not None and self._ahead.done():  # the review of a reading that failed
             self._ahead, self._budget = None, self._whole_budget()
 
     def rows_read(self, rows: Sequence[TableRow]) -> None:
-        """Begin to judge ``rows``, where they are the first of all: `apply` waits for their verdicts otherwise."""
+        """Begin to judge ``rows`` if they are the first rows ever read, so that `apply` need not wait for their
+        verdicts.
+        """
         gate = self._gate
         if gate.checks and gate.first and not gate.served and self._ahead is None:
             self._ahead = asyncio.create_task(self._judge_ahead(rows))

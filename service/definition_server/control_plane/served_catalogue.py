@@ -60,7 +60,7 @@ class _Advance:
     served_before: Snapshot | None
     published: bool
     seconds: float
-    """Seconds that the cycle took until then."""
+    """Seconds that the cycle took until the catalogue became the newest."""
     accepted: bool
     rows_held: int
 
@@ -232,8 +232,7 @@ class ServedCatalogue:
         Returns:
             Whether anything was published.
 
-        Raises:
-            Held: where it must be accepted first.
+        Raises: Held: if it must be accepted first.
         """
         await self._pinned.find()
         async with self._lock:
@@ -449,8 +448,8 @@ class ServedCatalogue:
             await self._settle()
             current = self._publisher.current
             if pin is not None and current is not None:
-                # Stored once more in case it was about to be removed from the history, because the pin must survive a
-                # restart.
+                # The pin must survive a restart, so the catalogue is stored again, in case it was about to be removed
+                # from the history.
                 self.disk.add(current, self._signer, self._spare())
         return await self._wishes.save()
 

@@ -79,7 +79,7 @@ class StatusReader:
         self.stopping = False
 
     def read(self) -> ServiceStatus:
-        """The status now."""
+        """The present status."""
         supervisor = self._supervisor
         workers = tuple(
             _worker(slot, supervisor.counts_connections, supervisor.confines_workers) for slot in supervisor.slots
@@ -120,7 +120,7 @@ class StatusReader:
         )
 
     def _publications(self) -> tuple[PublicationStatus, ...]:
-        """The publications since the start, and older ones that the history on disk holds."""
+        """The publications since the start, and older publications that the history on disk holds."""
         found = []
         recent = self._publisher.recent
         for published in recent:
