@@ -103,7 +103,7 @@ class Bench:
 
     async def check(self, rows: int) -> list[Judgement]:
         judged = await self.checker.check([content(10)] * rows)
-        await asyncio.sleep(0)  # processes that were stopped have ended
+        await asyncio.sleep(0)  # processes that the checker has stopped have ended
         return judged
 
 

@@ -128,7 +128,7 @@ async def test_rows_that_an_earlier_run_has_stored_are_not_waited_for(bench: Ben
     await asyncio.wait_for(bench.gate.apply(builder, snapshot), 5.0)
     assert builder.findings.unchecked == 5
     await bench.gate.close()
-    assert asyncio.all_tasks() == {asyncio.current_task()}, "what is judged in vain ends with the gate"
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "judging that is no longer needed ends with the gate"
 
 
 async def test_after_a_reading_that_failed_the_rows_of_the_next_are_judged(bench: Bench) -> None:

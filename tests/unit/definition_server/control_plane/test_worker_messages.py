@@ -43,7 +43,7 @@ class Process:
 
 
 class Page:
-    """The stats page of a worker, in a descriptor that the test has."""
+    """A stand-in for the stats page of a worker, with a descriptor of the test."""
 
     def __init__(self) -> None:
         self.descriptor, self._other = os.pipe()
@@ -61,7 +61,7 @@ class Page:
 
 
 class Started:
-    """A worker as its master sees it, and the worker's end of the socket."""
+    """The master's object for a worker, and the worker's end of the socket."""
 
     def __init__(self, *, by_path: bool) -> None:
         ours, theirs = Channel.pair()
