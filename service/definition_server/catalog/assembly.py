@@ -92,7 +92,7 @@ def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> 
     """
     octets = array("Q")
     octets.frombytes(index)
-    if sys.byteorder == "big":  # a snapshot is little-endian
+    if sys.byteorder == "big":  # the integers of a snapshot are little-endian
         octets.byteswap()
     parts = (arrangement.slots[unchanged:], arrangement.offsets[unchanged:], arrangement.lengths[unchanged:])
     for slot, offset, length in zip(*parts, strict=True):

@@ -67,7 +67,7 @@ class BuiltSnapshot:
         return self.footer.body_length + self.footer.slots * SLOT.size + FOOTER_SIZE
 
     def to_bytes(self) -> bytes:
-        """All octets in one object."""
+        """The octets of the whole snapshot, joined."""
         return b"".join(self.pieces)
 
 
@@ -437,7 +437,9 @@ class SnapshotBuilder:
         return arranging.pieces, arranging.finish(), arranging.size
 
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
-        """After `build`: the names whose command may differ from that in ``snapshot``; None: any command may differ."""
+        """After `build`: the names whose command may differ from that in ``snapshot``; None if any command may
+        differ.
+        """
         before = self.copies_from
         if before is None or snapshot is None or not snapshot.footer.same_octets(before.footer):
             return None

@@ -77,7 +77,7 @@ class Definition:
 
 def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> bytes:
     """Fields 1 to 4 of ``CommandResponse``, in order. Only ``code`` may be empty."""
-    # A single join with literal tags (field << 3 | 2), because this runs for each row of a full reading.
+    # Written as a single join with literal tags (field << 3 | 2), because this runs for each row of a full reading.
     varints = wire.VARINTS
     of_name, of_kind, of_interface = varints[len(name)], varints[len(kind)], varints[len(interface)]
     if not code:

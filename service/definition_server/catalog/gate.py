@@ -343,7 +343,7 @@ class Review:
         pending = gate.pending.copy()
         for name in chain(self._no_longer_pending, judged, gate.held, gate.left_out):
             pending.pop(name, None)
-        # In the order of reading: sorting the names of all rows would take long.
+        # The names are in the order of reading, because sorting the names of all rows would take long.
         for name in chain(self._changed, gate.held):
             if name in served and name not in judged and name not in tolerated:
                 pending[name] = served[name]

@@ -129,7 +129,7 @@ def _is_blank(message: memoryview, position: int, overhead: int) -> bool:
     """Whether the code of a ``CommandResponse`` is blank. ``position``: the offset of the type, directly behind the
     name.
     """
-    for _ in range(2):  # skip type and interface, which are always present
+    for _ in range(2):  # This skips type and interface, which are always present.
         length, start = wire.read_varint(message, position + 1)
         position = start + length
     if position >= len(message) or message[position] != _CODE_TAG:

@@ -3,9 +3,9 @@
 The script is one transaction. It puts the rows into a temporary table, and makes the real one agree with it: rows that
 are not part of the catalogue are deleted, rows that differ are updated, so that columns that are not served
 (description, logic …) keep their values, and missing rows are inserted with their ids. A row whose id is not known gets
-one above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing. At its end
-the script compares the table with the catalogue: if a trigger or a rule has kept or written something else, the script
-fails, and changes nothing either.
+an id above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing. At its
+end the script compares the table with the catalogue: if a trigger or a rule has kept or written something else, the
+script fails, and changes nothing either.
 
 If the catalogue has bytecode, the optional table ``avap_bytecode`` is made to agree with it in the same transaction:
 bytecode of the catalogue is written there, with the hash of the restored code. Bytecode that the catalogue lacks, but
@@ -73,7 +73,7 @@ def row_of(message: memoryview) -> TableRow:
         elif number in (*_TEXTS, wire.AVBC_CODE):
             texts[number] = bytes(content)
     code = texts.get(_CODE, b"")
-    with suppress(SignatureError):  # it is not signed
+    with suppress(SignatureError):  # the code is not signed
         code = payload_of(code)
     name = texts.get(_NAME, b"")
     columns = (name, texts.get(_TYPE, b""), texts.get(_INTERFACE, b""), code)

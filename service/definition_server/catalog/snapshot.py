@@ -103,7 +103,7 @@ class Snapshot:
             count = self._verify_body()
         except SnapshotError:
             raise
-        except ValueError as error:  # WireError, and text that is not UTF-8
+        except ValueError as error:  # a WireError, or text that is not UTF-8
             raise SnapshotError(f"body: {error}") from error
         if count != self.footer.count:
             raise SnapshotError(f"body: {count} commands found, the footer says {self.footer.count}")
@@ -183,7 +183,7 @@ class Difference:
 
 
 def diff(old: Snapshot | None, new: Snapshot, names: Iterable[bytes] | None = None) -> Difference:
-    """The changes from ``old`` (None: nothing was served) to ``new``. A different signature is not a change.
+    """The changes from ``old`` (None if nothing was served) to ``new``. A different signature is not a change.
 
     Args:
         old: What was served.

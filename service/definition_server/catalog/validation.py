@@ -1,7 +1,7 @@
 """The findings about the rows: which rows are not served, which are suspect, and why.
 
 The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served. The
-gate (`gate`) treats rows that clients would refuse. A row that only looks wrong is served, and counted as suspect.
+gate (`gate`) judges rows that clients would refuse. A row that only looks wrong is served, and counted as suspect.
 """
 
 from __future__ import annotations

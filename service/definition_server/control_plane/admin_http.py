@@ -27,7 +27,7 @@ HEADER_FIELDS = 100
 _ALLOWED = "GET, HEAD, OPTIONS"
 _KNOWN_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 # RFC 3986, 3.2.2 and 3.2.3: a name or IPv4 address, or an IP literal in brackets; then a port. An empty Host is valid
-# where the target has no authority (RFC 9110, 7.2).
+# if the target has no authority (RFC 9110, 7.2).
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.vV~_-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 

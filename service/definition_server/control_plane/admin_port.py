@@ -222,7 +222,7 @@ class _Connection:
     def _too_late(self) -> None:
         """Answer that the request did not arrive in time."""
         if self._waiting is not None:
-            with suppress(OSError):  # because unread octets would reset the connection too early
+            with suppress(OSError):  # otherwise unread octets would reset the connection
                 self._socket.recv(_CHUNK)
             self._send_once(_BUSY)
             self._port.report(self.peer, "its address has used more than its share of CPU time")

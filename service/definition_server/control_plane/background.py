@@ -40,8 +40,8 @@ class Background:
         """Lower the thread's priority. This is final: without privileges a priority cannot be raised again."""
         if not self._priority_lowered:
             self._priority_lowered = True
-            # Linux keeps the nice value per thread (setpriority(2), "C library/kernel differences"), so this does not
-            # touch the master's main thread, whose value new workers inherit.
+            # On Linux each thread has its own nice value (setpriority(2), "C library/kernel differences"). So this does
+            # not change the value of the master's main thread, which new workers inherit.
             self._executor.submit(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
     def close(self) -> None:

@@ -96,7 +96,9 @@ class CatalogueDisk:
     # -- the last-known-good snapshot ----------------------------------------------------------------------------------
 
     async def load(self, signer: Signer | None) -> Snapshot | None:
-        """The stored snapshot. If there is no usable one, log that and return None. Waits for a disk that hangs."""
+        """The stored snapshot. If there is no usable snapshot, log this and return None. Waits for a disk that
+        hangs.
+        """
         if self._last_known_good is None or self._store is None:
             return None
         try:
@@ -252,7 +254,7 @@ class CatalogueDisk:
         task.add_done_callback(self._rotations.discard)
 
     async def _sign_history_again(self, history: History, old: Signer, new: Signer) -> None:
-        async with self._rotating:  # rotations run one after the other
+        async with self._rotating:  # one rotation runs at a time
             try:
                 await self._on_disk(partial(history.sign_again, old, new))
             except StoreError as error:

@@ -18,7 +18,8 @@ _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 
 
 def earliest_expiry(path: Path) -> float | None:
-    """The time when the first of the certificates in a PEM file expires, in seconds since the epoch. None: unknown.
+    """The time when the first of the certificates in a PEM file expires, in seconds since the epoch. None if it is not
+    known.
 
     A chain is valid until any of its certificates expires.
     """
@@ -42,7 +43,7 @@ def _expiry(der: bytes) -> float:
         raise ValueError("no validity")
     tag, octets = _items(validity)[1]
     text = octets.decode("ascii")
-    if tag == _UTC_TIME:  # two digits of the year: 50 to 99 mean 1950 to 1999
+    if tag == _UTC_TIME:  # the year has two digits: 50 to 99 mean 1950 to 1999
         text = ("19" if int(text[:2]) >= 50 else "20") + text
     elif tag != _GENERALIZED_TIME:
         raise ValueError("no time")

@@ -280,7 +280,7 @@ class _CheckerProcess:
                     pass_fds=(theirs.fileno(),),
                     env=inherited_environment(("LD_LIBRARY_PATH",), ()),
                 )
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started that waits for the process
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             ours.close()
             raise CannotCheck(f"no checker process can be started: {error}") from None
         except BaseException:
@@ -315,7 +315,7 @@ class _CheckerProcess:
 
     def lower_priority(self) -> None:
         """Lower the process's priority. It cannot be raised again."""
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended already
             os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
     def give_way_at_once(self) -> None:

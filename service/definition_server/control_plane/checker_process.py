@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _all_codecs() -> list[str]:
-    # Without pathlib, which takes as long to import as half of the codecs.
+    # pathlib is not used, because it takes as long to import as half of the codecs.
     names = {each.partition(".")[0] for path in encodings.__path__ for each in os.listdir(path)}  # noqa: PTH208
     return sorted(names - {"__init__", "__pycache__", "aliases"})
 
@@ -91,7 +91,7 @@ def _limit() -> None:
         os.write(descriptor, b"1000")
         os.close(descriptor)
     except OSError:
-        pass  # not essential: it only improves the kernel's choice
+        pass  # not essential: it only helps the kernel to choose a process
 
 
 def _lower(limit: int, most: int) -> None:
@@ -135,8 +135,8 @@ def _serve(end: socket.socket) -> None:
 
 def command(descriptor: int, jail: str) -> list[str]:
     """The command line of a checker process that inherits ``descriptor``."""
-    # parents: control_plane, definition_server, and the directory that holds the package. The directory comes last in
-    # the path, behind the standard library.
+    # The third parent is the directory that holds the package (the others are control_plane and definition_server). It
+    # is the last in the path, behind the standard library.
     home = os.path.realpath(__file__).rsplit(os.sep, 3)[0]
     program = (
         "import sys; sys.path.append(sys.argv.pop(1)); "

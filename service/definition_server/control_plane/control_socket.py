@@ -132,7 +132,7 @@ def _somebody_listens(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
-            return True  # its backlog is full, or it belongs to another account: we must not remove it
+            return True  # the socket's backlog is full, or it belongs to another account: we must not remove it
     return True
 
 
@@ -168,7 +168,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def stranger(connection: socket.socket, workers: Collection[int] = ()) -> str | None:
-    """The reason why a peer may not give commands; None if it has this account or root, and is not one of ``workers``.
+    """The reason why a peer may not give commands; None if the peer runs under this account or as root, and is not one
+    of ``workers``.
 
     A worker in the jail cannot connect at all. A worker without a jail has our uid, so only its process id shows that
     it must be refused.

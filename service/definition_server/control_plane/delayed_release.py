@@ -50,4 +50,4 @@ class DelayedRelease:
 
 def _clear(held: list[Snapshot]) -> None:
     held.clear()
-    gc.collect()  # would take some 20 ms if the modules of the master were not frozen (`cli.lasting_imports`)
+    gc.collect()  # short: `cli.lasting_imports` has frozen the master's modules (otherwise 20 ms)

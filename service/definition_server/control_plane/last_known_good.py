@@ -60,15 +60,15 @@ class LastKnownGood:
         """
         if self.busy:
             raise StoreError("the disk has not finished writing an earlier snapshot", Reason.DISK_HANGS)
-        # A separate descriptor, because that of the publication is closed at the next publication.
+        # The write has a descriptor of its own, because that of the publication is closed at the next publication.
         descriptor = os.dup(publication.descriptor)
         try:
             saving = self._saving = self._disk(partial(_save_and_close, self.store, descriptor, signer))
         except RuntimeError as fault:
             os.close(descriptor)
             raise StoreError(f"no thread can be started: {fault}", Reason.MACHINE_LIMIT) from None
-        # `wait` and not `await`: an exception raised through this frame would keep the publication in memory while
-        # `_saving` is kept, and then until the garbage collector runs.
+        # This calls `wait` and does not await the future: if the future's exception were raised through this frame, it
+        # would keep the publication in memory as long as `_saving` is kept, and then until the garbage collector runs.
         done, _ = await asyncio.wait((saving,), timeout=PATIENCE_SECONDS)
         if not done:
             saving.add_done_callback(self._on_late_end)

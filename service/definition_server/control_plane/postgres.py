@@ -152,7 +152,8 @@ def _effective(url: str) -> dict[str, str]:
     Raises:
         psycopg.Error: if ``url`` cannot be parsed.
     """
-    # libpq reports them only for a connection. This one is refused because of its sslmode, before any name is resolved.
+    # libpq reports the parameters only for a connection. The connection made here is refused because of its sslmode,
+    # before any name is resolved.
     text = make_conninfo("", **{**conninfo_to_dict(url), "sslmode": "unknown"})
     connection = pq.PGconn.connect_start(text.encode())
     try:
@@ -180,7 +181,7 @@ class PostgresSource:
         self.address = database_address(url)
         """The database that is read; None if the URL cannot be used."""
         self.connected_to: str | None = None
-        """The host that last accepted our connection; None: none has so far."""
+        """The host that last accepted our connection; None if no host has."""
         self._logged: tuple[str, ...] | None = None
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -294,7 +295,7 @@ class PostgresSource:
                     return connection
         # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
         advice = "check host, port, user, password and database in DATABASE_URL"
-        # The failure for which the operator can do most.
+        # The reason is that of the failure for which the operator can do most.
         order = (Reason.DATABASE_REFUSED_LOGIN, Reason.DATABASE_UNREACHABLE, Reason.DATABASE_TIMEOUT)
         reason = next((each for each in order if each in reasons), Reason.DATABASE_UNREACHABLE)
         raise SourceError(f"{'; '.join(dict.fromkeys(faults))} ({advice})", reason)
@@ -344,7 +345,8 @@ class PostgresSource:
 
     async def _prepare(self, connection: AsyncConnection[Any]) -> None:
         if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            # Such a database may hold any octets; with conversion, one bad row would fail the whole reading.
+            # A database without an encoding may hold any octets. If they were converted, one bad row would make the
+            # whole reading fail.
             await connection.set_autocommit(True)
             await self._limited(connection.execute("SET client_encoding TO 'SQL_ASCII'"))
             await connection.set_autocommit(False)
@@ -484,7 +486,7 @@ class _Reading:
             sums[number] = counted + rows, summed + int(hashes)
         versions = {number: f"{rows}:{hashes}" for number, (rows, hashes) in sums.items()}
         rows, hashes = (sum(parts) for parts in zip(*sums.values(), strict=True)) if sums else (0, 0)
-        # The very text that `versions_sql` gives for the same row versions.
+        # The same text as `versions_sql` gives for the same row versions.
         self.fingerprint = f"{self._state}/{rows}:{hashes}"
         return Ranges(f"{self._basis}/{width}", versions, width, dict(sizes))
 
@@ -509,7 +511,7 @@ class _Reading:
         while rows:
             following = asyncio.ensure_future(cursor.fetchmany(most))
             try:
-                await asyncio.sleep(0)  # the statement is sent
+                await asyncio.sleep(0)  # meanwhile the statement is sent
                 yield rows
                 del rows
                 rows = await self._limited(following)
@@ -523,7 +525,7 @@ class _Reading:
         """The classes of size that have rows: in ``ranges``, whose blocks are ``parts``, or in the whole table.
 
         Raises:
-            SourceError: where all rows together are above the limit.
+            SourceError: if all rows together are above the limit.
         """
         most = self._limits.definition
         if self._ranges is None:

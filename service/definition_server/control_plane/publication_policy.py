@@ -112,7 +112,7 @@ class PublicationPolicy:
             if isinstance(found, str):
                 raise PolicyUnusable(found)
             policy = await on_disk(lambda: parse(found.octets))  # parsing a large file takes seconds
-        except RuntimeError:  # no thread can be started: the next reading reports it, or finds this content again
+        except RuntimeError:  # no thread can be started: the next reading reports that or tries again
             return
         except PolicyUnusable as error:
             self._judged = found
@@ -203,7 +203,7 @@ def _pin(table: dict[str, Any]) -> Pin:
     until = table.get("until")
     if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
         raise PolicyUnusable("pin.until is not a time with a time zone, such as 2026-12-01T00:00:00Z, without quotes")
-    if until is not None and until.timestamp() > LATEST_SECONDS:  # its time zone moves it beyond that year
+    if until is not None and until.timestamp() > LATEST_SECONDS:  # in UTC the time is after that year
         raise PolicyUnusable("pin.until is after the year 9999: leave it out for a pin without an end")
     return Pin(_version(table["version"], "pin.version"), None if until is None else until.timestamp(), "policy")
 

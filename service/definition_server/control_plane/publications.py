@@ -119,7 +119,7 @@ class Publications:
 
         Args:
             version: A version of the history, or the served one.
-            until: Seconds since the epoch; None: until `unpin`.
+            until: Seconds since the epoch; None if the pin lasts until `unpin`.
 
         Returns:
             The reason why the pin would not survive a restart; None if it would.

@@ -104,8 +104,9 @@ class RowGate:
         Args:
             gate: Remembers verdicts.
             checker: Judges contents.
-            patient: Judges contents that are served already. None: ``checker``.
-            background: The thread in which the rows of a large catalogue are compared. None: that of the event loop.
+            patient: Judges contents that are served already. If None, ``checker`` judges them.
+            background: The thread in which the rows of a large catalogue are compared. If None, the event loop's
+                thread.
             clock: Seconds since the epoch.
             first_seconds: See `FIRST_SECONDS`.
             first_rows: See `FIRST_ROWS`.
@@ -296,7 +297,7 @@ class RowGate:
                 for batch in _batches(unknown):
                     began = now()
                     await self._judge_batch(batch, note, self._check_patiently)
-                    # On busy CPUs a batch takes longer, and so does the pause.
+                    # On busy CPUs a batch takes longer, and the pause becomes longer too.
                     await asyncio.sleep(min(_PAUSES * (now() - began), _LONGEST_PAUSE))
             self._note_checking("")
         except CannotCheck as error:

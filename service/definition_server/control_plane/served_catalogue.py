@@ -141,7 +141,7 @@ class ServedCatalogue:
     @property
     def newest(self) -> Snapshot | None:
         """The newest catalogue that passed the guard; at a start, the stored one."""
-        # Not `or`: an empty catalogue is false.
+        # `or` would not do, because an empty catalogue is false.
         return self._stored.snapshot if self._newest is None else self._newest
 
     @property
@@ -323,7 +323,7 @@ class ServedCatalogue:
         now = asyncio.get_running_loop().time()
         with _closed_on_failure(publication):
             await self._guard.passed(snapshot, before, now, excused=accepted or self.knows(version))
-            # For storing: the publication's own descriptor closes with the next publication.
+            # A descriptor for storing, because that of the publication is closed at the next publication.
             to_keep = Publication(snapshot, os.dup(publication.descriptor))
         served_before = self.served
         self._newest = snapshot
@@ -439,7 +439,7 @@ class ServedCatalogue:
         """Pin ``pinned``, or follow the table again.
 
         Returns:
-            The reason why this would not survive a restart; None if it does.
+            The reason why this would not survive a restart; None if it would.
         """
         self._wishes.pin(pin)
         self._pinned.change(pin, pinned)

@@ -24,7 +24,7 @@ class ReadLimits:
     """Limits of size for a reading, so that a large table does not exhaust the memory."""
 
     definition: int = 4 * 1024 * 1024
-    """The most octets in the texts of a row. A larger row is not fetched: `Reading.rows` yields it with the fault
+    """The most octets in the texts of a row. A larger row is not fetched: `Reading.batches` yields it with the fault
     ``too_large``.
     """
     catalogue: int = 2**31 - 1

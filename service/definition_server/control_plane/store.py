@@ -80,8 +80,8 @@ class SnapshotStore:
                     _copy(descriptor, number)
                     if signer is not None:
                         footer = os.pread(descriptor, FOOTER_SIZE, os.fstat(descriptor).st_size - FOOTER_SIZE)
-                        # Not by os.write: when the disk becomes full, it may write only a part, and only its result
-                        # shows that.
+                        # os.write is not used: when the disk becomes full, it may write only a part of the MAC, and
+                        # only its result would show that.
                         file.write(_MAC_MAGIC + signer.file_mac(footer))
                         file.flush()
                     os.fsync(number)
@@ -232,7 +232,7 @@ def read_footer(path: Path) -> tuple[Footer, float]:
     Raises:
         FileNotFoundError: if there is no such file.
         NotOurs: if somebody else may have written it.
-        SnapshotError: if it is no snapshot, or its size or footer is damaged.
+        SnapshotError: if it is not a snapshot, or its size or footer is damaged.
         OSError: if it cannot be read.
     """
     number = os.open(path, OPEN_FLAGS)
@@ -250,7 +250,7 @@ def _footer(file: int) -> Footer:
     """The footer of the stored snapshot in the open ``file``. It must agree with the size of the file.
 
     Raises:
-        SnapshotError: if it is no snapshot, or its size or footer is damaged.
+        SnapshotError: if it is not a snapshot, or its size or footer is damaged.
     """
     size = os.fstat(file).st_size
     end = os.pread(file, FOOTER_SIZE + _MAC_SIZE, max(0, size - FOOTER_SIZE - _MAC_SIZE))

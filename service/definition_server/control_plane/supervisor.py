@@ -109,7 +109,8 @@ class Supervisor:
     @property
     def serving(self) -> int:
         """Number of workers that are READY with a snapshot."""
-        # A copy: the admin server's threads call this too, while the loop adds and removes workers.
+        # Iterates over a copy, because other threads (of the admin server) call this while the loop adds and removes
+        # workers.
         return sum(1 for worker in tuple(self._workers) if worker.generation > 0 and not worker.draining)
 
     @property

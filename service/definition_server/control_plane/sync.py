@@ -122,7 +122,7 @@ class Synchronizer:
             history: Keeps the last catalogues.
             wishes: Keeps the wishes that operators give by command.
             policy: Returns the present declarations of the policy file.
-            gate: Judges rows. None: every row that can become a definition is served.
+            gate: Judges rows. If None, every row that can become a definition is served.
             limits: The largest changes that need no operator.
             allow_empty: Whether an emptied table is served.
             full_read_interval: Seconds after which the table is read even if no change was found.

@@ -58,8 +58,8 @@ _LONGEST_NAME = 4096
 
 # Local settings: behind a pooler, the next client of the connection does not inherit them. The first two limit the
 # time. With row_security off, rows that a policy would hide cause an error. jit is off because compiling these
-# statements takes longer than running them. The others fix the result of a cast to text, independent of
-# postgresql.conf, the database and the role.
+# statements takes longer than running them. The other settings fix the result of a cast to text, so that it does not
+# depend on postgresql.conf, the database or the role.
 SETTINGS_SQL: LiteralString = """
 SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true),
     set_config('row_security', 'off', true), set_config('bytea_output', 'hex', true),
@@ -68,13 +68,13 @@ SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_ti
     set_config('xmlbinary', 'base64', true), set_config('jit', 'off', true)
 """
 
-# One row. `facts`: for each of the two tables that exists, a description in JSON, see `Relation.parse`. `state`: must
-# be equal in two checks. The sums of 64-bit hashes do not depend on the order of a scan. The parts of `state`: files,
-# which change with TRUNCATE and when another table takes the place; attributes, because ALTER TABLE can change the
-# content of rows without a new row version; types and enum labels, because rows hold numbers in place of them; casts,
-# because ::text may call a function; the only setting that affects a text (of money) and is not fixed above; and the
-# start time, which distinguishes servers: a promoted standby may have assigned the same transaction number to other
-# work.
+# The result is one row of `facts` and `state`. `facts` describes in JSON each of the two tables that exists, see
+# `Relation.parse`. `state` must be equal in two checks; otherwise rows may have changed. Its sums of 64-bit hashes do
+# not depend on the order of a scan. The parts of `state` are: files, which change with TRUNCATE and if another table
+# takes the place of the table; attributes, because ALTER TABLE can change the content of rows without a new row
+# version; types and enum labels, because rows hold numbers in place of them; casts, because ::text may call a function;
+# the only setting that affects a text (of money) and is not fixed above; and the start time, which distinguishes
+# servers: a promoted standby may have assigned the same transaction number to other work.
 SHAPE_SQL: LiteralString = f"""
 WITH RECURSIVE
 root(number, relid) AS (
@@ -386,14 +386,15 @@ class Plan:
         return Row(row_id, name, kind, interface, code, fault=fault)
 
     def _column(self, name: str) -> Column:
-        # PostgreSQL's own error names a column that does not exist.
+        # If the column does not exist, PostgreSQL's own error names it.
         return self._columns.get(name, _UNKNOWN)
 
     def _id(self) -> str:
         return "t.id::bigint" if self._column("id").whole_number else "left(t.id::text, 100)"
 
     def _text(self, name: str) -> str:
-        # Casts, because the types may differ from those that we expect (json, varchar), and the wire format needs text.
+        # The columns are cast, because their types may differ from those that we expect (json, varchar), and the wire
+        # format needs text.
         return f"t.{name}" if self._column(name).octets else f"t.{name}::text"
 
     def _short_name(self) -> str:

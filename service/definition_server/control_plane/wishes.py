@@ -48,7 +48,7 @@ class Pin:
     version: str
     """Hex hash, or a beginning of it of at least `PREFIX_DIGITS` digits."""
     until: float | None = None
-    """Seconds since the epoch; None: until it is taken away."""
+    """Seconds since the epoch; None if the pin lasts until it is taken away."""
     source: str = "command"
     """``command`` or ``policy``."""
 
@@ -106,7 +106,7 @@ class Wishes:
         return replace(self, accepted=tuple(other for other in self.accepted if other != version))
 
     def pin(self, pin: Pin | None) -> Wishes:
-        """A copy with another pin, or none."""
+        """A copy with another pin, or without a pin."""
         return replace(self, pinned=pin)
 
     def hold_rows(self, count: int, version: str) -> Wishes:

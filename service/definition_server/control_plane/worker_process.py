@@ -76,8 +76,9 @@ async def _execute(descriptors: Sequence[int]) -> Process:
     Raises:
         OSError: if no process can be started.
     """
-    # -c and not -m, because runpy would import the package twice. A fresh interpreter and not a fork, because C-core
-    # and its threads do not survive a fork. -P: no module is imported from the working directory.
+    # -c is used instead of -m, because runpy would import the package twice. A new interpreter is started instead of a
+    # fork, because C-core and its threads do not survive a fork. With -P no module is imported from the working
+    # directory.
     program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
     with signals_held_back():
         return await asyncio.create_subprocess_exec(
@@ -275,7 +276,7 @@ class WorkerProcess:
             if not self._channel.send(drain):
                 self.kill()
         except ChannelClosed:
-            return  # it is exiting already
+            return  # the worker is exiting already
 
     def problem(self, now: float) -> str | None:
         """The reason why the process must be killed for its actions; None if there is none."""

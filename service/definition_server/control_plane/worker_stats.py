@@ -54,7 +54,7 @@ def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float) 
     """
     if after.pid not in (pid, before.pid):
         return "the process id is that of another process"
-    if after.heartbeat_ns < before.heartbeat_ns:  # measured by the worker's own clock, which may differ from ours
+    if after.heartbeat_ns < before.heartbeat_ns:  # by the worker's own clock, which may differ from ours
         return "the heartbeat goes back"
     if after.generation < before.generation:
         return "the generation goes back"
