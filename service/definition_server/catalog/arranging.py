@@ -71,7 +71,7 @@ class Arranging:
         self.done = end
 
     def finish(self) -> Arrangement:
-        """The places of all commands, in name order."""
+        """Return the places of all commands, in name order."""
         names, before = self._names, self._before
         if self._old is not None and names == before.names:  # so both arrangements can share the list and the array
             names, slots = before.names, before.slots

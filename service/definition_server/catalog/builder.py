@@ -1,12 +1,12 @@
 """Builds a snapshot from rows.
 
-The builder keeps one encoded ``CommandResponse`` per name and little else, so 200 MB of code take little more than
-200 MB of memory while they are read. The result is a list of pieces, which are never joined: they are written to shared
-memory one after the other.
+The builder keeps one encoded ``CommandResponse`` for each name and little else, so it needs little more than 200 MB of
+memory for 200 MB of code. The result is a list of pieces, which are never joined: they are written to shared memory one
+after the other.
 
-A build may begin with rows of the previous build (`take_over`). Their messages are not copied while it builds: the new
-snapshot contains slices of the previous one, one for each run of commands between two changes. The result is the same,
-octet for octet, as a build from all rows.
+A build may begin with rows of the previous build (`take_over`). The messages of these rows are not copied one by one:
+the new snapshot contains slices of the previous one, a slice for each run of commands between two changes. The result
+is the same, octet for octet, as a build from all rows.
 """
 
 from __future__ import annotations
@@ -334,8 +334,8 @@ class SnapshotBuilder:
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
-        """Remove from `findings` the suspicions about the row of ``name`` that would have been served, or the row's
-        fault.
+        """Remove from `findings` the suspicions about the row that would have been served under ``name``. If no row
+        would have been served, remove the fault of the row.
         """
         if name in self._ids:
             row = Row(_id(self._ids[name]), name, None, None, None)

@@ -123,7 +123,7 @@ def shown(value: Any, name: str = "", outer: str = "") -> Any:
 
 
 class _Pages:
-    """The page of each path."""
+    """The function that answers each path."""
 
     def __init__(self, read: Callable[[], ServiceStatus], alive: Callable[[], str | None]) -> None:
         self._read = read

@@ -1,10 +1,10 @@
 """One request over HTTP/1.1 (RFC 9110, RFC 9112), without I/O. An `Exchange` takes octets and returns the request or
 octets to send. The parser is h11.
 
-Every connection carries one request and ends with its answer (``Connection: close``). Probes open a connection for each
-request anyway, a scraper comes four times a minute, and a connection that ends soon needs no bookkeeping for a next
-request. A request's content is never read: no page needs it, and a server that closes the connection need not read it
-(9112, 9.3).
+Every connection carries one request and ends with its answer (``Connection: close``). More is not needed: probes open a
+connection for each request anyway, and a scraper makes four requests a minute. A connection that ends soon needs no
+bookkeeping for a next request. A request's content is never read: no page needs it, and a server that closes the
+connection need not read it (9112, 9.3).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import h11
 REQUEST_LINE_OCTETS = 8192
 """RFC 9112, 3 recommends at least 8000. nginx: 8 kB, Apache httpd: 8190."""
 HEADER_OCTETS = 16 * 1024
-"""Request line and header fields together. nginx: 4 buffers of 8 kB; Node: 16 kB."""
+"""The most octets of request line and header fields together. nginx: 4 buffers of 8 kB; Node: 16 kB."""
 HEADER_FIELDS = 100
 """Apache httpd: 100."""
 

@@ -3,13 +3,13 @@
 Untrusted clients reach this port, and it shares a process with the master. So it uses one thread and a limited number
 of connections, each for a limited time:
 
-- At most `MOST_CONNECTIONS` are open, fewer if the process may open few files. A connection beyond that replaces
-  another one: the oldest connection of the network that has the most connections. A probe needs its connection for
-  milliseconds, so new connections are safe, however many idle ones there are.
+- At most `MOST_CONNECTIONS` connections are open, and fewer if the process may open only few files. A connection beyond
+  that replaces another one: the oldest connection of the network that has the most connections. A probe needs its
+  connection for milliseconds, so it is never the oldest, however many idle connections there are.
 - A request must arrive within `REQUEST_SECONDS`, and the client must take its answer within `ANSWER_SECONDS`.
-- A network has a share of the thread's CPU time (`admin_share`). Beyond it, its requests wait; those that have waited
-  for `REQUEST_SECONDS` are answered with 429.
-- Without a free descriptor, new connections wait in the kernel, and the open connections of this port are closed.
+- A network has a share of the thread's CPU time (`admin_share`). When the network has used its share, its requests
+  wait. Requests that have waited for `REQUEST_SECONDS` are answered with 429.
+- If no descriptor is free, new connections wait in the kernel, and the open connections of this port are closed.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class AdminPort:
         evicted.evict()
 
     def _pause(self, error: OSError) -> None:
-        """Accept nothing for a moment, and close the open connections."""
+        """Accept no connection for a moment, and close the open connections."""
         if (left_out := self._lines.admit(time.monotonic())) is not None:
             log.error("The admin port cannot accept connections for now", error=error.strerror, **left_out)
         for connection in self._all():

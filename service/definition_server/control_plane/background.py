@@ -18,7 +18,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NICENESS = 5
-"""A third of a worker's share of a busy CPU (``sched(7)``): lower than the workers, yet never starved."""
+"""With this nice value the thread gets a third of a worker's share of a busy CPU (``sched(7)``): less than a worker,
+but always some.
+"""
 
 
 class Background:

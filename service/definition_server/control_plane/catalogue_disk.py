@@ -144,7 +144,9 @@ class CatalogueDisk:
         return self._last_known_good is None or self._stored == _identity(snapshot)
 
     async def save(self, publication: Publication, signer: Signer | None) -> None:
-        """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a while, and no other."""
+        """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a limited time, and does
+        not delay other cycles.
+        """
         if self._last_known_good is None:
             return
         try:
@@ -175,7 +177,7 @@ class CatalogueDisk:
     # -- the history ---------------------------------------------------------------------------------------------------
 
     async def list_history(self) -> None:
-        """Bring `entries` up to date. Waits for as long as the disk hangs; an unreadable directory is logged."""
+        """Bring `entries` up to date. Waits for as long as the disk hangs. Logs if the directory cannot be read."""
         if self._history is None:
             return
         try:

@@ -1,7 +1,7 @@
 """Reads from PEM files when certificates expire.
 
-`ssl` reports the date only for a certificate that was verified, and an expired one cannot be. So this module reads that
-field itself, by the structure of RFC 5280, section 4.1.
+`ssl` reports the date only for a certificate that was verified, and an expired certificate cannot be verified. So this
+module reads the date itself, by the structure of RFC 5280, section 4.1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The checker, seen from the master: a process that compiles rows, started when it is needed and stopped when idle.
+"""The master's side of the checker, a process that compiles rows. It is started when it is needed, and stopped when it
+is idle.
 
-The process is not trusted: its answers are validated, and it is killed after a late or invalid one. The row that it was
-judging then is judged once more, alone in a fresh process, unless the row had used up its CPU time. So no row is
-refused because of the effects of earlier rows. A row that ends the checker twice is refused, because it would end a
+The process is not trusted: its answers are validated, and it is killed after a late or invalid one. The row that the
+process was judging then is judged once more, alone in a new process, unless the row had used up its CPU time. So no row
+is refused because of the effects of earlier rows. A row that ends the checker twice is refused, because it would end a
 client process too.
 
 A *patient* checker judges rows that are served already, while workers answer calls. Its process has the scheduling
@@ -188,7 +189,7 @@ class Checker:
             return
         except _Ended as ended:
             self._stop()
-            # A process that was killed (not lasting) may have ended before it received the row.
+            # If the process was killed (`lasting` is false), it may have ended before it received the row.
             alone = first and len(judged) == begun and ended.lasting
             if ended.own_fault or alone:
                 judged.append(Judgement(Flaw.CODE, ended.lasting))

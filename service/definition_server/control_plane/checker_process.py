@@ -77,7 +77,7 @@ def _all_codecs() -> list[str]:
 
 def _limit() -> None:
     """Limit memory, processes and files, and make this process the first that the kernel kills if it lacks memory.
-    Limits that are lower already stay, because only root may raise them."""
+    Limits that are lower already are not changed, because only root may raise them."""
     for limit, most in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CORE, 0),
@@ -102,7 +102,9 @@ def _lower(limit: int, most: int) -> None:
 
 
 def _allow(size: int) -> None:
-    """Limit the CPU time of the next row, of ``size`` octets, to `cpu_seconds`, or to the rest that the process has."""
+    """Limit the CPU time of the next row, of ``size`` octets, to `cpu_seconds`, or to the time that the process has
+    left, if that is less.
+    """
     soft, hard = int(time.process_time()) + 1 + cpu_seconds(size), resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 

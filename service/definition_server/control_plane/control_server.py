@@ -27,7 +27,7 @@ MAX_REQUEST = 16 * 1024
 MAX_CONNECTIONS = 32
 MAX_CALLS = 16
 _MAX_HELD = 4 * 1024 * 1024
-"""Octets that may be buffered for all clients together."""
+"""The most octets that are buffered for all clients together."""
 _CHECK_SECONDS = 5.0
 """Seconds between two checks of the socket's file, or two attempts to make the file."""
 _DISK_SECONDS = 10.0

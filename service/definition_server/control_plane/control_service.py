@@ -198,7 +198,7 @@ class ControlService:
         return bool(serving) and all(worker.generation >= generation for worker in serving)
 
     async def _roll(self, _: pb.RollRequest) -> AsyncIterator[pb.RollProgress]:
-        """A roll continues when its client disconnects: a partial roll would be worse."""
+        """A roll continues when its client disconnects, because a partial roll would be worse."""
         workers = len(self._supervisor.slots)
         log.info("Rolling the workers")
         replaced: asyncio.Queue[int] = asyncio.Queue()

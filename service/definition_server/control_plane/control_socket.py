@@ -5,8 +5,8 @@ The file is made with mode 0600, whatever the umask is, so the kernel lets only 
 peer connects, its uid is checked too (SO_PEERCRED, unix(7)), because the mode may have been changed since.
 
 A file on which no process listens was left behind by a killed master, and is replaced. A file on which a process
-listens belongs to another instance, and stays. If two instances start at the same moment, a lock on the directory makes
-one wait for the other. The lock leaves no file. Every function here blocks; run it in a thread.
+listens belongs to another instance, and is not changed. If two instances start at the same moment, a lock on the
+directory makes one wait for the other. The lock leaves no file. Every function here blocks; run it in a thread.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Redaction:
         self._secrets = re.compile("|".join(map(_pattern, secrets))) if secrets else None
 
     def clean(self, text: str) -> str:
-        """``text`` in one line, its secrets masked."""
+        """``text`` in one line, with its secrets masked."""
         masked = text if self._secrets is None else self._secrets.sub(MASK, text)
         return " ".join(_NEXT_SENTENCE.sub(". ", masked).split())
 

@@ -6,8 +6,8 @@ no other connections. So clients cannot use up the descriptors that the master n
 
 `DescriptorReserve` is for needs that no calculation foresees, such as a leak in a library. It holds descriptors of
 ``/dev/null``, and closes them while the master starts a process, runs a cycle or reads its files. It does not help
-against a leak that takes the freed descriptors each time, nor against a limit that is lowered below the numbers in use:
-cycles then fail, and the served catalogue stays.
+against a leak that takes the freed descriptors each time, nor against a limit that is lowered below the numbers of the
+open descriptors. In these cases cycles fail, and the served catalogue stays.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = get_logger(__name__)
 
 RESERVED = 24
 """The most descriptors that the master's work opens at one time: the start of a process (7: control socket 2, stats
-page, its standard input, asyncio's pipe 2, pidfd), and beside it a cycle: a connection to the database (4), a snapshot
-built (2), its file and directory (3). The rest is room for a second worker that starts."""
+page, its standard input, asyncio's pipe 2, pidfd), and at the same time a cycle: a connection to the database (4), a
+snapshot built (2), its file and directory (3). The rest is room for a second worker that starts."""
 
 _HELD = 24
 """Descriptors that an idle master has open: 16 for standard streams, event loops, log, listeners, database, and the
@@ -58,7 +58,7 @@ def too_few(limit: int, workers: int) -> str | None:
 
 
 class DescriptorReserve:
-    """Descriptors that no other code can take. To be used in one thread."""
+    """Descriptors that no other code can take. May be used in one thread only."""
 
     def __init__(self, count: int = RESERVED) -> None:
         """Takes ``count`` descriptors, or fewer if no more are free."""

@@ -1,7 +1,7 @@
 """The last failures, refusals and recoveries, with their times. A failure is still shown after the recovery.
 
 An event is a change of state, so a database that is down for a night causes two events, however many cycles fail. An
-event has a kind and a reason from fixed lists and no free text, because the pages that show it need no key.
+event has a kind and a reason from fixed lists, but no free text, because the pages that show it are open to everybody.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Events:
             log.info("Table read again", after=duration(lasted), after_seconds=round(lasted, 1))
 
     def serving(self, serves: bool, *, before: bool) -> None:
-        """Note whether a worker serves a catalogue now. ``before``: whether one has served since the start."""
+        """Note whether a worker serves a catalogue now. ``before``: whether a worker has served since the start."""
         lasted = self.level(EventKind.SERVES_NOTHING, EventKind.SERVES_AGAIN, on=before and not serves)
         if lasted is not None:
             log.info("Serves again", after=duration(lasted), after_seconds=round(lasted, 1))

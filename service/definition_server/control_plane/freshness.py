@@ -84,8 +84,8 @@ def restart_safety(
         serves: Whether there is a catalogue.
         stored: Whether the served catalogue is on disk.
         pinned: Whether a pin is effective.
-        held: Whether the guard holds a catalogue. Without the stored catalogue, a new process would have nothing to
-            compare the held one with, and would publish it.
+        held: Whether the guard holds a catalogue. Without the stored catalogue, a new process could not compare the
+            held catalogue with anything, and would publish it.
         rows_held: Whether the last good version of a command is served in place of its row. A new process could get
             that version only from the disk.
         database_reachable: Whether the last cycle could read the table.

@@ -70,7 +70,7 @@ class HeldCandidate:
         raise Held(self._state.held)
 
     def check(self) -> None:
-        """Raise `Held` if a catalogue is held. For a cycle in which the table has not changed."""
+        """Raise `Held` if a catalogue is held. Called in a cycle in which the table has not changed."""
         if self._state.held is not None:
             raise Held(self._state.held)
 

@@ -25,7 +25,9 @@ class KeyUsage:
         self.replace(keys)
 
     def replace(self, keys: Mapping[str, str]) -> None:
-        """Accept ``keys`` from now on. A key that remains keeps its time of last use, also under another id."""
+        """Accept ``keys`` from now on. A key that was accepted before keeps its time of last use, even if its id has
+        changed.
+        """
         self._digests = {key_id: sha256(key.encode()).hexdigest() for key_id, key in keys.items()}
         accepted = set(self._digests.values())
         self._last_used = {digest: at for digest, at in self._last_used.items() if digest in accepted}

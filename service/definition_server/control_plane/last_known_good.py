@@ -115,7 +115,7 @@ class LastKnownGood:
 
 
 def log_store_failure(error: str) -> None:
-    """The one log line for a snapshot that could not be stored."""
+    """Log that a snapshot could not be stored. This is the only place that logs it."""
     log.error("Last-known-good snapshot not stored", error=error, remedy="check SNAPSHOT_DIR")
 
 

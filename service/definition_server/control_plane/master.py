@@ -386,7 +386,7 @@ class _Master:
             self._stop.set()
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``work`` in a task, with a reference to the task until it ends."""
+        """Run ``work`` in a task. A reference to the task is kept until it ends."""
         task = asyncio.create_task(work())
         self._background.add(task)
         task.add_done_callback(self._background.discard)

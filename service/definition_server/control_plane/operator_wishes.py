@@ -26,7 +26,7 @@ class OperatorWishes:
         """
         Args:
             disk: Keeps the wishes given by command.
-            policy: What the policy file declares now.
+            policy: Returns the present declarations of the policy file.
             clock: Seconds since the epoch.
             signer: The present key, with which the MAC of the file is made.
         """

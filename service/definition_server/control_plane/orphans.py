@@ -14,7 +14,7 @@ PAUSE_SECONDS = 1.0
 
 
 async def reap_orphans(pause: float = PAUSE_SECONDS) -> None:
-    """Reap every ended child that nothing waits for, at most one every ``pause`` seconds. Never returns.
+    """Reap every ended child for which nothing waits, at most one every ``pause`` seconds. Never returns.
 
     The children that the master has started need not be known here: asyncio reaps them at once, so a process that is
     still there one pause after it was first seen is not one of them.

@@ -73,7 +73,9 @@ _TID_RANGE_SCANS = 140000
 """The first version of PostgreSQL that has TID range scans."""
 
 _NEW_CONNECTIONS = 2
-"""New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
+"""The most new connections in a cycle. A short idle_session_timeout may close even a new connection before its first
+statement.
+"""
 
 _EVERYWHERE: list[list[tuple[int, int]]] = [[]]
 """Stands for all blocks: one statement without limits."""
@@ -105,8 +107,8 @@ _FAULTS: tuple[tuple[type[Exception], Reason, str | None], ...] = (
 def url_fault(url: str) -> str | None:
     """The reason why libpq would not connect to ``url``, without quoting it; None if only an attempt can show it.
 
-    libpq itself checks the URL and its service file: we make it connect to a socket that does not exist, and it checks
-    all parameters before the first octet is sent.
+    libpq itself checks the URL and its service file: we make it connect to a socket that does not exist. It checks all
+    parameters before it sends the first octet.
     """
     try:
         parameters = conninfo_to_dict(url)
@@ -412,7 +414,7 @@ class _Reading:
         self.bytecode_fault: str | None = None
         self._state = self._basis = ""
         self._lacks_versions = False
-        """Whether the row versions were not summed up at the beginning."""
+        """Whether the sum over the row versions was left out at the beginning."""
         self._before: Ranges | None = None
         self._ranges: Ranges | None = None
 

@@ -80,8 +80,8 @@ class PublicationPolicy:
         """Read the file, and act if its content is new.
 
         Args:
-            at_once: Whether one reading of a new content suffices. For the start, when there is no earlier policy to
-                keep.
+            at_once: Whether one reading of a new content suffices. It does at the start, when there is no earlier
+                policy to keep.
         """
         found = await self._read()
         if found != self._judged and (found == self._seen or at_once):
@@ -215,7 +215,7 @@ def _version(value: object, where: str) -> str:
 
 
 def _refuse_unknown(table: dict[str, Any], known: frozenset[str], prefix: str) -> None:
-    """Refuse unknown keys: if a misspelled key were ignored, its wish would be lost without notice."""
+    """Refuse unknown keys: if a misspelled key were ignored, the wish behind it would be lost without notice."""
     unknown = sorted(table.keys() - known)
     if unknown:
         names = ", ".join(

@@ -40,8 +40,8 @@ _BATCH_ROWS, _BATCH_OCTETS = 64, 1024 * 1024
 _NAMES_LOGGED = 10
 _PAUSES = 3.0
 """The pause in seconds for each second in which rows were judged that are served already. A scheduler that divides CPUs
-among groups of processes (cgroups, sessions) charges the workers' group for the checker's CPU time, whatever its
-priority there."""
+among groups of processes (cgroups, sessions) charges the workers' group for the checker's CPU time, whatever the
+checker's priority in the group is."""
 _LONGEST_PAUSE = 1.0
 """The longest pause in seconds. It is limited because a batch may have taken long without using a CPU: it may have
 waited for a CPU, or have been stopped.
@@ -68,7 +68,7 @@ class RowChecker(Protocol):
 
 
 class _Budget:
-    """The judging that a first publication waits for."""
+    """The limit of the judging for which a first publication waits."""
 
     def __init__(self, rows: int, seconds: float) -> None:
         """The budget is spent when both its rows and its seconds are spent."""
@@ -76,17 +76,17 @@ class _Budget:
 
     @property
     def spent(self) -> bool:
-        """Whether no more is judged before the publication."""
+        """Whether no more rows are judged before the publication."""
         return self._rows <= 0 and self._seconds <= 0
 
     def take(self, rows: int, seconds: float) -> None:
-        """``rows`` were judged in ``seconds``."""
+        """Note that ``rows`` were judged in ``seconds``."""
         self._rows -= rows
         self._seconds -= seconds
 
 
 class RowGate:
-    """Applies a `Gate` to each reading of the table."""
+    """Applies a `Gate` to the rows of each reading of the table."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class RowGate:
                     if gate.known(key) is None:
                         yield name, facts, key
 
-        with suppress(CannotCheck):  # `apply` has the same rows judged, and reports it
+        with suppress(CannotCheck):  # `apply` lets the same rows be judged, and reports the failure
             await self._judge(unknown(), lambda *_: None, self._budget)
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:

@@ -2,9 +2,9 @@
 
 Three catalogues matter. The *newest* is the last one that passed the guard. The *served* one is the same, unless a pin
 names another. The *held* one was read and did not pass; it waits until an operator accepts it, or the table changes.
-The served catalogue changes under one lock, which no disk holds up: so no catalogue is published after a newer one,
-except by a pin, and generations only rise. A pinned catalogue is published under a new generation too, because workers
-and clients distinguish publications by it."""
+The served catalogue changes under one lock, and nothing waits for a disk under this lock. So no catalogue is published
+after a newer one, except by a pin, and generations only rise. A pinned catalogue is published under a new generation
+too, because workers and clients distinguish publications by it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class ServedCatalogue:
 
     @property
     def newest(self) -> Snapshot | None:
-        """The newest catalogue that passed the guard; at a start, the stored one."""
+        """The newest catalogue that passed the guard. After a start it is the stored catalogue until one has passed."""
         # `or` would not do, because an empty catalogue is false.
         return self._stored.snapshot if self._newest is None else self._newest
 

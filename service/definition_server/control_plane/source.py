@@ -1,4 +1,4 @@
-"""The interface of a source of definitions. PostgreSQL is one (`postgres.py`); tests have another."""
+"""The interface of a source of definitions. PostgreSQL is such a source (`postgres.py`); tests have others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Ranges:
     width: int = 1
     """The size of a range, in a unit that the source defines."""
     sizes: dict[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
-    """The sizes in each range, for the source's own use. Complete when the rows have been read."""
+    """The sizes in each range, for the source's own use. They are complete when the rows have been read."""
 
 
 class Reading(Protocol):
@@ -71,7 +71,7 @@ class Reading(Protocol):
         """All rows, or those of ``ranges``, in batches, in no particular order. May be called only once.
 
         Raises:
-            SourceError: if reading fails. The batches returned so far must then not be used.
+            SourceError: if reading fails. In this case the batches returned so far must not be used.
         """
 
 

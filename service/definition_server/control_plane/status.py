@@ -74,7 +74,7 @@ class StatusReader:
         self._supervisor = supervisor
         self._proof = proof
         self._started_at = time.time()
-        # The kernel takes any octets for a name; pages and messages are UTF-8.
+        # The kernel allows any octets in a host name, but pages and messages are UTF-8: other octets are replaced.
         self._hostname = socket.gethostname().encode(errors="replace").decode()
         self.stopping = False
 

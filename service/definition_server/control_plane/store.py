@@ -42,7 +42,7 @@ _CHUNK = 8 * 1024 * 1024
 
 
 class StoreError(Exception):
-    """The last-known-good snapshot cannot be stored or loaded. The message is for the log: it names the file."""
+    """The last-known-good snapshot cannot be stored or loaded. The message is for the log, and names the file."""
 
     def __init__(self, message: str, reason: Reason = Reason.SNAPSHOT_UNUSABLE) -> None:
         super().__init__(message)
@@ -159,7 +159,9 @@ class SnapshotStore:
         return NotOurs(f"{self.path} is not used: {reason}")
 
     def others_may_write(self) -> bool:
-        """Whether every user may replace files in the directory. The files in it are checked one by one in any case."""
+        """Whether every user may replace files in the directory. The files themselves are checked one by one in any
+        case.
+        """
         try:
             mode = self.path.parent.stat().st_mode
         except OSError:

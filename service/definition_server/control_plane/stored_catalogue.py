@@ -1,5 +1,6 @@
-"""The catalogue that an earlier run has stored in SNAPSHOT_DIR. It is read once, in a task beside the cycles, because a
-disk may hang."""
+"""The catalogue that an earlier run has stored in SNAPSHOT_DIR. It is read once, in a task separate from the cycles,
+because a disk may hang.
+"""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class TableReader:
         Args:
             signer: Signs the code.
             serving: Whether workers answer calls, which the encoding must not delay.
-            unconditional: Read the rows although the fingerprint is the same.
+            unconditional: Whether to read the rows even if the fingerprint is the same.
 
         Raises:
             SourceError: if the source cannot be read.

@@ -6,15 +6,15 @@ of the tables. Together they are the fingerprint (decision 7). The fingerprint i
 belongs to a heap tuple, and the text of each column depends only on that tuple and the system catalogue. `mistrust`
 names a violation. Then there is no fingerprint, and the whole table is read in every cycle.
 
-**Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` takes such sums for each range, so that only
-the rows of changed ranges need to be read, by TID range scans (from PostgreSQL 14; earlier versions would scan the
-whole table for each). An UPDATE that moves a row to another block changes both ranges. Partitioned tables, tables with
-inheritance children, and tables for which `mistrust` names a violation have no ranges. Where there are ranges, the
-fingerprint of the table is the sum of theirs: the first reading of a connection, which needs both, takes them in one
-scan.
+**Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` sums over the row versions of each range, so
+that only the rows of changed ranges need to be read. They are read by TID range scans (from PostgreSQL 14; earlier
+versions would scan the whole table for each). An UPDATE that moves a row to another block changes both ranges.
+Partitioned tables, tables with inheritance children, and tables for which `mistrust` names a violation have no ranges.
+If there are ranges, the fingerprint of the table is the sum of the fingerprints of the ranges. So the first reading of
+a connection, which needs both, computes them in one scan.
 
 **Sizes before content.** `sizes_sql` counts octets, without fetching or decompressing a text. Rows are then read by
-classes of size, so that a batch has at most 8 MiB, in whatever order the database scans.
+classes of size, so that a batch has at most 8 MiB, whatever the order in which the database scans the table.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_ti
 # not depend on the order of a scan. The parts of `state` are: files, which change with TRUNCATE and if another table
 # takes the place of the table; attributes, because ALTER TABLE can change the content of rows without a new row
 # version; types and enum labels, because rows hold numbers in place of them; casts, because ::text may call a function;
-# the only setting that affects a text (of money) and is not fixed above; and the start time, which distinguishes
-# servers: a promoted standby may have assigned the same transaction number to other work.
+# lc_monetary, the only setting that affects a text (that of the type money) and is not fixed above; and the start time,
+# which distinguishes servers, because a promoted standby may have assigned the same transaction number to other work.
 SHAPE_SQL: LiteralString = f"""
 WITH RECURSIVE
 root(number, relid) AS (

@@ -5,7 +5,7 @@
 calls as if this module did not exist. **On**, a thread of the master takes the finished spans every second and the
 metrics at their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and
 drop data that do not fit, and at the end of the server it has two seconds. A collector that is down, slow or refuses
-causes one log line, and another one when it works again.
+data causes one log line, and another line when it works again.
 
 Workers have no network access for an export. They send the calls that they sample over the control socket
 (`CallsSampled`).

@@ -43,7 +43,7 @@ _VERSION = re.compile(rf"[0-9a-f]{{{PREFIX_DIGITS},64}}")
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Serve ``version`` and nothing else."""
+    """The wish that ``version`` is served, and no other version."""
 
     version: str
     """Hex hash, or a beginning of it of at least `PREFIX_DIGITS` digits."""
@@ -188,7 +188,7 @@ class WishesFile:
 
         Raises:
             NotOurs: if somebody else may have written the file. The next write moves it aside.
-            StoreError: if the file cannot be read or is damaged. A damaged one is kept beside it.
+            StoreError: if the file cannot be read or is damaged. A damaged file is renamed and kept.
         """
         try:
             number = os.open(self.path, OPEN_FLAGS)

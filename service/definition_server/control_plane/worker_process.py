@@ -223,7 +223,7 @@ class WorkerProcess:
         """Send the worker each part of the state that was not sent to it yet. Called repeatedly.
 
         ``tls``: the TLS files of ``certificate``.
-        ``peers``: by process id, the workers whose stats pages it may read.
+        ``peers``: process id → worker, for the workers whose stats pages this worker may read.
 
         If the worker does not read (its queue is full), a later call sends the newest state; messages do not
         accumulate.

@@ -25,7 +25,7 @@ MOST_CONNECTIONS = 2_000_000
 
 _MOST_SECONDS_PER_REQUEST = 86_400
 _TOLERANCE_SECONDS = 1.0
-"""A page is read word by word while its worker writes, so its values may be this far apart."""
+"""A page is read word by word while its worker writes, so the times of its values may differ by so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class RequestCounts:
     refused: dict[str, int]
     """Reason → connections refused or closed."""
     lines_dropped: int
-    """Log lines that were never written."""
+    """Number of log lines that were dropped."""
 
 
 def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float) -> str | None:
