@@ -162,7 +162,7 @@ async def test_the_exact_return_to_an_earlier_version_is_never_held(
         server.restart()
         assert await server.synchronizer.restore()
     server.source.replace(*FEW)
-    assert await server.cycle() is Outcome.HELD, "no version that was published"
+    assert await server.cycle() is Outcome.HELD, "this version was never published"
     assert await server.cycle(*ALL) is Outcome.PUBLISHED
 
 
@@ -210,7 +210,7 @@ async def test_gradual_losses_are_held_once_they_add_up_within_the_window(
     assert await server.cycle(*rows[:137]) is Outcome.HELD
     assert await server.cycle(*rows[:160]) is Outcome.PUBLISHED, "five commands"
     monkeypatch.setattr(catalogue_guard, "WINDOW_SECONDS", -1.0)
-    assert await server.cycle(*rows[:129]) is Outcome.PUBLISHED, "an old baseline does not count"
+    assert await server.cycle(*rows[:129]) is Outcome.PUBLISHED, "an old baseline is not used"
 
 
 async def test_a_change_of_the_signing_key_is_not_a_change_of_the_content(server: Server) -> None:

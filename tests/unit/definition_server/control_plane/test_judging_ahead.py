@@ -78,7 +78,9 @@ async def test_verdicts_given_during_the_reading_are_used_after_it(bench: Bench)
     builder = bench.read([row("bad", "if"), row("good", "x = 1"), row("", "x = 2"), row("none")._replace(code=None)])
     await bench.judged(2)
     await bench.gate.apply(builder, None)
-    assert bench.checker.names == [b"bad", b"good"], "none is judged twice, and none that cannot be served"
+    assert bench.checker.names == [b"bad", b"good"], (
+        "no row is judged twice, and no row that cannot be served is judged"
+    )
     assert builder.digests().keys() == {b"good"}
     assert builder.findings.unserved["code_invalid"] == 1
 

@@ -143,7 +143,7 @@ async def test_a_published_catalogue_is_known_and_its_changes_are_noted(diskless
     assert (changes[second].added, changes[second].changed, changes[second].examples) == (0, 1, ("~ c00",))
     assert diskless.synchronizer.catalogue.knows(first)
     assert await diskless.cycle(row("c00"), *ALL[1:]) is Outcome.PUBLISHED
-    assert list(changes) == [second, first], "the one that was published last is the last"
+    assert list(changes) == [second, first], "the version that was published last is at the end"
 
 
 async def test_an_accepted_version_that_is_no_longer_held_is_published_after_a_restart(server: Server) -> None:

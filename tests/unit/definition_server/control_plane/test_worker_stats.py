@@ -1,4 +1,4 @@
-"""The master believes only counts that a worker could have reached, and a worker never changes the counts of others."""
+"""The master uses only counts that a worker could have reached, and a worker cannot change the counts of others."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ UNTIL_NOW = {
     ),
     "a part of a frame": (wire.headers(3, wire.request_block(STATIC))[:7],),
     "a part of a block": (wire.headers(3, wire.request_block(STATIC), end_headers=False),),
-    "the window of a stream to come": (wire.window_update(3, 1),),
+    "a window for the next stream": (wire.window_update(3, 1),),
     "a reset": (wire.rst_stream(1),),
     "two calls in one": (wire.call(3) + wire.call(5),),
     "a call and a half": (wire.call(3) + wire.call(5)[:20],),

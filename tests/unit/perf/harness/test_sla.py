@@ -65,7 +65,7 @@ def test_a_limit_within_the_interval_needs_more_rounds_and_then_the_median_decid
         assert "the median of 6 rounds decides" in found.reason
 
 
-def test_an_interval_beyond_the_blur_gives_no_verdict() -> None:
+def test_an_interval_beyond_the_limit_by_more_than_the_blur_gives_no_verdict() -> None:
     figures = [60.0, 105, 106, 107, 108, 109]
     assert judge(gate(blur=50.0), runs("ours", figures), NOISE).verdict == KEPT
     found = judge(gate(blur=10.0), runs("ours", figures), NOISE)
