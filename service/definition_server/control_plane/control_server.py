@@ -3,8 +3,8 @@
 If the socket cannot be opened (a full or read-only disk, another instance), the reason is logged with a remedy, and the
 attempt is repeated. Meanwhile the server serves without the socket. A socket whose file was removed is opened again
 too. The cost of the clients of the socket is limited, because other programs of the same account are not trusted: few
-connections, small requests, and a deadline for each. The engine serves them in slices, as it serves clients of the gRPC
-port.
+connections, small requests, and a deadline for each. The engine serves these clients in time slices, as it serves
+clients of the gRPC port.
 """
 
 from __future__ import annotations

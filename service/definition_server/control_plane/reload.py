@@ -153,7 +153,7 @@ def _variable(name: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """A value as an override. It is None for the path of a certificate, so that the file is checked only when it is
-    read again.
+    """A value in the form in which settings can be overridden. It is None for the path of a certificate, so that the
+    file is checked only when it is read again.
     """
     return value.get_secret_value() if isinstance(value, SecretStr) else None

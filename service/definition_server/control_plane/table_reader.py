@@ -85,8 +85,8 @@ class TableReader:
             on_change: Called when rows are about to be read.
             on_rows: Called with each batch of rows.
             known: Returns the content hashes, by name, with which the rows will be compared.
-            full_read_interval: Seconds after a full reading, after which all rows are read even if the fingerprint is
-                the same.
+            full_read_interval: When a full reading is older than so many seconds, all rows are read again, even if the
+                fingerprint is the same.
         """
         self._on_change = on_change
         self._on_rows = on_rows

@@ -102,7 +102,7 @@ UNTIL_NOW = {
     "a call under way": (wire.call(3, HANDLED),),
     "as many calls as may be": (wire.call(3, HANDLED), wire.call(5, HANDLED), wire.call(7, HANDLED)),
     "HEADERS alone": (wire.headers(3, wire.request_block(STATIC)),),
-    "as many HEADERS as may be": (
+    "several HEADERS and a PING": (
         b"".join(wire.headers(stream, wire.request_block(STATIC)) for stream in (3, 5, 7)) + wire.ping(),
     ),
     "a part of a frame": (wire.headers(3, wire.request_block(STATIC))[:7],),

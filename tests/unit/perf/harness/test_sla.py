@@ -245,7 +245,7 @@ def test_a_wrong_gate_or_table_is_refused_with_its_reason(tmp_path: Path, text: 
     assert told in str(caught.value)
 
 
-def test_the_objective_of_the_guide_is_a_gate_at_the_share_of_a_worker() -> None:
+def test_a_gate_demands_the_guides_objective_at_the_rate_of_one_worker() -> None:
     """P95 below 1 ms at 35,000 calls a second on four cores: on each core, and on each worker of the overlay, which
     leaves a core to the master.
     """
