@@ -33,7 +33,7 @@ class Flaw(IntFlag):
 
 
 ANSWER = 0x40
-"""Set in every answer, so that neither a zero octet nor plain text is taken for an answer."""
+"""The bit that is set in every answer, so that neither a zero octet nor plain text is taken for an answer."""
 READY = b"\x5a"
 """The first octet from the checker, sent when it is confined and its self-test has passed."""
 

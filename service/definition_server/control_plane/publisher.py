@@ -21,8 +21,8 @@ from definition_server.ipc.memory import create_sealed, map_sealed
 RECENT = 10
 
 _SHORT_OCTETS = 4 << 20
-"""A catalogue of fewer octets is hashed before it is written: a thread that hashes it meanwhile would take longer to
-start.
+"""A catalogue of fewer octets is hashed before it is written, and not in a thread meanwhile, because starting the
+thread would take longer than hashing.
 """
 
 _RELEASED_CHUNKS = 16
