@@ -111,7 +111,7 @@ class Variant:
 
     transport: str
     certificate: Certificate | None = None
-    """The server's certificate; None: cleartext."""
+    """The server's certificate; None for cleartext."""
     authority: Path | None = None
     """The certificate file that clients trust."""
 

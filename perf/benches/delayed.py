@@ -28,7 +28,7 @@ from perf.targets.target import ROOT, SERVER_CPU, Target, TargetFailed
 
 USUAL_SECONDS, SLOW_SECONDS = 0.010, 0.030
 SLOW_EVERY = 10
-"""One call of so many is slow: more than one in twenty, so the P95 lies well within the slow calls."""
+"""One call of so many is slow. This is more than one in twenty, so the P95 lies well within the slow calls."""
 
 
 @contextmanager

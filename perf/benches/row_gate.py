@@ -152,7 +152,7 @@ def judged(what: str, before: list[float], beside: list[float], after: list[floa
         row.most = P99_RATIO
         if noise >= P99_RATIO:
             row.value = None
-            row.error = f"alone, too, it differs by × {noise:.2f} from one time to the next: the machine is not quiet"
+            row.error = f"two measurements alone differ by × {noise:.2f} too: the machine is not quiet"
     return row
 
 

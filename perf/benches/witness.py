@@ -85,8 +85,9 @@ class Comparison:
     theirs: float
     allowed: float
     reason: str = ""
-    """The reason why the two differ by more than is allowed; empty if they do not differ so much, or if no reason is
-    known."""
+    """The reason why `ours` and `theirs` differ by more than is allowed; empty if they do not differ so much, or if no
+    reason is known.
+    """
 
     @property
     def difference(self) -> float:

@@ -87,7 +87,7 @@ class LoadConnection:
         if self._stamped:
             self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.arrived = 0.0
-        """When the octets of the last read arrived (monotonic clock); 0: not known."""
+        """When the octets of the last read arrived (monotonic clock); 0 if it is not known."""
         self._tls = tls
         self.sock.sendall(wire.opening())
         self.sock.setblocking(False)

@@ -38,12 +38,12 @@ class Job:
     names: str = "all"
     """``one``, ``all`` in turn, or ``zipf``."""
     spread: int = 0
-    """Maximum number of definitions, spread over the catalogue; 0: all."""
+    """Maximum number of definitions, spread over the catalogue; 0 for all."""
     unknown: float = 0.0
     unknown_names: int = UNKNOWN_NAMES
     bad_key: float = 0.0
     deadlines: int = 0
-    """Number of different deadlines; 0: calls without a deadline."""
+    """Number of different deadlines; 0 if calls have no deadline."""
     acknowledge: bool = False
     """See `perf.generator.connection.LoadConnection`."""
     tls: bool = False

@@ -11,7 +11,7 @@ The kinds of gates must find different injections:
 - ``[[gate]]`` with ``expected``, including the one over nghttpd: a call that costs twice as much. If the server becomes
   a tenth slower, the figure falls by a tenth, but the limit is further below the usual figure, because the ratio of the
   server's speed to the reference work's differs by more than a tenth between processors. So only a comparison detects a
-  tenth.
+  server that is a tenth slower.
 """
 
 from __future__ import annotations

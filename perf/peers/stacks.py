@@ -46,7 +46,7 @@ class Build(ABC):
 
     @property
     def missing(self) -> str:
-        """The reason why it cannot be started; empty if it can be started."""
+        """The reason why the peer cannot be started; empty if it can be started."""
         if self.place.exists():
             return _lacking(self._runs)
         return self.missing_tools or self.not_built

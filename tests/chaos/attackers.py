@@ -63,7 +63,9 @@ class Job:
     size: int = 1
     """Number of connections at any time."""
     rate: float = 0.0
-    """Maximum of resets, calls with a wrong key, or calls of a crowd per second, over all connections. 0: no limit."""
+    """Maximum of resets, calls with a wrong key, or calls of a crowd per second, over all connections. 0 if there is no
+    limit.
+    """
     seconds: float = 1.0
     """Time for each attack of ``tests/support/attacks.py``."""
     ca_file: str | None = None
@@ -97,7 +99,9 @@ class Replies:
             yield kind, flags, stream, payload
 
     async def statuses(self, streams: range) -> Counter[str]:
-        """The ``grpc-status`` of the calls on these streams, after all have ended; ``reset`` for a call without one."""
+        """The ``grpc-status`` of the calls on these streams, after all have ended. A call without a status is counted
+        as ``reset``.
+        """
         found: dict[int, str] = {}
         async for kind, flags, stream, payload in self.frames():
             if kind == wire.HEADERS:

@@ -40,8 +40,8 @@ NO_DESCRIPTOR = 3
 EX_UNAVAILABLE = 69
 OBSERVED_SECONDS = 2.0
 NOTICED_SECONDS = 2.5
-"""libfaketime reads the offset again when more than a second has passed, counted in whole seconds: within two
-seconds.
+"""After so many seconds libfaketime has noticed a new offset: it reads the offset again when more than a second has
+passed, counted in whole seconds, which may take two seconds.
 """
 _SMALL_DISK = "size=64k,mode=0755"
 """Less than the size of the snapshot of a drill's table, so that it cannot be stored."""
@@ -69,7 +69,7 @@ def no_descriptors(stage: Stage) -> Iterator[None]:
     pids = pids_of(stage)
     with limited(pids, resource.RLIMIT_NOFILE, NO_DESCRIPTOR):
         stage.table.advance()
-        with socket.create_connection((host, int(port)), timeout=5):  # no worker can accept it
+        with socket.create_connection((host, int(port)), timeout=5):  # no worker can accept this connection
             yield
     none_may_die(stage, pids)
 

@@ -34,7 +34,7 @@ class TargetDatabase:
         self._url = url
         self._patience = 2 * interval_seconds + 15
         self.looked_after: float | None = None
-        """Seconds from the end of the last fault until a server had read the table again; None: none has."""
+        """Seconds from the end of the last fault until a server had read the table again; None if none has."""
 
     def faults(self) -> tuple[Fault, ...]:
         """The faults, in order."""

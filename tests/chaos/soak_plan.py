@@ -39,7 +39,7 @@ LEFT_OUT = {
 """Faults that no soak includes, and the reasons."""
 
 LEFT_OUT_ON_GRPCIO = {
-    "client-attacks": "costs calls there",
+    "client-attacks": "costs calls on grpcio",
     "workers-all-killed": _WHOLE_SERVER,
 }
 

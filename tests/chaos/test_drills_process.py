@@ -64,6 +64,6 @@ def test_a_server_with_a_defect_breaks_its_drill(
     fault: str, variant: str, make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     have(NEEDS.get(fault))
-    monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # a missing effect costs the whole waiting time
+    monkeypatch.setattr(promises, "PROMISED_SECONDS", 8.0)  # the default would be waited for in full
     outcome = play_red(BY_ID[fault], make_stage(**broken(variant, settings_for(fault, tmp_path))), variant)
     assert verdict(outcome) == "BROKEN", explained(outcome)

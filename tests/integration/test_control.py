@@ -83,7 +83,7 @@ def test_log_and_status_state_that_nothing_is_stored_if_there_is_no_snapshot_dir
     server.wait_log("Control socket open")
     [line] = server.logged("Nothing is stored: SNAPSHOT_DIR is not set")
     assert (line["level"], "SNAPSHOT_DIR" in line["remedy"]) == ("WARN", True)
-    [hint] = server.logged("A variable of the environment may not be meant so")
+    [hint] = server.logged("An environment variable may be wrong")
     assert hint["variable"] == "DATABASE_POOL_SIZE"
     shown = run("status", directory=tmp_path, CONTROL_SOCKET=str(path))
     assert "nothing is stored, because SNAPSHOT_DIR is not set" in " ".join(shown.stdout.split())

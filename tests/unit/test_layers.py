@@ -240,7 +240,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(("path", "text"), ALLOWED.values(), ids=ALLOWED)
-def test_an_allowed_import_is_no_violation(path: str, text: str) -> None:
+def test_an_allowed_import_is_not_a_violation(path: str, text: str) -> None:
     assert violations(Sources({**OTHERS, path: text})) == []
 
 

@@ -151,7 +151,7 @@ def test_an_environment_whose_interpreter_was_removed_is_created_again(noxfile: 
     assert python.exists()
 
 
-def test_a_directory_that_is_no_environment_is_not_cleared(noxfile: Any) -> None:
+def test_a_directory_that_is_not_an_environment_is_not_cleared(noxfile: Any) -> None:
     kept = noxfile.ENVIRONMENT / "thesis.txt"
     kept.parent.mkdir(parents=True)
     kept.write_text("years of work")

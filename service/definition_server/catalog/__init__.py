@@ -1,4 +1,4 @@
-"""Definitions and the immutable snapshot of them. No process, no socket, no database.
+"""Definitions, and the immutable snapshot of them. Nothing here uses a process, a socket or a database.
 
 Theory of operation: *the snapshot is the wire*. `builder.SnapshotBuilder` turns rows into one block of octets whose
 body is a serialized ``avap.CatalogResponse``; `snapshot.Snapshot` reads that block without copying it. The block in

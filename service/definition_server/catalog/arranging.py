@@ -1,5 +1,5 @@
-"""Arranges the commands of a snapshot that is being built, in name order. Each is new, or copied from the previous
-snapshot.
+"""Arranges the commands of a snapshot that is being built, in name order. Each command is either new or copied from the
+previous snapshot.
 
 A full reading arranges all commands, so each step handles many of them in one call.
 """
@@ -17,14 +17,15 @@ from definition_server.catalog.previous_build import Arrangement
 
 
 class Arranging:
-    """A body that grows at its end."""
+    """The body of a snapshot, to which commands are appended."""
 
     def __init__(self, before: Arrangement, old: memoryview | None, field_of: Callable[[bytes], bytes]) -> None:
         """
         Args:
             before: The commands of the previous snapshot; an empty one if there is no previous snapshot.
             old: The body of the previous snapshot.
-            field_of: Returns the field of ``CatalogResponse`` that holds the new command of a name.
+            field_of: Takes the name of a new command and returns the field of ``CatalogResponse`` that holds the
+                command.
         """
         self._before = before
         self._old = old
@@ -33,7 +34,7 @@ class Arranging:
         self.size = 0
         """Octets of all pieces so far."""
         self.done = 0
-        """Commands of the previous snapshot that were copied or passed over."""
+        """Number of commands of the previous snapshot that were either copied or left out."""
         self._names: list[bytes] = []
         self._offsets, self._lengths, self._hashes = array("Q"), array("Q"), array("Q")
 
@@ -55,7 +56,7 @@ class Arranging:
         self._hashes += name_hashes(names)
 
     def copy(self, end: int) -> None:
-        """Copy the commands of the previous snapshot from `done` to ``end``, which have not changed."""
+        """Copy the commands of the previous snapshot from number `done` up to ``end``. They have not changed."""
         before, done = self._before, self.done
         if self._old is None or done == end:
             return
@@ -70,9 +71,9 @@ class Arranging:
         self.done = end
 
     def finish(self) -> Arrangement:
-        """The places of all commands, in name order."""
+        """Return the places of all commands, in name order."""
         names, before = self._names, self._before
-        if self._old is not None and names == before.names:  # share the list and the array
+        if self._old is not None and names == before.names:  # so both arrangements can share the list and the array
             names, slots = before.names, before.slots
         else:
             slots = array("Q", assembly.slots(slot_count(len(names)), self._hashes))

@@ -1,6 +1,7 @@
 """Assembles the parts of a snapshot other than the messages of its commands: version hash, tail of the body and index.
 
-The version hash and the index can continue from those of the previous snapshot, as far as its commands are the same.
+The version hash and the index are not computed from the start: they continue from those of the previous snapshot after
+the commands that both snapshots begin with.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from definition_server.catalog.layout import SLOT
 from definition_server.catalog.previous_build import Arrangement, Hash
 
 _HASHED_TOGETHER = 1024
-"""Names and hashes that are joined before they are hashed: one call for each name would cost more than the copy."""
+"""So many names, with their hashes, are joined and then hashed in one call: a call for each name would cost more than
+the copy.
+"""
 
 _CHUNK_OCTETS = 1 << 20
-"""Octets of a chunk that is hashed and written at once. The memory of a larger one would go back to the kernel."""
+"""Octets of a chunk that is hashed and written at once. The allocator would return the memory of a larger chunk to the
+kernel each time.
+"""
 _LONG_OCTETS = 64 << 10
-"""A longer piece is not copied to be joined with others."""
+"""A piece of more octets than this is not joined with other pieces, which would copy it."""
 
 _SLOT_NUMBERS = SLOT.size // 8
-"""Numbers of 64 bits in a slot of the index."""
+"""A slot of the index has so many numbers of 64 bits."""
 
 
 def version_hash(
@@ -40,8 +45,8 @@ def version_hash(
         names: The names, in order.
         digests: Their hashes.
         states: An empty list, to which the state of the hash before each `_HASHED_TOGETHER` names is appended.
-        before: Such states, of the previous snapshot.
-        unchanged: The number of names at the beginning that are the same there, with the same hashes.
+        before: The states of the previous snapshot.
+        unchanged: How many of the first names are the same in the previous snapshot, with the same hashes.
     """
     states += before[: unchanged // _HASHED_TOGETHER + 1]
     digest = states[-1].copy() if states else hashlib.sha256()
@@ -54,7 +59,7 @@ def version_hash(
 
 
 def catalog_tail(count: int, version: bytes) -> bytes:
-    """The fields of ``CatalogResponse`` behind its commands: their number, and the version hash."""
+    """The fields of ``CatalogResponse`` that follow its commands: the number of commands, and the version hash."""
     total = bytes([wire.TOTAL_COUNT << 3 | wire.VARINT]) + wire.varint(count) if count else b""
     return total + wire.field(wire.VERSION_HASH, version.hex().encode("ascii"))
 
@@ -78,14 +83,16 @@ def index(count: int, arrangement: Arrangement) -> memoryview:
     parts = (arrangement.slots, arrangement.hashes, arrangement.offsets, arrangement.lengths)
     for slot, hashed, offset, length in zip(*parts, strict=True):
         put(octets, slot * size, hashed, offset, length)
-    return memoryview(octets)  # of a large catalogue it has a twentieth of all octets: it is not copied
+    return memoryview(octets)  # not copied: the index has a twentieth of the octets of a large catalogue
 
 
 def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> memoryview:
-    """``index``, with the places of the same names in ``arrangement``. The first ``unchanged`` places are the same."""
+    """A copy of ``index`` with the places from ``arrangement``, which has the same names. The first ``unchanged``
+    places have not changed.
+    """
     octets = array("Q")
     octets.frombytes(index)
-    if sys.byteorder == "big":  # a snapshot is little-endian
+    if sys.byteorder == "big":  # the integers of a snapshot are little-endian
         octets.byteswap()
     parts = (arrangement.slots[unchanged:], arrangement.offsets[unchanged:], arrangement.lengths[unchanged:])
     for slot, offset, length in zip(*parts, strict=True):
@@ -98,7 +105,9 @@ def index_after(index: memoryview, arrangement: Arrangement, unchanged: int) -> 
 
 
 def chunks(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """``pieces``, one after the other, in chunks of about 1 MiB. Takes each piece from the list, to be freed."""
+    """``pieces``, one after the other, in chunks of about 1 MiB. Removes each piece from the list, so that its memory
+    can be freed.
+    """
     pieces.reverse()
     while pieces:
         if len(pieces[-1]) > _LONG_OCTETS:

@@ -1,12 +1,12 @@
 """Builds a snapshot from rows.
 
-The builder keeps one encoded ``CommandResponse`` per name and little else, so 200 MB of code take little more than
-200 MB of memory while they are read. The result is a list of pieces, which are written to shared memory one after the
-other and never joined.
+The builder keeps one encoded ``CommandResponse`` for each name and little else, so it needs little more than 200 MB of
+memory for 200 MB of code. The result is a list of pieces, which are never joined: they are written to shared memory one
+after the other.
 
-A build may begin with rows of the previous build (`take_over`). Their messages are not copied while it builds: the new
-snapshot contains slices of the previous one, one for each run of commands between two changes. The result is the same,
-octet for octet, as a build from all rows.
+A build may begin with rows of the previous build (`take_over`). The messages of these rows are not copied one by one:
+the new snapshot contains slices of the previous one, a slice for each run of commands between two changes. The result
+is the same, octet for octet, as a build from all rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from definition_server.catalog.validation import (
 )
 
 _NO_ID = -(2**63) - 1
-"""Stands for the id of a row that has none. It is below every real id."""
+"""Stands for the id of a row that has no id. It is less than every real id."""
 
 _HASH_TAG = bytes([wire.HASH << 3 | wire.LENGTH_DELIMITED, 64])
 _HASH_LENGTH = len(_HASH_TAG) + 64
@@ -67,7 +67,7 @@ class BuiltSnapshot:
         return self.footer.body_length + self.footer.slots * SLOT.size + FOOTER_SIZE
 
     def to_bytes(self) -> bytes:
-        """All octets in one object."""
+        """The octets of the whole snapshot, joined."""
         return b"".join(self.pieces)
 
 
@@ -95,7 +95,7 @@ class RowFacts:
 
     @classmethod
     def of(cls, row: Row) -> RowFacts:
-        """Those of a row that can be served."""
+        """The parts of a row that can be served."""
         return cls(row.id, row.type or DEFAULT_TYPE, row.interface or DEFAULT_INTERFACE, row.code or b"")
 
 
@@ -109,14 +109,16 @@ class SnapshotBuilder:
         """
         Args:
             signer: Signs the code.
-            known: The content hashes, by name, with which `differing` will compare the rows. Each row is then compared
-                when it is encoded, while it is in the processor's cache: for 100,000 rows this saves 30 to 60 ms.
+            known: The content hashes, by name, with which `differing` will compare the rows. If they are given here,
+                each row is compared as soon as it is encoded, while it is in the processor's cache: for 100,000 rows
+                this saves 30 to 60 ms.
         """
         self._signer = signer
         self._known = known or None
         # The names whose row differed from `_known` when it was added.
         self._differed: dict[bytes, None] = {}
-        # By name, the rows that are not served because of a fault: of several rows, the one with the highest id.
+        # Name → the reason and the row, for rows that are not served because of a fault. If several rows of a name have
+        # a fault, the one with the highest id is kept.
         self._faults: dict[bytes, tuple[Unserved, Row]] = {}
         # name → id, and name → content hash, of the served definitions.
         self._ids: dict[bytes, int] = {}
@@ -125,11 +127,12 @@ class SnapshotBuilder:
         # field of ``CatalogResponse`` that holds it: one piece of the body.
         self._fields: dict[bytes, bytes] = {}
         self._previous: PreviousBuild | None = None
-        # The names whose command may differ from that in the previous snapshot: it is gone, or was read again.
+        # The names whose command may differ from that in the previous snapshot, because its row was read again or is
+        # gone.
         self._doubtful: set[bytes] = set()
         # The names of rows that were served when they were added, by range.
         self._ranges: dict[int, list[bytes]] = {}
-        # Ranges with a row that was not served, and names whose rows prevent that their range is kept.
+        # Two reasons why a range is not kept: it has a row that was not served, or a row with one of these names.
         self._not_kept: set[int | None] = set()
         self._disputed: set[bytes] = set()
         self._kept: dict[int, Sequence[bytes]] = {}
@@ -142,8 +145,8 @@ class SnapshotBuilder:
     def take_over(self, previous: PreviousBuild, ranges: Iterable[int]) -> None:
         """Begin with the rows of ``ranges``, which ``previous`` keeps. Must be called before the first `add`.
 
-        O(other rows), and O(rows) where they are to be compared with known hashes. ``previous`` was built with the same
-        signing key. Only one build may take it over.
+        Takes O(rows of the other ranges) time, or O(all rows) if the builder has hashes to compare the rows with.
+        ``previous`` was built with the same signing key. Only one build may take ``previous`` over.
         """
         assert not self._ids, "rows are taken over first, so that none of them replaces a row that was read"
         self._previous = previous
@@ -203,8 +206,8 @@ class SnapshotBuilder:
             self._suspect(name, Suspect.NAME_TOO_LONG, row)
 
     def _replaces(self, row: Row, new: tuple[int, bytes], earlier: tuple[int, bytes]) -> bool:
-        """Whether ``row`` is served in place of an earlier row of its name. ``new`` and ``earlier`` are their ids and
-        hashes.
+        """Whether ``row`` is served in place of an earlier row with the same name. ``new`` and ``earlier`` are the ids
+        and hashes of the two rows.
         """
         name = row.name or b""
         # The ranges of both rows are not kept: when one of the rows is deleted, the other must be read again.
@@ -237,7 +240,7 @@ class SnapshotBuilder:
             content = content_fields(name, kind, interface, self._signer.pack(code, binding))
         number = id_field(row_id)
         length = len(content) + len(number) + len(bytecode) + _HASH_LENGTH
-        # The hash comes last, behind fields with higher numbers, so that it is found without reading the other fields.
+        # The hash is the last field, although others have higher numbers: so it is found without reading the others.
         return digest, b"".join((b"\x0a", wire.varint(length), content, number, bytecode, _HASH_TAG, digest))
 
     @property
@@ -252,7 +255,7 @@ class SnapshotBuilder:
 
     @property
     def count(self) -> int:
-        """Definitions collected so far."""
+        """The number of definitions collected so far."""
         return len(self._ids)
 
     def digests(self) -> dict[bytes, bytes]:
@@ -270,12 +273,14 @@ class SnapshotBuilder:
         return list(self._compare(known))
 
     def _compare(self, known: Mapping[bytes, bytes]) -> Iterator[bytes]:
-        """`differing`, for all rows so far. The interpreter executes nothing for a row that is unchanged."""
+        """`differing`, for all rows that were added so far. The interpreter executes no bytecode for a row that is
+        unchanged.
+        """
         return compress(self._digests, map(ne, self._digests.values(), map(known.get, self._digests)))
 
     def faults(self) -> Mapping[bytes, Unserved]:
-        """Each name that has only rows that cannot be served → the reason. Of several rows, the one with the highest id
-        decides.
+        """Each name that has only rows that cannot be served → the reason. If a name has several such rows, the reason
+        is that of the row with the highest id.
         """
         return {name: reason for name, (reason, _) in self._faults.items() if name not in self._ids}
 
@@ -283,7 +288,7 @@ class SnapshotBuilder:
         """The row that `build` would serve under ``name``.
 
         Raises:
-            KeyError: where it would serve none.
+            KeyError: if `build` would serve nothing under ``name``.
         """
         order = self._ids[name]
         definition = parse_definition(memoryview(self._message(name)))
@@ -300,7 +305,7 @@ class SnapshotBuilder:
         return message
 
     def id_of(self, name: bytes) -> int | None:
-        """The id of the row that is served under ``name``; None where it is held, or has none."""
+        """The id of the row that is served under ``name``; None if the row is held, or has no id."""
         return _id(self._ids[name])
 
     def encode(self, row: Row) -> bytes:
@@ -319,7 +324,7 @@ class SnapshotBuilder:
         self._fields[name] = wire.field(wire.COMMANDS, message)
 
     def leave_out(self, name: bytes, reason: Unserved) -> None:
-        """Serve nothing under ``name``, and count its row under ``reason``."""
+        """Serve nothing under ``name``, and count the row that is left out under ``reason``."""
         order = self._ids[name]
         self._withdraw(name)
         self._disputed.add(name)
@@ -329,8 +334,8 @@ class SnapshotBuilder:
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
-        """Remove from `findings` the suspicions about the row of ``name`` that would have been served, or the row's
-        fault.
+        """Remove from `findings` the suspicions about the row that would have been served under ``name``. If no row
+        would have been served, remove the fault of the row.
         """
         if name in self._ids:
             row = Row(_id(self._ids[name]), name, None, None, None)
@@ -347,7 +352,7 @@ class SnapshotBuilder:
             created_at_ns: time of building, nanoseconds since the epoch.
 
         Raises:
-            CatalogTooLarge: where the body would exceed 2 GiB.
+            CatalogTooLarge: if the body would exceed 2 GiB.
         """
         unsealed = self._unsealed()
         digest = hashlib.sha256()
@@ -357,12 +362,12 @@ class SnapshotBuilder:
         return BuiltSnapshot([*unsealed.pieces, footer.pack()], footer)
 
     def arrange(self) -> Unsealed:
-        """The snapshot without its footer, for which the content must be hashed: `seal` returns it.
+        """The snapshot without its footer. `seal` returns the footer, for which the caller must hash the content.
 
-        The builder keeps no message after that: the caller can free each piece once it is written.
+        Afterwards the builder refers to no message: the caller can free each piece once it is written.
 
         Raises:
-            CatalogTooLarge: where the body would exceed 2 GiB.
+            CatalogTooLarge: if the body would exceed 2 GiB.
         """
         unsealed = self._unsealed()
         self._fields = {}
@@ -425,14 +430,16 @@ class SnapshotBuilder:
                 arranging.copy(number)
                 run = []
             arranging.done = number + (number < len(before.names) and before.names[number] == name)
-            if name in self._fields:  # otherwise it is gone
+            if name in self._fields:  # a name without a field has no command any more
                 run.append(name)
         arranging.append(run)
         arranging.copy(len(before.names))
         return arranging.pieces, arranging.finish(), arranging.size
 
     def changed_since(self, snapshot: Snapshot | None) -> Sequence[bytes] | None:
-        """After `build`: the names whose command may differ from that in ``snapshot``; None: any command may differ."""
+        """After `build`: the names whose command may differ from that in ``snapshot``; None if any command may
+        differ.
+        """
         before = self.copies_from
         if before is None or snapshot is None or not snapshot.footer.same_octets(before.footer):
             return None
@@ -441,14 +448,14 @@ class SnapshotBuilder:
     def as_previous(self, snapshot: Snapshot) -> PreviousBuild | None:
         """The parts of this build that the next one may take over, if ``snapshot`` has the octets that `build` made.
 
-        Must be the last call to this builder, after `build`: its tables are handed on. None where the snapshot is
-        another one, or the rows came without ranges.
+        Must be the last call to this builder, after `build`: the next build owns and changes its tables. None if
+        ``snapshot`` is not the one that was built, or the rows came without ranges.
         """
         assert self._built is not None, "it was built"
         footer, arrangement = self._built
         if not footer.same_octets(snapshot.footer) or None in self._not_kept:
             return None
-        # Names whose commands the next build does not take over: disputed names, and all names of a range that is read
+        # The next build takes over no command of these names: disputed names, and all names of a range that is read
         # again.
         disputed = self._disputed | self._suspicions.keys()
         others, kept = set(disputed), dict[int, Sequence[bytes]]()
@@ -478,7 +485,7 @@ def _id(order: int) -> int | None:
 
 
 def rows_of(snapshot: Snapshot) -> Iterator[Row]:
-    """The rows that ``snapshot`` serves, with unsigned source code; an id is None where it is unknown.
+    """The rows that ``snapshot`` serves, with unsigned source code; an id is None if it is unknown.
 
     Used to rebuild a stored snapshot with another signing key.
     """

@@ -33,7 +33,7 @@ class Flaw(IntFlag):
 
 
 ANSWER = 0x40
-"""Set in every answer, so that neither a zero octet nor plain text is taken for an answer."""
+"""The bit that is set in every answer, so that neither a zero octet nor plain text is taken for an answer."""
 READY = b"\x5a"
 """The first octet from the checker, sent when it is confined and its self-test has passed."""
 
@@ -46,7 +46,7 @@ _RETURN_OUTSIDE = "'return' outside function"
 
 
 def flaws_of(checks: int, name: bytes, interface: bytes, code: bytes) -> Flaw:
-    """The flaws of one row's content. ``checks``: the checks to make."""
+    """The flaws of one row's content. ``checks``: the checks that are made, as bits."""
     found = Flaw.NONE
     if checks & INTERFACE:
         found |= interface_flaws(interface)
@@ -92,7 +92,8 @@ def compile_as_client(code: bytes, name: bytes, *, function: bool = False) -> No
     Args:
         code: Source, UTF-8.
         name: The command's name, which clients use as file name.
-        function: A top-level ``return`` is allowed, as for a client that runs the code as the body of a function.
+        function: Whether a top-level ``return`` is allowed, as for a client that runs the code as the body of a
+            function.
 
     Raises:
         Exception: whatever ``compile`` raises.
@@ -110,7 +111,9 @@ def compile_as_client(code: bytes, name: bytes, *, function: bool = False) -> No
 
 
 def _compile_body(source: str | bytes, name: str) -> None:
-    """Compile ``source`` as the body of a function, without changing its multi-line strings."""
+    """Compile ``source`` as the body of a function. It is not indented, because that would change its multi-line
+    strings.
+    """
     tree = compile("def command(): pass", name, "exec", _AS_TREE, dont_inherit=True)
     tree.body[0].body = compile(source, name, "exec", _AS_TREE, dont_inherit=True).body
     compile(tree, name, "exec", dont_inherit=True)

@@ -1,4 +1,4 @@
-"""The definition of a command: as a row of the table, and in its wire format."""
+"""The definition of a command, in two forms: as a row of the table, and in the wire format."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Unserved(StrEnum):
 
 
 class Row(NamedTuple):
-    """One row of the source table. Text is undecoded octets: a database may hold text that is not UTF-8."""
+    """One row of the source table. Texts are undecoded octets, because a database may hold text that is not UTF-8."""
 
     id: int | None
-    """None where the id is not a 64-bit integer; `fault` then has the reason, unless the row was rebuilt from a
+    """None if the id is not a 64-bit integer; `fault` then has the reason, unless the row was rebuilt from a
     snapshot.
     """
     name: bytes | None
@@ -47,13 +47,15 @@ class Row(NamedTuple):
     avbc_version: int | None = None
     """The version of ``avbc_code``, a signed 32-bit number."""
     fault: Unserved | None = None
-    """The reason why the source did not read the row as it is."""
+    """The reason why the source could not read the row as it is; None if it could."""
     range: int | None = None
     """The range of the source that the row is in; None if the source was read without ranges."""
 
 
 def shown(name: bytes) -> str:
-    """A name as logs and pages show it. A table may hold a name of a mebibyte: only its beginning is shown."""
+    """A name as logs and pages show it. Only the beginning of a long name is shown: a table may hold a name of a
+    mebibyte.
+    """
     text = name[: 4 * _LONGEST_SHOWN].decode(errors="replace")
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
 
@@ -75,7 +77,7 @@ class Definition:
 
 def content_fields(name: bytes, kind: bytes, interface: bytes, code: bytes) -> bytes:
     """Fields 1 to 4 of ``CommandResponse``, in order. Only ``code`` may be empty."""
-    # A single join with literal tags (field << 3 | 2), because this runs for each row of a full reading.
+    # Written as a single join with literal tags (field << 3 | 2), because this runs for each row of a full reading.
     varints = wire.VARINTS
     of_name, of_kind, of_interface = varints[len(name)], varints[len(kind)], varints[len(interface)]
     if not code:
@@ -114,10 +116,10 @@ def content_hash(content: bytes) -> bytes:
 
 
 def parse_definition(message: memoryview) -> Definition:
-    """The definition in a serialized ``CommandResponse``.
+    """The definition that a serialized ``CommandResponse`` holds.
 
     Raises:
-        WireError: where ``message`` is not a ``CommandResponse``.
+        WireError: if ``message`` is not a ``CommandResponse``.
     """
     values: dict[int, bytes] = {}
     numbers: dict[int, int] = {}

@@ -4,11 +4,11 @@ Theory of operation. A `Review` goes over the rows of one reading. It skips rows
 content of each other row is judged by `content_check`, unless it was judged before: verdicts are remembered by content.
 Then each row has one of three verdicts:
 
-- *serve*: it is good. A row that could not be judged yet is served too, and stays *pending*.
-- *hold*: it is bad, and the last catalogue has a good version of its command, which is served in its place. Rows that
-  cannot become a definition (no code, too large, not UTF-8) are held in the same way.
-- *leave out*: it is bad, and there never was a good version. One missing command is better than clients that refresh
-  nothing because of it.
+- *serve*: the row is good. A row that could not be judged yet is served too, and stays *pending*.
+- *hold*: the row is bad, and the last catalogue has a good version of its command, which is served in its place. Rows
+  that cannot become a definition (no code, too large, not UTF-8) are held in the same way.
+- *leave out*: the row is bad, and there never was a good version. One missing command is better than clients that
+  refresh nothing because of it.
 
 If the first review refuses the code of a large part of a catalogue, it is more likely that the clients run another
 version of Python than that all this code is broken. These rows are then served as suspect.
@@ -32,8 +32,8 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import Suspect
 
 REMEMBERED = 65_536
-"""Verdicts that are remembered, about 10 MB. For each served row its content hash is kept too; this limit does not
-apply to those.
+"""So many verdicts are remembered, in about 10 MB. The content hash of each served row is kept too; this limit does not
+apply to these hashes.
 """
 
 _NOTHING = (b"", Flaw.NONE)
@@ -45,7 +45,7 @@ Python.
 
 
 class Verdict(Enum):
-    """What is done with a row."""
+    """The verdict on a row."""
 
     SERVE = "serve"
     HOLD = "hold"
@@ -62,15 +62,15 @@ class Held:
     """Seconds since the epoch: when this row was first seen; after a restart, when it was first read again."""
     hash_served: str
     hash_refused: str
-    """Empty where the row was not read in full (too large) or has no hash (no code, not UTF-8)."""
+    """Empty if the row was not read in full (too large) or has no hash (no code, not UTF-8)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a review changed, for the log."""
+    """The changes that a review made, for the log."""
 
     held: tuple[Held, ...]
-    """Commands that are held now and were not before, or not for this content and reason."""
+    """Commands that are held now, and were not held before with this content and for this reason."""
     released: tuple[str, ...]
     """Commands that are no longer held: their rows were mended, or deleted from the table."""
     left_out: tuple[tuple[str, Unserved], ...]
@@ -93,11 +93,11 @@ class Gate:
         self.checks |= INTERFACE if interface == "on" else 0
         self._salt = f"{self.checks} {sys.version}".encode()
         self._remembered = remembered
-        # Flaws by a hash of the content, the least recently used first.
+        # Hash of a content → its flaws. The least recently used is first.
         self._flaws: OrderedDict[bytes, Flaw] = OrderedDict()
-        # Results of the last review, by name. `served`: the content hash of every served command; `pending` and
-        # `tolerated`: of those that are not judged yet, and of those whose code was refused. `suspect`: rows that
-        # passed with a suspicion.
+        # Results of the last review, by name. `served`: the content hash of every served command. `pending`: the
+        # content hashes of those that are not judged yet. `tolerated`: the content hashes of those whose code was
+        # refused. `suspect`: rows that passed with a suspicion.
         self.served: dict[bytes, bytes] = {}
         self.pending: dict[bytes, bytes] = {}
         self.tolerated: dict[bytes, bytes] = {}
@@ -117,7 +117,7 @@ class Gate:
         return digest.digest()[:16]
 
     def known(self, key: bytes) -> Flaw | None:
-        """The remembered flaws of a content; None if it was not judged, or its verdict is forgotten."""
+        """The remembered flaws of a content; None if the content was not judged, or the verdict on it is forgotten."""
         flaws = self._flaws.get(key)
         if flaws is not None:
             self._flaws.move_to_end(key)
@@ -135,7 +135,9 @@ class Gate:
         return digest is not None and self.served.get(name) == digest and name not in self.pending
 
     def note_pending(self, name: bytes, digest: bytes, flaws: Flaw) -> bool:
-        """Note the flaws of a row that was judged while served. Returns whether the next review will refuse it."""
+        """Note the flaws of a row that was judged while it was served. Returns whether the next review will refuse the
+        row.
+        """
         if self.pending.get(name) != digest:
             return False
         if reason_of(flaws) is not None:
@@ -155,17 +157,19 @@ def reason_of(flaws: Flaw) -> Unserved | None:
 
 
 def facts_of(message: bytes | memoryview, *, signed: bool) -> RowFacts:
-    """The content of a served ``CommandResponse``."""
+    """The parts of the row from which a ``CommandResponse`` was made."""
     found = parse_definition(memoryview(message))
     code = payload_of(found.code) if signed else found.code
     return RowFacts(found.internal_id or None, found.type.encode(), found.interface_json.encode(), code)
 
 
 class Review:
-    """The review of one reading: `unjudged`, then `note` for each, then `doubtful`, `note`, then `settle`."""
+    """The review of one reading. Its methods are called in this order: `unjudged`; `note` for each row that it yielded;
+    `doubtful`; `note_last` for each version that it yielded; `settle`.
+    """
 
     def __init__(self, gate: Gate, builder: SnapshotBuilder, last_good: Snapshot | None) -> None:
-        """``last_good``: the last catalogue that passed; None: there is none."""
+        """``last_good``: the last catalogue that passed; None if there is none."""
         self._gate = gate
         self._builder = builder
         self._last = last_good
@@ -189,7 +193,7 @@ class Review:
         self._no_longer_pending = (gate.pending.keys() & self._changed) | (gate.pending.keys() - digests.keys())
         self._flaws = {name: flaws for name, (digest, flaws) in gate.found.items() if digests.get(name) == digest}
         if not self._flaws and not (gate.first and self._last is not None):
-            self._new = self._changed  # as at the first start of a large catalogue
+            self._new = self._changed  # no row is skipped: a loop over all would take long
             return
         for name in self._changed:
             if name not in self._flaws and not (gate.first and self._last_digest(name) == digests[name]):
@@ -197,7 +201,7 @@ class Review:
 
     @property
     def complete(self) -> bool:
-        """Whether no row must be judged before it is served."""
+        """Whether the catalogue can be served without judging a row first."""
         return not self._new
 
     def unjudged(self) -> Iterator[tuple[bytes, RowFacts, bytes]]:
@@ -275,7 +279,7 @@ class Review:
     # -- parts of `settle` -----------------------------------------------------------------------------------------
 
     def _refused(self) -> dict[bytes, Unserved]:
-        """The names whose row is bad, with the reason; in name order."""
+        """Name → reason, for each name whose row is bad; in name order."""
         found = {name: reason for name, flaws in self._flaws.items() if (reason := reason_of(flaws)) is not None}
         found |= {name: reason for name, reason in self._faults.items() if self._last_digest(name) is not None}
         return dict(sorted(found.items()))
@@ -325,9 +329,9 @@ class Review:
         return Held(shown(name), reason, since, message[-64:].decode(), refused)
 
     def _remember_served(self, tolerated: set[bytes]) -> None:
-        """Remember which versions are served now: those judged good in one table, the ``tolerated`` ones in another."""
+        """Remember which versions are served now: the ``tolerated`` ones in a table of their own."""
         gate = self._gate
-        # This dict has all rows; it is changed in place, because a copy would take long.
+        # This dict has an entry for each row. It is changed in place, because a copy would take long.
         served = self._digests
         for name in gate.left_out:
             del served[name]
@@ -339,7 +343,7 @@ class Review:
         pending = gate.pending.copy()
         for name in chain(self._no_longer_pending, judged, gate.held, gate.left_out):
             pending.pop(name, None)
-        # In the order of reading: sorting the names of all rows would take long.
+        # The names are in the order of reading, because sorting the names of all rows would take long.
         for name in chain(self._changed, gate.held):
             if name in served and name not in judged and name not in tolerated:
                 pending[name] = served[name]

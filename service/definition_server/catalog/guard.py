@@ -2,12 +2,12 @@
 
 A single bad row is a matter for the gate. If a table lost or doubled its rows, each remaining row is good by itself. So
 the guard compares the catalogues, and a change that is too large waits for an operator, who accepts the catalogue by
-its hash. A change of a few rows never waits, even if they are a large share of a small table. A command whose code
-becomes blank counts as removed.
+its hash. A change of a few rows never waits, even if these rows are a large share of a small table. A command whose
+code becomes blank counts as removed.
 
-A loss in small steps would pass a comparison of each step with the one before. So each step is also compared with the
-*baseline*, the catalogue that was served at some earlier time: a step that itself removes more than a few commands is
-held if too many have been removed since the baseline.
+If a table loses its rows in small steps, a comparison of each catalogue with the one before finds nothing. So each
+catalogue is also compared with the *baseline*, the catalogue that was served at some earlier time: a catalogue that
+removes more than a few commands is held if too many have been removed since the baseline.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from definition_server.catalog.signing import OVERHEAD, UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
 
 FEW_COMMANDS = 5
-"""So many commands may always be removed, or be held, at once."""
+"""The guard never holds a catalogue for removing, or holding, so many commands at once."""
 
 SMALL_GROWTH = 1 << 20
-"""A catalogue may always grow by so many octets at once."""
+"""The guard never holds a catalogue for growing by so many octets at once."""
 
 _NAMES = 10
 
 _CODE_TAG = wire.CODE << 3 | wire.LENGTH_DELIMITED
 _LONGEST_BLANK = 1024
-"""Code of more octets than this counts as not blank, without being examined."""
+"""Code of more octets than this is not examined: it counts as not blank."""
 
 
 class Concern(StrEnum):
@@ -56,7 +56,7 @@ class Thresholds:
     held_percent: float = 20.0
     """Share of the commands whose row may be held by the gate."""
     changed_percent: float = 100.0
-    """Share of the commands whose content may change. 100: all, since a release may change every command."""
+    """Share of the commands whose content may change. 100 allows all, because a release may change every command."""
 
 
 DEFAULTS = Thresholds()
@@ -69,11 +69,11 @@ class Contents:
     version: str
     names: AbstractSet[bytes]
     octets: int
-    """Signatures are not counted: another signing key is not another content."""
+    """Octets without the signatures: a catalogue that is signed with another key has the same content."""
     blank: AbstractSet[bytes] = frozenset()
     """The names of commands whose code is empty or only white space."""
     hashes: Mapping[bytes, bytes] = field(default_factory=dict)
-    """Name → content hash; empty where changes are not counted."""
+    """Name → content hash; empty if changes are not counted."""
 
     @classmethod
     def of(cls, snapshot: Snapshot, *, with_hashes: bool = False) -> Contents:
@@ -111,12 +111,12 @@ class Contents:
         return Contents(later.version_hash, names, len(later.body) - overhead * later.count, blank, hashes)
 
     def lost_in(self, later: Contents) -> AbstractSet[bytes]:
-        """The commands that are not in ``later``, or whose code is blank there and not here."""
+        """The commands that are not in ``later``, or whose code is blank in ``later`` but not in this catalogue."""
         gone = frozenset[bytes]() if self.names is later.names else self.names - later.names
         return gone | ((self.names & later.blank) - self.blank)
 
     def changed_in(self, later: Contents) -> AbstractSet[bytes]:
-        """The commands that have another content in ``later``."""
+        """The commands whose content is different in ``later``."""
         return {name for name, digest in self.hashes.items() if later.hashes.get(name, digest) != digest}
 
 
@@ -126,10 +126,10 @@ def _has_blank_code(message: bytes, overhead: int) -> bool:
 
 
 def _is_blank(message: memoryview, position: int, overhead: int) -> bool:
-    """Whether the code of a ``CommandResponse`` is blank. ``position``: where the type begins, directly behind the
+    """Whether the code of a ``CommandResponse`` is blank. ``position``: the offset of the type, directly behind the
     name.
     """
-    for _ in range(2):  # skip type and interface, which are always present
+    for _ in range(2):  # This skips type and interface, which are always present.
         length, start = wire.read_varint(message, position + 1)
         position = start + length
     if position >= len(message) or message[position] != _CODE_TAG:
@@ -146,7 +146,7 @@ class Judgement:
     text: str
     """For the log: the figures and the threshold."""
     names: tuple[str, ...] = ()
-    """Up to ten of the commands concerned."""
+    """Up to ten of the removed, held or changed commands."""
 
 
 def judge(

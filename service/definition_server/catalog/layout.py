@@ -5,7 +5,7 @@
 - ``index``: a power-of-two count of 24-octet slots (hash, offset, length): an open-addressing hash table with linear
   probing from a command's name to its ``CommandResponse`` in the body. A slot of length 0 is free (no answer is empty).
 - ``footer``: `Footer`, 160 octets at the very end, so that a reader finds it from the size alone. It carries a SHA-256
-  of everything before it and one of itself.
+  of everything before the footer, and one of the footer itself.
 
 SHA-256 and not a CRC, because a CRC is sure to find an error only up to some burst length. With the CPU's instructions
 SHA-256 costs 0.5 ms per MB, once per file.
@@ -33,7 +33,7 @@ _FIELDS = struct.Struct("<8sIIQQQQQ8s32s32s")
 _DIGEST_SIZE = 32
 _HASH_SIZE = 8
 _HASHED_TOGETHER = 4096
-"""Names whose hashes are computed together: all at once would take more memory."""
+"""The hashes of so many names are computed together. Computing all at once would take more memory."""
 FOOTER_SIZE = _FIELDS.size + _DIGEST_SIZE
 
 
@@ -62,7 +62,7 @@ class Footer:
         return (self.content_digest, self.key_id) == (other.content_digest, other.key_id)
 
     def pack(self) -> bytes:
-        """The footer's octets, its own digest last."""
+        """The footer's octets. The last of them are the footer's own digest."""
         fields = _FIELDS.pack(
             MAGIC,
             FORMAT,
@@ -83,7 +83,7 @@ class Footer:
         """The footer of the snapshot in ``buffer``, checked. ``buffer`` has the snapshot and nothing else. O(1).
 
         Raises:
-            SnapshotError: where a check fails.
+            SnapshotError: if a check fails.
         """
         return cls.unpack_end(buffer[-FOOTER_SIZE:], len(buffer))
 
@@ -92,7 +92,7 @@ class Footer:
         """The footer in ``end``, checked, of a snapshot of ``total`` octets.
 
         Raises:
-            SnapshotError: where a check fails.
+            SnapshotError: if a check fails.
         """
         if len(end) < FOOTER_SIZE:
             raise SnapshotError(f"truncated: {len(end)} bytes are shorter than the footer ({FOOTER_SIZE})")
@@ -132,7 +132,7 @@ def name_hashes(names: Sequence[bytes]) -> array[int]:
     for first in range(0, len(names), _HASHED_TOGETHER):
         octets = []
         for name in names[first : first + _HASHED_TOGETHER]:
-            state = start.copy()  # takes less time than a new one
+            state = start.copy()  # copying a hash object takes less time than making one
             state.update(name)
             octets.append(state.digest())
         hashes.frombytes(b"".join(octets))

@@ -2,9 +2,9 @@
 
 A source divides its rows into *ranges* and knows which of them changed. A range is kept if the snapshot that was built
 serves each of its rows unchanged: none has a fault, shares its name with another row, looks wrong, or is held or left
-out by the gate. Whatever happens to the rows of other ranges, reading a kept range again would give the same result:
-names, ids and content hashes are kept here, the messages are in the snapshot. All other ranges are read again; so a row
-that was not served because another row had its name is found again when that one is gone.
+out by the gate. Whatever happens to the rows of other ranges, reading a kept range again would give the same result.
+Its names, ids and content hashes are kept here; its messages are in the snapshot. All other ranges are read again. So
+if a row was not served because another row had the same name, it is found again once that other row is gone.
 
 The tables of ids and hashes are handed on from build to build and changed in place: making new ones for each changed
 row would cost more than all other work for that row.

@@ -3,17 +3,18 @@
 The script is one transaction. It puts the rows into a temporary table, and makes the real one agree with it: rows that
 are not part of the catalogue are deleted, rows that differ are updated, so that columns that are not served
 (description, logic …) keep their values, and missing rows are inserted with their ids. A row whose id is not known gets
-one above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing. At its end
-the script compares the table with the catalogue: if a trigger or a rule has kept or written something else, the script
-fails, and changes nothing either.
+an id above all others, in the catalogue's order. A script that was cut off has no COMMIT, and changes nothing. At its
+end the script compares the table with the catalogue: if a trigger or a rule has kept or written something else, the
+script fails, and changes nothing either.
 
-Where the catalogue has bytecode, the optional table ``avap_bytecode`` is made to agree with it in the same transaction:
-bytecode of the catalogue is written there, with the hash of the restored code. A row of that table that would be served
-although the catalogue lacks it keeps its bytecode and loses its hash, so that it is no longer served. A catalogue
-without bytecode may come from a server that does not read that table; the table then stays as it is.
+If the catalogue has bytecode, the optional table ``avap_bytecode`` is made to agree with it in the same transaction:
+bytecode of the catalogue is written there, with the hash of the restored code. Bytecode that the catalogue lacks, but
+that the server would serve, stays in its row; its hash is removed, so that it is no longer served. A catalogue without
+bytecode may come from a server that does not read that table; the table then stays as it is.
 
-A column may have any type whose text the server serves, a composite one too. The script sets the settings that decide
-such a text as the server's own reading does: with others a row would not be found equal to itself.
+A column may have any type whose text the server serves, even a composite type. Some settings decide how a value is
+written as text. The script sets them to the values that the server reads with: with other values a row would differ
+from itself.
 
 Text is written as a string constant of standard SQL, or, if it holds a backslash or a control character, as an escape
 string (PostgreSQL 4.1.2.2): neither depends on a setting of the server, and no tool on the way can change a line end.
@@ -30,7 +31,7 @@ from definition_server.catalog import wire
 from definition_server.catalog.signing import SignatureError, payload_of
 
 BATCH_OCTETS = 64 * 1024
-"""Size of one INSERT, unless a single row is larger."""
+"""The largest size of one INSERT, unless a single row is larger."""
 
 _NAME, _TYPE, _INTERFACE, _CODE, _ID = 1, 2, 3, 4, 6
 _TEXTS = (_NAME, _TYPE, _INTERFACE, _CODE)
@@ -39,29 +40,30 @@ _ESCAPES = {"\\": "\\\\", "\r": "\\r"}
 
 
 class RestoreError(ValueError):
-    """A definition that no row can hold. The text names it."""
+    """A definition that no row can hold. The message names the definition."""
 
 
 class TableRow(NamedTuple):
     """The served columns of a row."""
 
     id: int | None
-    """None: not known."""
+    """None if it is not known."""
     name: str
     type: str
     interface: str
     code: str
     bytecode: bytes = b""
-    """Empty: the catalogue has no bytecode of this command."""
+    """Empty if the catalogue has no bytecode of this command."""
     bytecode_version: int = 0
 
 
 def row_of(message: memoryview) -> TableRow:
-    """The row that a serialized ``CommandResponse`` was made of. Signed code is unpacked; no signature is verified.
+    """The row from which a serialized ``CommandResponse`` was made. Signed code is unpacked; the signature is not
+    verified.
 
     Raises:
-        RestoreError: where no row can hold it.
-        WireError: where ``message`` is not a ``CommandResponse``.
+        RestoreError: if no row can hold it.
+        WireError: if ``message`` is not a ``CommandResponse``.
     """
     texts: dict[int, bytes] = {}
     numbers: dict[int, int] = {}
@@ -71,7 +73,7 @@ def row_of(message: memoryview) -> TableRow:
         elif number in (*_TEXTS, wire.AVBC_CODE):
             texts[number] = bytes(content)
     code = texts.get(_CODE, b"")
-    with suppress(SignatureError):  # it is not signed
+    with suppress(SignatureError):  # the code is not signed
         code = payload_of(code)
     name = texts.get(_NAME, b"")
     columns = (name, texts.get(_TYPE, b""), texts.get(_INTERFACE, b""), code)
@@ -177,7 +179,7 @@ ANALYZE restored;
 -- The columns may have other types that hold the same text: character types, enums, json, and bytea as UTF-8.
 DO $restore$
 DECLARE
-    -- The number in a column of another type; NULL where it holds none.
+    -- The number in a column of another type; NULL if it holds none.
     old_id TEXT := $$CASE WHEN old.id::TEXT ~ '^\\s*[+-]?[0-9]+(\\.0*)?\\s*$' THEN old.id::TEXT::NUMERIC END$$;
     old_name TEXT; restored_name TEXT; old_row TEXT; restored_row TEXT; assigned TEXT; columns TEXT; inserted TEXT;
     same TEXT; others BIGINT; missing BIGINT;

@@ -3,10 +3,11 @@
 Layout: ``b"AVAP"`` · version ``uint16`` big-endian · payload length ``uint32`` big-endian · HMAC-SHA-256 (32 bytes) ·
 payload. The content that the HMAC covers depends on the version:
 
-- **1**: those 10 octets and the payload. So the package of one command also verifies as the package of any other.
-- **2**: those 10 octets, the *binding*, and the payload. The binding is name, type, interface and hash of the
-  ``CommandResponse`` that carries the package, in this order, each as its length (``uint32`` big-endian) and its UTF-8
-  octets. A package then verifies only in the answer that it was made for.
+- **1**: the 10 octets before the HMAC, and the payload. So the package of one command also verifies as the package of
+  any other.
+- **2**: the 10 octets before the HMAC, the *binding*, and the payload. The binding is name, type, interface and hash of
+  the ``CommandResponse`` that carries the package, in this order. Each is written as its length (``uint32`` big-endian)
+  and its UTF-8 octets. A package then verifies only in the answer that it was made for.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Signer:
         Args:
             key: The key.
             version: One of `VERSIONS`.
-            previous: A signer with the previous key. Files whose MAC was made with that key are still valid; nothing is
-                signed with it.
+            previous: A signer with the previous key. Files whose MAC was made with the previous key are still valid,
+                but nothing is signed with that key.
         """
         self.previous = previous
         self._key = key.encode()
@@ -69,7 +70,7 @@ class Signer:
         self._wishes_key = hmac.digest(self._key, b"AVAP definition server: wishes", hashlib.sha256)
 
     def pack(self, payload: bytes, binding: Binding | None = None) -> bytes:
-        """The signed package around ``payload`` (below 4 GiB). Only version 2 uses ``binding``, and must have it."""
+        """The signed package around ``payload`` (below 4 GiB). Version 2 needs ``binding``; version 1 ignores it."""
         header = _HEADER.pack(MAGIC, self._version, len(payload))
         return header + self._mac(header, binding, payload) + payload
 
@@ -77,7 +78,7 @@ class Signer:
         """The payload of ``package``, which came with ``binding``.
 
         Raises:
-            SignatureError: where the package is damaged, belongs to another command, has the other version, or was
+            SignatureError: if the package is damaged, belongs to another command, has the other version, or was
                 signed with another key.
         """
         payload = payload_of(package)
@@ -120,7 +121,7 @@ def payload_of(package: bytes) -> bytes:
     """The payload of ``package``. The signature is not verified.
 
     Raises:
-        SignatureError: where the header is not that of a package of a known version, or the length disagrees.
+        SignatureError: if the header is not that of a package of a known version, or the length disagrees.
     """
     if len(package) < OVERHEAD:
         raise SignatureError(f"{len(package)} bytes are too short for a signed package")

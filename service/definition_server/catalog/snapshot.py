@@ -43,12 +43,14 @@ class Snapshot:
 
     @property
     def generation(self) -> int:
-        """The number of the publication, counted since the master started, or from the snapshot that it restored."""
+        """The number of the publication. A master counts from 1, or continues from the number of the snapshot that it
+        restored.
+        """
         return self.footer.generation
 
     @property
     def count(self) -> int:
-        """Commands in the catalogue."""
+        """The number of commands in the catalogue."""
         return self.footer.count
 
     @property
@@ -63,7 +65,7 @@ class Snapshot:
 
     @property
     def index(self) -> memoryview:
-        """The slots: see `layout`."""
+        """The slots of the index: see `layout`."""
         return self._index
 
     @property
@@ -77,9 +79,10 @@ class Snapshot:
         return self._buffer
 
     def release_pages(self) -> None:
-        """Release the page tables of the parts that were read, if the snapshot is mapped memory. It can still be read.
+        """Release the page tables of the parts that were read, if the snapshot is mapped memory. The snapshot can still
+        be read.
 
-        Reading a catalogue makes it resident in the process that reads. The memory itself is shared, and stays.
+        Reading a catalogue makes it resident in the process that reads. The shared memory itself is not released.
         """
         mapped = self._buffer.obj
         if isinstance(mapped, mmap):
@@ -88,11 +91,11 @@ class Snapshot:
     def verify(self) -> None:
         """Check every octet before the footer against the footer's SHA-256, and that body and index agree. O(size).
 
-        A file with a right checksum may still have been made by another program. So every command in the body must be
+        A file with a valid checksum may still have been made by another program. So every command in the body must be
         complete, in name order and found by its name, and the index must have no other entries.
 
         Raises:
-            SnapshotError: where the content is damaged.
+            SnapshotError: if the content is damaged.
         """
         if hashlib.sha256(self._buffer[:-FOOTER_SIZE]).digest() != self.footer.content_digest:
             raise SnapshotError("content checksum: the body or the index is damaged")
@@ -100,7 +103,7 @@ class Snapshot:
             count = self._verify_body()
         except SnapshotError:
             raise
-        except ValueError as error:  # WireError, and text that is not UTF-8
+        except ValueError as error:  # a WireError, or text that is not UTF-8
             raise SnapshotError(f"body: {error}") from error
         if count != self.footer.count:
             raise SnapshotError(f"body: {count} commands found, the footer says {self.footer.count}")
@@ -149,7 +152,7 @@ class Snapshot:
             yield parse_definition(message)
 
     def messages(self) -> Iterator[memoryview]:
-        """Every serialized ``CommandResponse`` in name order, uncopied."""
+        """Every serialized ``CommandResponse`` in name order, without copying it."""
         for number, _, content in wire.fields(self.body):
             if number == wire.COMMANDS:
                 yield content
@@ -180,7 +183,7 @@ class Difference:
 
 
 def diff(old: Snapshot | None, new: Snapshot, names: Iterable[bytes] | None = None) -> Difference:
-    """The changes from ``old`` (None: nothing was served) to ``new``. A different signature is not a change.
+    """The changes from ``old`` (None if nothing was served) to ``new``. A different signature is not a change.
 
     Args:
         old: What was served.

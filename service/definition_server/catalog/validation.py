@@ -1,8 +1,7 @@
-"""The findings about the rows: the rows that are not served, and those that are suspect, by reason.
+"""The findings about the rows: which rows are not served, which are suspect, and why.
 
-The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served. Rows
-that clients would refuse are the task of the gate (`gate`). A row that only looks wrong is served, and counted as
-suspect.
+The server does not own the table: any row may be invalid. A row that the wire format cannot carry is not served. The
+gate (`gate`) judges rows that clients would refuse. A row that only looks wrong is served, and counted as suspect.
 """
 
 from __future__ import annotations
@@ -30,7 +29,9 @@ class Suspect(StrEnum):
     NAME_TOO_LONG = "name_too_long"
     """No client can request it: the name does not fit into a request."""
     CODE_INVALID_HERE = "code_invalid_here"
-    """It does not compile with the server's Python, and neither does a large part of the catalogue."""
+    """The code does not compile with the server's Python. It is served because a large part of the catalogue does not
+    compile either.
+    """
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Findings:
             examples.append(_example(row))
 
     def withdraw(self, reason: Unserved | Suspect, row: Row) -> None:
-        """Undo `note` for ``row``: another row, or an earlier version, is served in its place."""
+        """Undo `note` for ``row``, because another row, or an earlier version, is served in its place."""
         if isinstance(reason, Unserved):
             self.unserved[reason] -= 1
             if not self.unserved[reason]:

@@ -33,8 +33,8 @@ _LEAST_OF_TWO, _MOST_OF_TWO = 3 + (1 << 7), 3 + _REMEMBERED_BELOW - 1
 
 
 class _Varints(dict[int, bytes]):
-    """Varints by value. Those of one and two octets are remembered as they are used: nearly every length in a catalogue
-    is one of them.
+    """Value → varint. A varint of one or two octets is kept here once it was used: nearly every length in a catalogue
+    has one.
     """
 
     def __missing__(self, value: int) -> bytes:
@@ -42,7 +42,7 @@ class _Varints(dict[int, bytes]):
             self[value] = encoded = bytes((value,))
         elif value < _REMEMBERED_BELOW:
             self[value] = encoded = bytes((value & 0x7F | 0x80, value >> 7))
-        elif value < 1 << 21:  # such as the ids of a large table
+        elif value < 1 << 21:  # for example the ids of a large table
             encoded = bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
         else:
             octets = bytearray()
@@ -66,7 +66,7 @@ class WireError(ValueError):
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A length-delimited field; empty where ``value`` is empty, because proto3 omits default values."""
+    """A length-delimited field; empty if ``value`` is empty, because proto3 omits default values."""
     if not value:
         return b""
     return varint(number << 3 | LENGTH_DELIMITED) + varint(len(value)) + value
@@ -101,7 +101,7 @@ def read_varint(buffer: memoryview | bytes, position: int) -> tuple[int, int]:
     """The varint at ``position`` and the position after it.
 
     Raises:
-        WireError: where the varint does not end within ten octets or within the buffer.
+        WireError: if the varint does not end within ten octets or within the buffer.
     """
     value = 0
     for shift in range(0, 70, 7):

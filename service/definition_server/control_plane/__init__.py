@@ -1,1 +1,3 @@
-"""The master: reads the table, builds and publishes snapshots, keeps workers running, reports its status."""
+"""The master, the process that reads the table, builds and publishes snapshots, keeps workers running, and reports its
+status.
+"""

@@ -1,9 +1,9 @@
 """Admin HTTP on ``METRICS_PORT``: ``/`` for people, ``/metrics``, ``/livez``, ``/readyz``, ``/freshz``, ``/statusz``.
 
 It runs in a thread with an event loop of its own, so that it answers while the master's event loop is busy. ``/livez``
-checks when the master's loop last ran, so a loop that hangs is noticed. The work for one client is bounded
-(`admin_port`), because untrusted clients reach this port too. For the same reason the pages show numbers, names and
-reasons from a fixed list (`observability.reasons`), and never the text of an error.
+shows when the master's loop last ran, so a master that hangs is noticed. Untrusted clients may reach this port. So the
+work for one client is bounded (`admin_port`), and the pages show numbers, names and reasons from a fixed list
+(`observability.reasons`), and never the text of an error.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class AdminServer:
             host: Address to bind; ``::`` takes IPv4 connections too.
             port: Port to bind; 0 takes a free one.
             read: Returns the service's present status; called from this server's thread.
-            alive: Returns None where the master's event loop runs, else the problem.
+            alive: Returns None if the master's event loop runs, else the problem.
 
         Raises:
-            PortInUse: where the port cannot be opened.
+            PortInUse: if the port cannot be opened.
         """
         self._listening = _listen(host, port)
         self.port: int = self._listening.getsockname()[1]
@@ -123,7 +123,7 @@ def shown(value: Any, name: str = "", outer: str = "") -> Any:
 
 
 class _Pages:
-    """The page of each path."""
+    """The function that answers each path."""
 
     def __init__(self, read: Callable[[], ServiceStatus], alive: Callable[[], str | None]) -> None:
         self._read = read
@@ -153,8 +153,8 @@ class _Pages:
         return create_registry(self._read)
 
     def _metrics(self, request: Request) -> Answer:
-        # Imported here, like the modules of the other pages: most imports take long, and must not delay the start of
-        # workers.
+        # Imported here, as the modules of the other pages are: most of these imports take long, and must not delay the
+        # start of workers.
         from definition_server.observability.exposition import expose
 
         names = parse_qs(request.query).get("name[]", [])

@@ -1,9 +1,10 @@
-"""One request over HTTP/1.1 (RFC 9110, RFC 9112), without I/O: octets in, an `Exchange` out. h11 parses.
+"""One request over HTTP/1.1 (RFC 9110, RFC 9112), without I/O. An `Exchange` takes octets and returns the request or
+octets to send. The parser is h11.
 
-Every connection carries one request and ends with its answer (``Connection: close``). Probes open a connection for each
-request anyway, a scraper comes four times a minute, and a connection that ends soon needs no bookkeeping for a next
-request. A request's content is never read: no page has a use for it, and a server that closes need not read it (9112,
-9.3).
+Every connection carries one request and ends with its answer (``Connection: close``). More is not needed: probes open a
+connection for each request anyway, and a scraper makes four requests a minute. A connection that ends soon needs no
+bookkeeping for a next request. A request's content is never read: no page needs it, and a server that closes the
+connection need not read it (9112, 9.3).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import h11
 REQUEST_LINE_OCTETS = 8192
 """RFC 9112, 3 recommends at least 8000. nginx: 8 kB, Apache httpd: 8190."""
 HEADER_OCTETS = 16 * 1024
-"""Request line and header fields together. nginx: 4 buffers of 8 kB; Node: 16 kB."""
+"""The most octets of request line and header fields together. nginx: 4 buffers of 8 kB; Node: 16 kB."""
 HEADER_FIELDS = 100
 """Apache httpd: 100."""
 
 _ALLOWED = "GET, HEAD, OPTIONS"
 _KNOWN_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 # RFC 3986, 3.2.2 and 3.2.3: a name or IPv4 address, or an IP literal in brackets; then a port. An empty Host is valid
-# where the target has no authority (RFC 9110, 7.2).
+# if the target has no authority (RFC 9110, 7.2).
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.vV~_-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -44,7 +45,7 @@ _TLS_ANSWER = b"\x15\x03\x01\x00\x02\x02\x0a"
 _PROXY = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")
 _FOREIGN = (_HTTP2_PREFACE, _TLS_RECORD, *_PROXY)
 _MOST_UNDECIDED = 16
-"""After so many octets the protocol is known, unless all of them are empty lines."""
+"""So many octets show which protocol the client speaks, unless all of them are empty lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,9 @@ class Exchange:
         return self.answer(request) if isinstance(request, Answer) else request
 
     def answer(self, answer: Answer, *, dated: bool = True) -> bytes:
-        """The octets of ``answer``; if ``dated``, with the present date (9110, 6.6.1), not if made in advance."""
+        """The octets of ``answer``; ``dated``: whether it carries the present date (9110, 6.6.1). An answer that is
+        made in advance does not.
+        """
         headers = [
             *([("Date", formatdate(usegmt=True))] if dated else []),
             *answer.headers,
@@ -172,7 +175,7 @@ def _request(event: h11.Request) -> Request | Answer:
     """The request for a page in ``event``, or the answer to OPTIONS.
 
     Raises:
-        Refusal: where it is neither.
+        Refusal: if it is neither.
     """
     if not event.http_version.startswith(b"1."):
         raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
@@ -232,8 +235,8 @@ def precondition(headers: dict[str, str]) -> Answer | None:
     """The answer to a request whose precondition fails (9110, 13); None if none fails. Called for requests that are
     otherwise answered with 200.
 
-    The pages have no entity tag and no modification date. So a tag matches no page, ``*`` matches each, and the fields
-    with dates are ignored, as 13.1.3 and 13.1.4 demand.
+    The pages have no entity tag and no modification date. So a tag matches no page, ``*`` matches every page, and the
+    fields with dates are ignored, as 13.1.3 and 13.1.4 demand.
     """
     if headers.get("if-match", "*").strip() != "*":
         return text_answer(HTTPStatus.PRECONDITION_FAILED, "The pages have no entity tags.\n")

@@ -1,15 +1,15 @@
 """The sockets of the admin port: accepts, reads one request, writes one answer, and closes. Runs in one thread.
 
-Untrusted clients reach this port, and it shares a process with the master. So it uses one thread, a limited number of
-connections, and for each connection a limited time:
+Untrusted clients reach this port, and it shares a process with the master. So it uses one thread and a limited number
+of connections, each for a limited time:
 
-- At most `MOST_CONNECTIONS` are open, fewer if the process may open few files. A connection beyond that replaces
-  another one: the oldest of the network that has most. A probe needs its connection for milliseconds, so new
-  connections are safe, however many idle ones there are.
+- At most `MOST_CONNECTIONS` connections are open, and fewer if the process may open only few files. A connection beyond
+  that replaces another one: the oldest connection of the network that has the most connections. A probe needs its
+  connection for milliseconds, so it is never the oldest, however many idle connections there are.
 - A request must arrive within `REQUEST_SECONDS`, and the client must take its answer within `ANSWER_SECONDS`.
-- A network has a share of the thread's CPU time (`admin_share`). Beyond it, its requests wait; those that have waited
-  for `REQUEST_SECONDS` are answered with 429.
-- Without a free descriptor, new connections wait in the kernel, and the open connections of this port are closed.
+- A network has a share of the thread's CPU time (`admin_share`). When the network has used its share, its requests
+  wait. Requests that have waited for `REQUEST_SECONDS` are answered with 429.
+- If no descriptor is free, new connections wait in the kernel, and the open connections of this port are closed.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from definition_server.observability.logs import get_logger
 log = get_logger(__name__)
 
 MOST_CONNECTIONS = 64
-"""Three Prometheus servers, a kubelet and an operator with a browser hold less than twenty."""
+"""Enough: three Prometheus servers, a kubelet and an operator with a browser hold less than twenty connections."""
 DESCRIPTOR_SHARE = 8
 """Connections use at most an eighth of the files that the process may open. The database, workers and snapshots need
 the others."""
 REQUEST_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
-"""Prometheus gives up after 10 s by default (scrape_timeout), kubelet after one."""
+"""Prometheus gives up after 10 s by default (scrape_timeout), a kubelet after 1 s."""
 LINGER_SECONDS = 1.0
-"""After the answer, we read until the client ends its side, for at most so long: closing a socket with unread octets
-resets the connection, and the client may lose the answer (RFC 9112, 9.6)."""
+"""After the answer, we read for at most so long, until the client ends its side. A socket that is closed with unread
+octets resets the connection, and the client may lose the answer (RFC 9112, 9.6).
+"""
 BACKLOG = 1024
 _ACCEPTED_AT_ONCE = 16
 _CHUNK = 16 * 1024
@@ -74,7 +75,7 @@ class AdminPort:
         self._count = 0
         self._lines = LineLimit()
         self.shares = CpuShares()
-        """The shares of the networks, in CPU time of this thread."""
+        """The CPU time of this thread that each network has used."""
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         share = MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else soft // DESCRIPTOR_SHARE
         self._limit = max(2, min(MOST_CONNECTIONS, share))
@@ -127,7 +128,7 @@ class AdminPort:
         evicted.evict()
 
     def _pause(self, error: OSError) -> None:
-        """Accept nothing for a moment, and close the open connections."""
+        """Accept no connection for a moment, and close the open connections."""
         if (left_out := self._lines.admit(time.monotonic())) is not None:
             log.error("The admin port cannot accept connections for now", error=error.strerror, **left_out)
         for connection in self._all():
@@ -185,7 +186,9 @@ class _Connection:
         return f"[{self._address}]:{self._number}" if ":" in self._address else f"{self._address}:{self._number}"
 
     def begin(self) -> None:
-        """Begin to read, at once: most requests have arrived when their connection is accepted."""
+        """Begin to read. The first attempt is made at once, because most requests have arrived when their connection is
+        accepted.
+        """
         if not self._waits():
             self._loop.add_reader(self._socket, self._read)
             self._read()
@@ -211,7 +214,7 @@ class _Connection:
         self._port.ended(self)
 
     def evict(self) -> None:
-        """Close in favour of another connection; answer with 503 first if the request is not answered yet."""
+        """Close, to make room for another connection. If the request is not answered yet, answer with 503 first."""
         if not self._unsent:
             self._send_once(_FULL)
         self.close()
@@ -219,7 +222,7 @@ class _Connection:
     def _too_late(self) -> None:
         """Answer that the request did not arrive in time."""
         if self._waiting is not None:
-            with suppress(OSError):  # unread octets would reset the connection before the answer is taken
+            with suppress(OSError):  # otherwise unread octets would reset the connection
                 self._socket.recv(_CHUNK)
             self._send_once(_BUSY)
             self._port.report(self.peer, "its address has used more than its share of CPU time")
@@ -276,7 +279,7 @@ class _Connection:
             self._linger()
 
     def _linger(self) -> None:
-        """Everything is sent: end our side, and wait for a limited time until the client ends its side."""
+        """Called when everything is sent: end our side, and wait for a limited time until the client ends its side."""
         self._loop.remove_writer(self._socket)
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -300,8 +303,8 @@ class _Connection:
 
 
 def _address_and_network(host: str) -> tuple[str, str]:
-    """A client's address, and its network: the address itself, or for IPv6 its /64, because one host may use any
-    address of a /64.
+    """A client's address, and its network. The network of an IPv4 address is the address itself; that of an IPv6
+    address is its /64, because one host may use any address of a /64.
 
     A dual-stack socket shows IPv4 addresses mapped into IPv6 (RFC 4291, 2.5.5.2).
     """

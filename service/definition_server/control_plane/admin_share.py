@@ -1,8 +1,8 @@
 """Limits the CPU time of the admin port's thread that one network may use, with a leaky bucket for each network.
 
-A page costs milliseconds, so one peer could keep the thread busy, and take the interpreter from the master's loop. A
-network that has used more than `BURST_SECONDS` beyond its share waits until its bucket has drained. Other networks do
-not wait.
+A page costs milliseconds, so one client could keep the thread busy, and keep the interpreter from running the master's
+loop. A network that has used more than `BURST_SECONDS` beyond its share waits until its bucket has drained. Other
+networks do not wait.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 
 SHARE = 0.25
-"""The lasting share of one core. Three Prometheus servers that scrape each second, and a browser, use less."""
+"""The share of one core that a network may use all the time. Three Prometheus servers that scrape each second, and a
+browser, use less.
+"""
 BURST_SECONDS = 1.0
-"""The CPU time that may be used at once: some hundred pages."""
+"""The CPU time that a network may use at once: some hundred pages."""
 _NETWORKS = 1024
-"""Networks that are remembered, some 200 octets each. The one that was charged least recently is forgotten first."""
+"""So many networks are remembered, in some 200 octets each. The one that was charged least recently is forgotten first.
+"""
 
 
 class CpuShares:
-    """The buckets. No clock of its own: ``now`` is monotonic, in seconds."""
+    """The buckets. This class reads no clock: callers pass ``now``, which is monotonic, in seconds."""
 
     def __init__(self) -> None:
         self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -34,7 +37,7 @@ class CpuShares:
             self._used.popitem(last=False)
 
     def wait(self, network: str, now: float) -> float:
-        """Seconds until ``network`` may use more; 0: at once."""
+        """Seconds until ``network`` may use more; 0 if it may use more at once."""
         return max(0.0, (self._level(network, now) - BURST_SECONDS) / SHARE)
 
     def _level(self, network: str, now: float) -> float:

@@ -1,8 +1,8 @@
 """The thread for CPU-heavy work: encoding rows, building and comparing snapshots, releasing their memory.
 
-The master's event loop must run meanwhile, to supervise and to answer signals. Answering calls is more important than a
-fresh catalogue: once a catalogue is served, this thread has a lower priority than the workers. (The last-known-good
-snapshot is stored in a thread of its own, because a disk may hang: `last_known_good.py`.)
+Meanwhile the master's event loop must run, to supervise the workers and to handle signals. Answering calls is more
+important than a fresh catalogue: once a catalogue is served, this thread has a lower priority than the workers. (The
+last-known-good snapshot is stored in a thread of its own, because a disk may hang: `last_known_good.py`.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NICENESS = 5
-"""A third of a worker's share of a busy CPU (``sched(7)``): lower than the workers, yet never starved."""
+"""With this nice value the thread gets a third of a worker's share of a busy CPU (``sched(7)``): less than a worker,
+but always some.
+"""
 
 
 class Background:
@@ -37,13 +39,13 @@ class Background:
         self._executor.submit(work)
 
     def lower_priority(self) -> None:
-        """Lower the thread's priority for good: a process may not raise its priority again."""
+        """Lower the thread's priority. This is final: without privileges a priority cannot be raised again."""
         if not self._priority_lowered:
             self._priority_lowered = True
-            # Linux keeps the nice value per thread (setpriority(2), "C library/kernel differences"), so this does not
-            # touch the master's main thread, whose value new workers inherit.
+            # On Linux each thread has its own nice value (setpriority(2), "C library/kernel differences"). So this does
+            # not change the value of the master's main thread, which new workers inherit.
             self._executor.submit(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
     def close(self) -> None:
-        """Accept no more work. Work that hangs is not waited for."""
+        """Accept no more work. Does not wait for work that hangs."""
         self._executor.shutdown(wait=False, cancel_futures=True)

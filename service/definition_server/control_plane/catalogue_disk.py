@@ -33,7 +33,9 @@ RECALL_PATIENCE_SECONDS = 2.0
 """Seconds for which a first publication waits for the files of an earlier run."""
 
 LOAD_PATIENCE_SECONDS = 5.0
-"""Seconds for which an operator's request waits until a file of the history is read, or the request is stored."""
+"""Seconds for which an operator's request waits until a file of the history is read, or until the operator's wish is
+stored.
+"""
 
 
 class CatalogueDisk:
@@ -50,8 +52,8 @@ class CatalogueDisk:
         latest_generation: Callable[[], int],
         disk: OnDisk = on_disk,
     ) -> None:
-        """``latest_generation`` returns the number of the newest snapshot, by which a late write is recognized as
-        outdated.
+        """``latest_generation`` returns the number of the newest snapshot. A write that ends late has stored an
+        outdated snapshot if its number is another one.
         """
         self._state = state
         self._store = store
@@ -94,7 +96,9 @@ class CatalogueDisk:
     # -- the last-known-good snapshot ----------------------------------------------------------------------------------
 
     async def load(self, signer: Signer | None) -> Snapshot | None:
-        """The stored snapshot. If there is no usable one, log that and return None. A disk that hangs is waited for."""
+        """The stored snapshot. If there is no usable snapshot, log this and return None. Waits for a disk that
+        hangs.
+        """
         if self._last_known_good is None or self._store is None:
             return None
         try:
@@ -140,7 +144,9 @@ class CatalogueDisk:
         return self._last_known_good is None or self._stored == _identity(snapshot)
 
     async def save(self, publication: Publication, signer: Signer | None) -> None:
-        """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a while, and no other."""
+        """Store ``publication`` as last-known-good. A disk that hangs delays this cycle for a limited time, and does
+        not delay other cycles.
+        """
         if self._last_known_good is None:
             return
         try:
@@ -171,7 +177,7 @@ class CatalogueDisk:
     # -- the history ---------------------------------------------------------------------------------------------------
 
     async def list_history(self) -> None:
-        """Bring `entries` up to date. Waits for as long as the disk hangs; an unreadable directory is logged."""
+        """Bring `entries` up to date. Waits for as long as the disk hangs. Logs if the directory cannot be read."""
         if self._history is None:
             return
         try:
@@ -182,25 +188,25 @@ class CatalogueDisk:
     def _listed(self, entries: list[HistoryEntry]) -> None:
         self.entries = tuple(entries)
         self._state.history_entries = len(self.entries)
-        # A problem that is over is logged when it comes again.
+        # Problems that are over are no longer remembered, so that they are logged if they return.
         self._reported &= self._take_problems()
 
     def _take_problems(self) -> set[str]:
-        """Log what single files have. Returns it."""
+        """Log the problems of single files. Returns these problems."""
         problems = set() if self._history is None else set(self._history.take_problems())
         for problem in sorted(problems):
             self._report_history(problem)
         return problems
 
     def _report_history(self, problem: str) -> None:
-        """Log ``problem``, once for as long as it lasts."""
+        """Log ``problem``, unless it was logged before and has lasted since."""
         if problem not in self._reported:
             self._reported.add(problem)
             log.error("History of catalogues not usable in part", error=problem, remedy="check SNAPSHOT_DIR/history")
 
     def add(self, publication: Publication, signer: Signer | None, spare: frozenset[str]) -> None:
-        """Keep ``publication`` in the history, without waiting. While the disk is busy, the newest publication is
-        queued.
+        """Keep ``publication`` in the history, without waiting. While the disk is busy, one publication is queued: the
+        newest.
         """
         history = self._history
         if history is None or history.keep < 1:
@@ -241,7 +247,7 @@ class CatalogueDisk:
     def rotate(self, old: Signer | None, new: Signer | None) -> None:
         """After a rotation of the signing key: give the history's files the MAC of the ``new`` key, without waiting.
 
-        Files without a MAC get none: they are valid only while there is no key.
+        Files without a MAC stay without one: they are valid only while there is no key.
         """
         if self._history is None or old is None or new is None:
             return
@@ -250,7 +256,7 @@ class CatalogueDisk:
         task.add_done_callback(self._rotations.discard)
 
     async def _sign_history_again(self, history: History, old: Signer, new: Signer) -> None:
-        async with self._rotating:  # rotations run one after the other
+        async with self._rotating:  # one rotation runs at a time
             try:
                 await self._on_disk(partial(history.sign_again, old, new))
             except StoreError as error:
@@ -258,15 +264,17 @@ class CatalogueDisk:
             self._take_problems()
 
     def lacks(self, version: str) -> bool:
-        """Whether ``version`` is missing from the history, where it should be, and no write is under way."""
+        """Whether ``version`` is missing from a history that should have it. False while a write is under way, which
+        may add it.
+        """
         busy = self._adding is not None and not self._adding.done()
         return self.keeps_history and not busy and all(version != entry.version_hash for entry in self.entries)
 
     async def load_version(self, version: str, signer: Signer | None) -> Snapshot | None:
-        """The catalogue ``version`` (a whole hash) of the history, verified; None where it is not there.
+        """The catalogue ``version`` (a whole hash) of the history, verified; None if it is not there.
 
         Raises:
-            StoreError: where it is not usable, or the disk does not answer within `LOAD_PATIENCE_SECONDS`.
+            StoreError: if it is not usable, or the disk does not answer within `LOAD_PATIENCE_SECONDS`.
         """
         if self._history is None:
             return None
@@ -307,7 +315,7 @@ class CatalogueDisk:
         return problem
 
     def note_pin_unsaved(self, *, unsaved: bool) -> None:
-        """Whether a pin, or the end of one, waits for a disk that has not answered yet."""
+        """Note whether a pin, or the end of a pin, waits for a disk that has not answered yet."""
         self._state.pin_unsaved = unsaved
 
     async def _save_wishes(self, wishes: Wishes, signer: Signer | None) -> str | None:
@@ -324,7 +332,7 @@ class CatalogueDisk:
         log.error(
             "Pins and accepted catalogues not stored",
             error=problem,
-            effect="they count until the server ends",
+            effect="they are in effect until the server ends",
             remedy="check SNAPSHOT_DIR",
         )
         return problem
@@ -343,7 +351,7 @@ class CatalogueDisk:
         return None if error is None else str(error)
 
     async def save_wishes_again(self, signer: Signer | None) -> None:
-        """Write the wishes again that could not be written, or that have the MAC of another key."""
+        """Repeat a write of the wishes that failed. Wishes that have the MAC of another key are written again too."""
         unsaved = self._wishes_unsaved
         if unsaved is None and self._wishes_on_disk != Wishes() and self._wishes_key != key_id_of(signer):
             unsaved = self._wishes_on_disk
@@ -371,7 +379,7 @@ _NOTHING = (b"", b"")
 
 
 def _identity(snapshot: Snapshot) -> tuple[bytes, bytes]:
-    """The properties in which two stored files can differ: their answers and the key. The generation is ignored."""
+    """The properties by which two stored files are compared: their answers and the key, but not the generation."""
     return snapshot.footer.content_digest, snapshot.footer.key_id
 
 

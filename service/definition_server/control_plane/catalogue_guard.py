@@ -1,8 +1,8 @@
 """Applies the guard: compares each catalogue that was read with the newest that passed, and with its baseline.
 
 The baseline is the catalogue that was the newest before the first change of the last `WINDOW_SECONDS`. So a table that
-loses some commands in every cycle is held once the losses of that time exceed the threshold. It is not kept across a
-restart; then the first comparison is with the stored catalogue.
+loses some commands in every cycle is held once the losses of that time exceed the threshold. The baseline is not kept
+across a restart: then the first comparison is with the stored catalogue.
 
 Two kinds of catalogue pass without a comparison: one that an operator has accepted, and one that is in the history, so
 that a change can always be undone."""
@@ -61,7 +61,7 @@ class CatalogueGuard:
 
         Args:
             candidate: The catalogue that was read.
-            before: The newest catalogue that passed; None where there is none.
+            before: The newest catalogue that passed; None if there is none.
             changed: The names that may differ between the two; None: any name.
             held: The commands whose row the gate holds.
             held_before: The number of commands that it held in ``before``.

@@ -1,7 +1,7 @@
 """Reads from PEM files when certificates expire.
 
-`ssl` reports the date only for a certificate that was verified, and an expired one cannot be. So this module reads that
-field itself, by the structure of RFC 5280, section 4.1.
+`ssl` reports the date only for a certificate that was verified, and an expired certificate cannot be verified. So this
+module reads the date itself, by the structure of RFC 5280, section 4.1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 
 
 def earliest_expiry(path: Path) -> float | None:
-    """The time when the first of the certificates in a PEM file expires, in seconds since the epoch. None: unknown.
+    """The time when the first of the certificates in a PEM file expires, in seconds since the epoch. None if it is not
+    known.
 
     A chain is valid until any of its certificates expires.
     """
@@ -32,7 +33,7 @@ def earliest_expiry(path: Path) -> float | None:
 def _expiry(der: bytes) -> float:
     """
     Raises:
-        ValueError, IndexError: where ``der`` is not a certificate.
+        ValueError, IndexError: if ``der`` is not a certificate.
     """
     fields = _items(_items(_items(der)[0][1])[0][1])
     if fields[0][0] == _VERSION:
@@ -42,7 +43,7 @@ def _expiry(der: bytes) -> float:
         raise ValueError("no validity")
     tag, octets = _items(validity)[1]
     text = octets.decode("ascii")
-    if tag == _UTC_TIME:  # two digits of the year: 50 to 99 mean 1950 to 1999
+    if tag == _UTC_TIME:  # the year has two digits: 50 to 99 mean 1950 to 1999
         text = ("19" if int(text[:2]) >= 50 else "20") + text
     elif tag != _GENERALIZED_TIME:
         raise ValueError("no time")

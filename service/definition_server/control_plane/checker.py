@@ -1,9 +1,10 @@
-"""The checker, seen from the master: a process that compiles rows, started when it is needed and stopped when idle.
+"""The master's side of the checker, a process that compiles rows. It is started when it is needed, and stopped when it
+is idle.
 
-The process is not trusted: its answers are validated, and it is killed after a late or invalid one. The row that it was
-judging then is judged once more, alone in a fresh process, unless the row had used up its CPU time. So no row is
-refused because of the effects of earlier rows. A row that ends the checker twice is refused, because it would end a
-client too.
+The process is not trusted: its answers are validated, and it is killed after a late or invalid one. The row that the
+process was judging then is judged once more, alone in a new process, unless the row had used up its CPU time. So no row
+is refused because of the effects of earlier rows. A row that ends the checker twice is refused, because it would end a
+client process too.
 
 A *patient* checker judges rows that are served already, while workers answer calls. Its process has the scheduling
 policy SCHED_IDLE: a worker that wakes up gets the CPU at once, whereas with a nice value alone the process would finish
@@ -29,18 +30,24 @@ from definition_server.inherited import signals_held_back
 
 START_SECONDS = 15.0
 IDLE_SECONDS = 300.0
-"""Longer than several sync intervals, so that a table that changes now and then does not need a start each time."""
+"""An idle process is stopped after this time. It is longer than several sync intervals, so that a table that changes
+now and then does not need a new process each time.
+"""
 _WALL_PER_CPU_SECOND = 10
-"""Seconds that a row may take for each second of its CPU time: the checker's priority is low, and CPUs may be busy."""
+"""A row may take so many seconds of real time for each second of CPU time that it is granted: the checker's priority is
+low, and CPUs may be busy.
+"""
 _MOST_OCTETS = 256 * 1024 * 1024
-"""Octets of source that one process judges. The names in compiled code stay in its memory."""
+"""A process that has judged so many octets of source is replaced, because the names in compiled code stay in its
+memory.
+"""
 _NICENESS = 10
 _LOWEST = 19
 POLL_SECONDS = 0.02
 WINDOW_ROWS, WINDOW_OCTETS = 64, 1024 * 1024
-"""Rows, and roughly octets, that are sent before an answer is awaited."""
+"""So many rows, or about so many octets, are sent before an answer is awaited."""
 _PLAIN = frozenset(range(ANSWER, ANSWER + Flaw.EXHAUSTED))
-"""Answers after which judging continues in the same process."""
+"""The answers after which the same process continues to judge."""
 
 
 class Content(NamedTuple):
@@ -63,12 +70,13 @@ class Judgement(NamedTuple):
 
     flaws: Flaw
     lasting: bool = True
-    """False: another cause than the row is possible (the kernel lacked memory, the process was stopped), so the answer
-    is not remembered."""
+    """False if the row need not be the cause (the kernel may have lacked memory, or the process was killed). Then the
+    answer is not remembered.
+    """
 
 
 class CannotCheck(Exception):
-    """No checker can be started. The message says why."""
+    """No checker can be started. The message gives the reason."""
 
 
 class _Ended(Exception):
@@ -86,7 +94,7 @@ class _LacksCoding(Exception):
 
 
 class Checker:
-    """Judges contents, in order. Runs one call at a time; others wait."""
+    """Judges contents, in order. One call runs at a time; further calls wait."""
 
     def __init__(
         self,
@@ -100,10 +108,12 @@ class Checker:
         """
         Args:
             jail: The setting ``JAIL``.
-            patient: Whether it judges rows that are served already.
-            program: The command line of the process, by its descriptor and ``jail``.
-            idle_seconds: It is stopped after this time without work.
-            wall_per_cpu_second: Seconds that a row may take for each second of CPU time that it has.
+            patient: Whether this checker judges rows that are served already.
+            program: Takes the descriptor of the process's socket and ``jail``, and returns the command line of the
+                process.
+            idle_seconds: The process is stopped after this time without work.
+            wall_per_cpu_second: Seconds of real time that a row may take for each second of CPU time that it is
+                granted.
         """
         self._jail = jail
         self._patient = patient
@@ -112,7 +122,7 @@ class Checker:
         self._wall = wall_per_cpu_second
         self._low_priority = False
         self._codings = False
-        """Whether a row has declared an uncommon encoding: from then on all encodings are loaded."""
+        """Whether a row has declared an uncommon encoding. From then on each new process loads all encodings."""
         self._process: _CheckerProcess | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._busy = asyncio.Lock()
@@ -126,13 +136,15 @@ class Checker:
         return None if self._process is None else self._process.pid
 
     def lower_priority(self) -> None:
-        """Lower the priority for good, below that of the workers."""
+        """Lower the priority below that of the workers. It cannot be raised again."""
         self._low_priority = True
         if self._process is not None:
             self._process.lower_priority()
 
     async def prepare(self) -> None:
-        """Start the process, so that the first check does not wait for it. A failure is raised by that check."""
+        """Start the process, so that the first check does not wait for its start. A failure is raised by the first
+        check.
+        """
         async with self._busy:
             with suppress(CannotCheck):
                 await self._running()
@@ -142,7 +154,7 @@ class Checker:
         """The judgement of each of ``contents``.
 
         Raises:
-            CannotCheck: where no process can be started.
+            CannotCheck: if no process can be started.
         """
         async with self._busy:
             judged: list[Judgement] = []
@@ -154,15 +166,15 @@ class Checker:
             return judged
 
     async def close(self) -> None:
-        """End the process. To be called last."""
+        """End the process. No other method may be called afterwards."""
         if self._idle is not None:
             self._idle.cancel()
         self._stop()
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _judge(self, contents: Sequence[Content], judged: list[Judgement]) -> None:
-        """Append judgements until all are there or a row needs another process. A row that ended this process is judged
-        alone.
+        """Append judgements until all contents are judged or a row needs another process. A row that ended this process
+        is judged again, alone.
         """
         process = await self._running()
         first = not process.octets
@@ -177,7 +189,7 @@ class Checker:
             return
         except _Ended as ended:
             self._stop()
-            # A process that was killed (not lasting) may have ended before it received the row.
+            # If the process was killed (`lasting` is false), it may have ended before it received the row.
             alone = first and len(judged) == begun and ended.lasting
             if ended.own_fault or alone:
                 judged.append(Judgement(Flaw.CODE, ended.lasting))
@@ -238,11 +250,11 @@ class _CheckerProcess:
         self._poll_seconds = POLL_SECONDS if patient else None
         self._wall = wall_per_cpu_second
         self._received = bytearray()
-        """Answers that were received and not taken yet."""
+        """Answers that were received, but not yet returned by `_receive`."""
         self._closed = self._late = False
         """Whether no more answers will come: the socket is closed, or an answer was late."""
         self.octets = 0
-        """Octets of source that were sent to it."""
+        """Octets of source that were sent to the process."""
 
     @classmethod
     async def start(
@@ -251,7 +263,7 @@ class _CheckerProcess:
         """A process that has confined itself and passed its self-test.
 
         Raises:
-            CannotCheck: where no process can be started.
+            CannotCheck: if no process can be started.
         """
         try:
             ours, theirs = socket.socketpair()
@@ -269,7 +281,7 @@ class _CheckerProcess:
                     pass_fds=(theirs.fileno(),),
                     env=inherited_environment(("LD_LIBRARY_PATH",), ()),
                 )
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started that waits for the process
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             ours.close()
             raise CannotCheck(f"no checker process can be started: {error}") from None
         except BaseException:
@@ -288,7 +300,7 @@ class _CheckerProcess:
         if answer != READY[0]:
             await started.end()
             raise CannotCheck("the checker process answered something else at its start")
-        if patient:  # not before: on busy CPUs it would not start in time
+        if patient:  # only now: on busy CPUs it would not start in time
             started.give_way_at_once()
         return started
 
@@ -303,8 +315,8 @@ class _CheckerProcess:
         return self._process.returncode is not None
 
     def lower_priority(self) -> None:
-        """Lower the process's priority for good."""
-        with suppress(OSError):  # it has ended
+        """Lower the process's priority. It cannot be raised again."""
+        with suppress(OSError):  # the process has ended already
             os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)
 
     def give_way_at_once(self) -> None:
@@ -364,11 +376,13 @@ class _CheckerProcess:
         for content in window:
             header = HEADER.pack(content.checks, len(content.name), len(content.interface), len(content.code))
             pieces.append(b"".join((header, content.name, content.interface, content.code)))
-        with suppress(OSError):  # it has ended, which the receiving side notices
+        with suppress(OSError):  # the process has ended: `_receive` notices that
             await loop.sock_sendall(self._end, b"".join(pieces))
 
     async def _receive(self, limits: Sequence[float]) -> int:
-        """The next octet. ``limits``: the time limits of the awaited answers in seconds, that of the next one first."""
+        """The next octet. ``limits``: the time limits of the awaited answers in seconds, in the order of the
+        answers.
+        """
         if not self._received:
             if not self._late and not self._closed:
                 await self._await_answers(limits)
@@ -377,7 +391,7 @@ class _CheckerProcess:
         return self._received.pop(0)
 
     async def _await_answers(self, limits: Sequence[float]) -> None:
-        """Wait until all awaited answers have arrived, or one that needs attention, or no more will come.
+        """Wait until all awaited answers have arrived, or one that needs attention has, or no more will arrive.
 
         The waiting task is woken once for all answers, because each wake-up costs the event loop more than an answer
         does.

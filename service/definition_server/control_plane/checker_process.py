@@ -1,8 +1,8 @@
 """The checker process: judges rows that the master sends it over a socket, under limits and in the jail.
 
-It is a fresh interpreter without the environment (``-I -S``); its socket is its only descriptor. It is not trusted,
-because the sources that it compiles may be hostile. A source that exceeds a limit ends the process, and the master
-starts another.
+It is a fresh interpreter without the environment (``-I -S``); its socket is its only descriptor. The process is not
+trusted, because the sources that it compiles may be hostile. A source that exceeds a limit ends the process, and the
+master starts another.
 
 Protocol: the master sends rows, each as `HEADER` (the checks, and the lengths of name, interface and code) and the
 octets. The answer to each is one octet, sent before the next row is judged. So if the process ends, the first row
@@ -39,8 +39,9 @@ need no file.
 CODINGS = "codings"
 """The argument of a process that loads all encodings that come with Python, which takes 50 ms more of CPU time."""
 _SPARE_FRAMES = 150
-"""Rows are judged below so many frames. Recursion limits count from the bottom of the stack, and a client compiles at a
-greater depth of its own program: without these frames, code could compile here that does not compile there."""
+"""So many frames are on the stack when a row is judged. A recursion limit counts all frames of the stack, and a client
+compiles deep inside its own program: without these frames, code could compile here that does not compile in the client.
+"""
 
 
 def cpu_seconds(size: int) -> int:
@@ -69,14 +70,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _all_codecs() -> list[str]:
-    # Without pathlib, which takes as long to import as half of the codecs.
+    # pathlib is not used, because it takes as long to import as half of the codecs.
     names = {each.partition(".")[0] for path in encodings.__path__ for each in os.listdir(path)}  # noqa: PTH208
     return sorted(names - {"__init__", "__pycache__", "aliases"})
 
 
 def _limit() -> None:
     """Limit memory, processes and files, and make this process the first that the kernel kills if it lacks memory.
-    Limits that are lower already stay, because only root may raise them."""
+    Limits that are lower already are not changed, because only root may raise them."""
     for limit, most in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CORE, 0),
@@ -90,7 +91,7 @@ def _limit() -> None:
         os.write(descriptor, b"1000")
         os.close(descriptor)
     except OSError:
-        pass  # not essential: it only improves the kernel's choice
+        pass  # not essential: it only helps the kernel to choose a process
 
 
 def _lower(limit: int, most: int) -> None:
@@ -101,7 +102,9 @@ def _lower(limit: int, most: int) -> None:
 
 
 def _allow(size: int) -> None:
-    """Limit the CPU time of the next row, of ``size`` octets, to `cpu_seconds`, or to the rest that the process has."""
+    """Limit the CPU time of the next row, of ``size`` octets, to `cpu_seconds`, or to the time that the process has
+    left, if that is less.
+    """
     soft, hard = int(time.process_time()) + 1 + cpu_seconds(size), resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
@@ -134,8 +137,8 @@ def _serve(end: socket.socket) -> None:
 
 def command(descriptor: int, jail: str) -> list[str]:
     """The command line of a checker process that inherits ``descriptor``."""
-    # parents: control_plane, definition_server, and the directory that holds the package. The directory comes last in
-    # the path, behind the standard library.
+    # The third parent is the directory that holds the package (the others are control_plane and definition_server). It
+    # is the last in the path, behind the standard library.
     home = os.path.realpath(__file__).rsplit(os.sep, 3)[0]
     program = (
         "import sys; sys.path.append(sys.argv.pop(1)); "

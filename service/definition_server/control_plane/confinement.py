@@ -1,4 +1,6 @@
-"""The master's part in the confinement of its workers: it hides itself, and logs which protections are missing."""
+"""The master's part in the confinement of its workers: the master hides itself from them, and logs which protections
+are missing.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Serves the operator's commands on a Unix socket.
 
 If the socket cannot be opened (a full or read-only disk, another instance), the reason is logged with a remedy, and the
-attempt is repeated; the server serves without the socket meanwhile. A socket whose file was removed is opened again
+attempt is repeated. Meanwhile the server serves without the socket. A socket whose file was removed is opened again
 too. The cost of the clients of the socket is limited, because other programs of the same account are not trusted: few
-connections, small requests, and a deadline for each. The engine serves them in slices, as it serves clients of the gRPC
-port.
+connections, small requests, and a deadline for each. The engine serves these clients in time slices, as it serves
+clients of the gRPC port.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = get_logger(__name__)
 
 SERVICE = "avap.control.v1.Control"
 MAX_REQUEST = 16 * 1024
-"""Octets of a request. A request holds two versions at most."""
+"""The most octets of a request. A request holds at most two versions."""
 MAX_CONNECTIONS = 32
 MAX_CALLS = 16
 _MAX_HELD = 4 * 1024 * 1024
-"""Octets that may be buffered for all clients together."""
+"""The most octets that are buffered for all clients together."""
 _CHECK_SECONDS = 5.0
-"""Seconds between two checks of the file, or two attempts to make it."""
+"""Seconds between two checks of the socket's file, or two attempts to make the file."""
 _DISK_SECONDS = 10.0
 """Seconds for which an attempt is awaited, because a disk may hang."""
 _STOP_SECONDS = 0.2
@@ -47,7 +47,8 @@ class ControlServer:
         """
         Args:
             path: The path of the socket.
-            handlers: The methods of `SERVICE`; called when the socket is open, because their module is imported then.
+            handlers: The methods of `SERVICE`; called only when the socket is open, because the call imports their
+                module.
             workers: Process ids of the workers, which are refused.
         """
         self._path = path
@@ -70,7 +71,7 @@ class ControlServer:
         while True:
             try:
                 await self._ensure()
-            except Exception as bug:  # the master goes on: clients' calls matter more than commands
+            except Exception as bug:  # the master continues: clients' calls matter more than commands
                 log.exception("Unexpected failure of the control socket", exc_info=bug)
                 self.problem = f"unexpected {type(bug).__name__}"
             await asyncio.sleep(_CHECK_SECONDS)
@@ -97,7 +98,7 @@ class ControlServer:
             self._report(f"{self._path}: the disk does not answer", "set CONTROL_SOCKET to a path on another disk")
             return
         except RuntimeError as fault:
-            if self._socket is None:  # one that is open stays so, and is looked at again
+            if self._socket is None:  # an open socket stays open, and is checked again later
                 self._report(f"no thread can be started: {fault}", "raise the limit of processes")
             return
         if opened is self._socket:
@@ -108,7 +109,7 @@ class ControlServer:
         self._socket = None
         try:
             await self._start(opened)
-        except BaseException:  # a socket that nothing serves would count as open, and would keep the next one out
+        except BaseException:  # a socket that nothing serves would look open, and would prevent that another is opened
             opened.remove()
             opened.listening.close()
             raise
@@ -117,11 +118,11 @@ class ControlServer:
         log.info("Control socket open", path=str(self._path.absolute()))
 
     async def _open(self) -> ControlSocket:
-        """The present socket if its file is in place, otherwise a new one. Only one thread runs this at a time, even if
-        the disk hangs.
+        """The present socket if its file is in place, otherwise a new one. At most one thread runs this, even if the
+        disk hangs.
 
         Raises:
-            SocketUnusable: where it cannot be opened.
+            SocketUnusable: if it cannot be opened.
         """
         if self._opening is None:
             held = self._socket
@@ -158,8 +159,8 @@ class ControlServer:
 
 
 def _discard(opening: asyncio.Future[ControlSocket]) -> None:
-    """Close a socket that was opened too late. (The present socket is closed already, and closing it twice does no
-    harm.)
+    """Close a socket that was opened too late. (If it is the present socket, it is closed already; closing it twice
+    does no harm.)
     """
     if not opening.cancelled() and opening.exception() is None:
         late = opening.result()

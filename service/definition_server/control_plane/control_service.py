@@ -1,8 +1,7 @@
 """The methods of ``avap.control.v1.Control``: the operator's queries and commands.
 
-Each method is a few lines around a part of the master: it checks the request, calls the part, and answers with the
-version that the workers serve afterwards. A request that cannot be fulfilled ends with a status and a text for the
-operator.
+Each method checks the request, calls the part of the master that does the work, and answers with the version that the
+workers serve afterwards. A request that cannot be fulfilled ends with a status and a text for the operator.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class ControlService:
             supervisor: Knows the workers.
             sync_state: The result of the cycles.
             status: Reads the status of the service.
-            notices: Sentences for the operator, beside the status.
+            notices: Returns sentences for the operator that the status does not contain.
             sync: Runs a cycle that reads the whole table.
             seconds_to_next: The time until the next cycle; None while one runs.
             held_commands: The commands of which an earlier version is served.
@@ -167,7 +166,7 @@ class ControlService:
         before = self._generation()
         note = await action
         if self._publisher.current is None:
-            raise PublicationError("it is noted, and nothing is served yet: see `definition-server status`")
+            raise PublicationError("the request is noted, but nothing is served yet: see `definition-server status`")
         message = await self._served_by_all()
         message.seconds = time.monotonic() - started
         message.unchanged = self._generation() == before
@@ -199,7 +198,7 @@ class ControlService:
         return bool(serving) and all(worker.generation >= generation for worker in serving)
 
     async def _roll(self, _: pb.RollRequest) -> AsyncIterator[pb.RollProgress]:
-        """A roll continues when its client disconnects: a partial roll would be worse."""
+        """A roll continues when its client disconnects, because a partial roll would be worse."""
         workers = len(self._supervisor.slots)
         log.info("Rolling the workers")
         replaced: asyncio.Queue[int] = asyncio.Queue()

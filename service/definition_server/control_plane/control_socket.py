@@ -1,12 +1,12 @@
 """The Unix socket of the operator's commands: it replaces the file of a master that has ended, never the file of a
 running master.
 
-The file is made with mode 0600, whatever the umask is, so the kernel lets only this account connect (and root). The
-peer's uid is checked again when it connects (SO_PEERCRED, unix(7)), because the mode may have been changed since.
+The file is made with mode 0600, whatever the umask is, so the kernel lets only this account connect (and root). When a
+peer connects, its uid is checked too (SO_PEERCRED, unix(7)), because the mode may have been changed since.
 
 A file on which no process listens was left behind by a killed master, and is replaced. A file on which a process
-listens belongs to another instance, and stays. Two instances that start at the same moment take turns by a lock on the
-directory, which leaves no file. Every function here blocks; run it in a thread.
+listens belongs to another instance, and is not changed. If two instances start at the same moment, a lock on the
+directory makes one wait for the other. The lock leaves no file. Every function here blocks; run it in a thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from grpc_h2 import BACKLOG
 
 LONGEST_PATH = 107
-"""Octets: ``sun_path`` has 108, of which one ends it (unix(7))."""
+"""The most octets of the path: ``sun_path`` has 108, and the last one is a zero (unix(7))."""
 _MODE = 0o600
 _PROBE_SECONDS = 1.0
 _LOCK_SECONDS = 2.0
@@ -68,7 +68,7 @@ def open_socket(path: Path) -> ControlSocket:
     """Listen on ``path``. Makes its directory.
 
     Raises:
-        SocketUnusable: where that is not possible.
+        SocketUnusable: if that is not possible.
     """
     length = len(os.fsencode(path))
     if length > LONGEST_PATH:
@@ -79,7 +79,7 @@ def open_socket(path: Path) -> ControlSocket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The file gets the mode of the socket: a umask for this thread alone does not exist.
+        # The file gets the mode of the socket. The umask cannot be used, because it belongs to the whole process.
         os.fchmod(listening.fileno(), _MODE)
         with _locked(path.parent):
             _make_room(path)
@@ -107,8 +107,8 @@ def _make_room(path: Path) -> None:
     """Remove a socket on which no process listens.
 
     Raises:
-        SocketUnusable: where ``path`` is something else, or in use.
-        OSError: where it cannot be removed.
+        SocketUnusable: if ``path`` is something else, or in use.
+        OSError: if it cannot be removed.
     """
     try:
         mode = path.lstat().st_mode
@@ -132,7 +132,7 @@ def _somebody_listens(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
-            return True  # its backlog is full, or it belongs to another account: we must not remove it
+            return True  # the socket's backlog is full, or it belongs to another account: we must not remove it
     return True
 
 
@@ -168,9 +168,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def stranger(connection: socket.socket, workers: Collection[int] = ()) -> str | None:
-    """The reason why a peer may not give commands; None if it has this account or root, and is not one of ``workers``.
+    """The reason why a peer may not give commands; None if the peer runs under this account or as root, and is not one
+    of ``workers``.
 
-    A worker in the jail cannot connect at all. A worker without a jail has our uid, so it is refused by its process id.
+    A worker in the jail cannot connect at all. A worker without a jail has our uid, so only its process id shows that
+    it must be refused.
     """
     octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     pid, uid, _ = _PEER_CREDENTIALS.unpack(octets)

@@ -22,7 +22,7 @@ def set_time(field: Timestamp, seconds: float | None) -> None:
 
 
 def served_message(snapshot: Snapshot) -> pb.Served:
-    """The served catalogue, without the times of the workers."""
+    """The served catalogue, without the times at which the workers received it."""
     message = pb.Served(version_hash=snapshot.version_hash, generation=snapshot.generation, definitions=snapshot.count)
     set_time(message.created_at, snapshot.footer.created_at_ns / 1e9)
     return message
@@ -121,8 +121,8 @@ def _set_sync(message: pb.SyncState, status: ServiceStatus, state: SyncState) ->
 
 
 def shortfalls(state: SyncState, held_commands: int) -> str:
-    """The reasons why the served catalogue differs from the table although a cycle succeeded; empty if it does not
-    differ.
+    """The reasons why the served catalogue differs from the table although a cycle succeeded; empty if the two
+    agree.
     """
     parts = []
     if (pin := state.pin) is not None and not pin.vain:

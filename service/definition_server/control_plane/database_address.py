@@ -2,11 +2,11 @@
 
 **Secrets.** The texts of libpq and of the server quote their input: ``invalid percent-encoded token: "S3%cret"``. Two
 rules keep secrets out of logs. A URL that cannot be parsed is described by fixed texts of ours (`parse_fault`), because
-in it any part may be a piece of the password. Every other text passes through `Redaction.clean`, which masks the values
+any part of it may be a piece of the password. Every other text passes through `Redaction.clean`, which masks the values
 of all parameters but a few.
 
-**Hosts.** libpq gives every host of a list the whole of ``connect_timeout``, and so does psycopg. `shares` divides the
-time between them, so that a host that does not answer leaves time for the others.
+**Hosts.** libpq and psycopg give each host of a list the whole of ``connect_timeout``. `shares` divides the time
+between them, so that a host that does not answer leaves time for the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 MASK = "********"
 _LIBPQ_PORT = "5432"
-"""The port of a host for which the list has none."""
+"""The port of a host for which the list of ports has no entry."""
 
 _SHOWN = ("host", "hostaddr", "port", "user", "dbname")
 _NUMBERS = (
@@ -45,8 +45,9 @@ _CHOSEN = re.compile(
 
 
 def _harmless(name: str, value: str) -> bool:
-    """Whether a parameter may be shown: its value has the form that the parameter requires, so it is not a misplaced
-    secret."""
+    """Whether a parameter may be shown. It may if its value has the form that the parameter requires, because then the
+    value is not a misplaced secret.
+    """
     return (
         name in _SHOWN
         or (name in _NUMBERS and value.isdigit())
@@ -56,7 +57,7 @@ def _harmless(name: str, value: str) -> bool:
 
 
 _SHORT_SECRET = 6
-"""Characters. A shorter secret is masked only as a whole word: a password ``e`` would mask every text."""
+"""A secret of fewer characters is masked only as a whole word: a password ``e`` would mask a letter in every word."""
 
 _PARSE_FAULTS = (
     ("invalid percent-encoded token", "a % in it is not followed by two hexadecimal digits; write % as %25"),
@@ -70,13 +71,15 @@ _PARSE_FAULTS = (
 
 
 def parse_fault(library_text: str) -> str:
-    """The fault of a URL that libpq cannot parse, in a text of ours, chosen by the beginning of libpq's message."""
+    """The fault of a URL that libpq cannot parse. The text is one of ours, chosen by the beginning of libpq's
+    message.
+    """
     return next((ours for theirs, ours in _PARSE_FAULTS if theirs in library_text), "libpq cannot parse it")
 
 
 def misplaced_fault(parameters: Mapping[str, Any]) -> str | None:
-    """The fault of a URL that libpq parses in another way than intended: a piece of the password is taken for another
-    part.
+    """The fault of a URL that libpq parses in another way than was intended, because it takes a piece of the password
+    for another part of the URL.
     """
     host, port, database = (str(parameters.get(name, "")) for name in ("host", "port", "dbname"))
     if "@" in host:
@@ -89,7 +92,7 @@ def misplaced_fault(parameters: Mapping[str, Any]) -> str | None:
 
 
 _NEXT_SENTENCE = re.compile(r"(?<=[\w)\"'])\s*\n\s*(?=[A-Z])")
-"""A line that libpq begins without having ended the previous sentence."""
+"""The beginning of a line of libpq's message, if the previous line does not end with a full stop."""
 
 
 class Redaction:
@@ -114,7 +117,7 @@ class Redaction:
         self._secrets = re.compile("|".join(map(_pattern, secrets))) if secrets else None
 
     def clean(self, text: str) -> str:
-        """``text`` in one line, its secrets masked."""
+        """``text`` in one line, with its secrets masked."""
         masked = text if self._secrets is None else self._secrets.sub(MASK, text)
         return " ".join(_NEXT_SENTENCE.sub(". ", masked).split())
 
@@ -136,7 +139,7 @@ def _pattern(secret: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One entry of the list of hosts. Empty strings: libpq's own defaults."""
+    """One entry of the list of hosts. An empty string stands for libpq's own default."""
 
     name: str
     address: str
@@ -166,7 +169,7 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[Host]:
     """The hosts of a connection, in their order.
 
     Raises:
-        ValueError: where the lists of hosts, addresses and ports have different lengths.
+        ValueError: if the lists of hosts, addresses and ports have different lengths.
     """
     names, addresses, ports = (str(parameters.get(key) or "").split(",") for key in ("host", "hostaddr", "port"))
     count = max(len(names), len(addresses))
@@ -180,10 +183,10 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[Host]:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseAddress:
-    """The parts of a connection URL that an operator may see anywhere: those that name the database, and no secret."""
+    """The parts of a connection URL that may be shown everywhere: they name the database, and contain no secret."""
 
     hosts: tuple[str, ...]
-    """``host:port`` each, in the order in which they are tried."""
+    """Each as ``host:port``, in the order in which they are tried."""
     name: str
     role: str
 
@@ -191,7 +194,7 @@ class DatabaseAddress:
         return f"{','.join(self.hosts)}/{self.name}"
 
     def url(self) -> str:
-        """The address as a URL, with a mask where a password stands."""
+        """The address as a URL, with a mask in place of the password."""
         hosts = ",".join(quote(host, safe=":[]") for host in self.hosts)
         return f"postgresql://{quote(self.role, safe='')}:{MASK}@{hosts}/{quote(self.name, safe='')}"
 
@@ -200,7 +203,7 @@ def address_of(parameters: Mapping[str, Any]) -> DatabaseAddress:
     """The address of a connection with these parameters, libpq's defaults included.
 
     Raises:
-        ValueError: where the lists of hosts, addresses and ports have different lengths.
+        ValueError: if the lists of hosts, addresses and ports have different lengths.
     """
     role = str(parameters.get("user") or "")
     hosts = tuple(str(replace(host, port=host.port or _LIBPQ_PORT)) for host in hosts_of(parameters))
@@ -208,10 +211,10 @@ def address_of(parameters: Mapping[str, Any]) -> DatabaseAddress:
 
 
 def shares(items: list[Item], deadline: float, clock: Callable[[], float]) -> Iterator[tuple[Item, float]]:
-    """Each item with its share of the time until ``deadline``: the remaining time, divided by the number of remaining
-    items.
+    """Each item with its share of the time until ``deadline``, which is the remaining time divided by the number of
+    remaining items.
 
-    ``clock`` is the clock of ``deadline``; it is read when an item is taken, so that later items get the time that
+    ``clock`` is the clock of ``deadline``. It is read when an item is taken, so that later items get the time that
     earlier ones did not use.
     """
     for index, item in enumerate(items):
@@ -219,11 +222,11 @@ def shares(items: list[Item], deadline: float, clock: Callable[[], float]) -> It
 
 
 class NameResolver:
-    """Resolves names in threads that nothing waits for at the end of the process.
+    """Resolves names in threads for which the end of the process does not wait.
 
-    A resolver that does not answer holds its thread for half a minute and more, and nothing can end it. The default
-    executor would run out of threads, and the end of the process would wait for it. So each name has at most one
-    thread: a second request for the name waits for the same answer. These threads do not keep the process alive.
+    A resolver that does not answer holds its thread for half a minute or more, and nothing can end that thread. The
+    default executor would run out of threads, and the end of the process would wait for it. So each name has at most
+    one thread: a second request for the name waits for the same answer. These threads do not keep the process alive.
     """
 
     def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
@@ -235,7 +238,7 @@ class NameResolver:
 
         Raises:
             TimeoutError: after ``seconds``.
-            OSError: where there is none.
+            OSError: if there is none.
         """
         asked = self._under_way.get(name) or self._ask(name)
         done, _ = await asyncio.wait((asked,), timeout=seconds)
@@ -254,7 +257,7 @@ class NameResolver:
                 asked.set_result(addresses)
             else:
                 asked.set_exception(error)
-                asked.exception()  # the waiting call may have given up
+                asked.exception()  # retrieved here, because the waiting call may have given up
 
         def look_up() -> None:
             addresses: list[str] = []

@@ -4,9 +4,10 @@ The process that releases a snapshot last frees its memory: some 15 ms of work f
 delay calls (docs/decisions/0013-answers-before-the-swap.md), so the master holds the snapshot for longer than the
 workers do.
 
-After that nothing else in the master may refer to the snapshot. But a sync cycle that failed may leave references: the
-frames of its exception refer to the snapshot, and the frames and the exception refer to each other. Only the garbage
-collector releases such a reference cycle, and it rarely runs in a process that is mostly idle; so it is called here.
+When the master releases it, nothing else in the master may refer to the snapshot. But a sync cycle that failed may
+leave references: the frames of its exception refer to the snapshot, and the frames and the exception refer to each
+other. Only the garbage collector releases such a reference cycle, and it rarely runs in a process that is mostly idle;
+so the collector is called here.
 """
 
 from __future__ import annotations
@@ -49,4 +50,4 @@ class DelayedRelease:
 
 def _clear(held: list[Snapshot]) -> None:
     held.clear()
-    gc.collect()  # would take some 20 ms if the modules of the master were not frozen (`cli.lasting_imports`)
+    gc.collect()  # short: `cli.lasting_imports` has frozen the master's modules (otherwise 20 ms)

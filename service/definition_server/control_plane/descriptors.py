@@ -1,13 +1,13 @@
 """Open files for the master's own work: the limit is judged at the start, and some of them are reserved.
 
-A limit below `descriptors_needed` is refused at the start; otherwise it would first be noticed when a worker cannot be
-replaced. The admin port uses at most a fixed share of the limit (`admin_port`), and the master accepts no other
-connections. So clients cannot use up the descriptors that the master needs.
+With a limit below `descriptors_needed` the server does not start; otherwise the low limit would be noticed only when a
+worker cannot be replaced. The admin port uses at most a fixed share of the limit (`admin_port`), and the master accepts
+no other connections. So clients cannot use up the descriptors that the master needs.
 
 `DescriptorReserve` is for needs that no calculation foresees, such as a leak in a library. It holds descriptors of
 ``/dev/null``, and closes them while the master starts a process, runs a cycle or reads its files. It does not help
-against a leak that takes the freed descriptors each time, nor against a limit that is lowered below the numbers in use:
-cycles then fail, and the served catalogue stays.
+against a leak that takes the freed descriptors each time, nor against a limit that is lowered below the numbers of the
+open descriptors. In these cases cycles fail, and the served catalogue stays.
 """
 
 from __future__ import annotations
@@ -22,24 +22,26 @@ log = get_logger(__name__)
 
 RESERVED = 24
 """The most descriptors that the master's work opens at one time: the start of a process (7: control socket 2, stats
-page, its standard input, asyncio's pipe 2, pidfd), and beside it a cycle: a connection to the database (4), a snapshot
-built (2), its file and directory (3). The rest is room for a second worker that starts."""
+page, its standard input, asyncio's pipe 2, pidfd), and at the same time a cycle: a connection to the database (4), a
+snapshot built (2), its file and directory (3). The rest is room for a second worker that starts."""
 
 _HELD = 24
-"""Standard streams, event loops, log, listeners, database, the snapshots that are served, replaced and restored: 16 in
-an idle master. With TLS, the last good certificate, key and authorities: 3, and 3 while they are replaced."""
+"""Descriptors that an idle master has open: 16 for standard streams, event loops, log, listeners, database, and the
+snapshots that are served, replaced and restored. With TLS, 3 more for the last good certificate, key and authorities,
+and another 3 while these are replaced.
+"""
 
 _PER_WORKER = 8
-"""Control socket, stats page, process and a spare one for each worker; twice, because in a roll a worker and its
-successor run at the same time.
+"""A worker process needs three descriptors (control socket, stats page, process) and a spare one. A worker number needs
+twice as many, because in a roll a worker and its successor run at the same time.
 """
 
 _ADMIN_SHARE = 8
-"""The admin port gets at most one of so many descriptors."""
+"""The admin port gets at most this part of the descriptors: one of so many."""
 
 
 def descriptors_needed(workers: int) -> int:
-    """The least limit of open files for a master with ``workers``."""
+    """The lowest limit of open files that suffices for a master with ``workers`` workers."""
     own = _HELD + RESERVED + _PER_WORKER * workers
     return own * _ADMIN_SHARE // (_ADMIN_SHARE - 1)
 
@@ -56,10 +58,10 @@ def too_few(limit: int, workers: int) -> str | None:
 
 
 class DescriptorReserve:
-    """Descriptors that no other code can take. To be used in one thread."""
+    """Descriptors that no other code can take. May be used in one thread only."""
 
     def __init__(self, count: int = RESERVED) -> None:
-        """Takes ``count`` descriptors, or as many as there are."""
+        """Takes ``count`` descriptors, or fewer if no more are free."""
         self._count = count
         self._held: list[int] = []
         self._borrowers = 0
@@ -68,7 +70,9 @@ class DescriptorReserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Within this block the reserved descriptors are free for the code in it. Blocks may overlap."""
+        """A context in which the reserved descriptors are free for other code. Several may be entered at the same
+        time.
+        """
         self._borrowers += 1
         self._release()
         try:

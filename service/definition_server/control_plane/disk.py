@@ -1,7 +1,8 @@
-"""Work on a disk, in a thread of its own that nothing waits for.
+"""Runs work on a disk in a thread of its own.
 
 A disk may hang for ever, such as a network mount whose server is away, and a thread in such a call cannot be ended. So
-each call has a daemon thread of its own: it does not keep the process from ending, and no other work needs it.
+each call runs in a new daemon thread: it does not keep the process from ending, and no other work waits for that
+thread.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def on_disk(work: Callable[[], T]) -> asyncio.Future[T]:
     """The result of ``work``, which runs in a thread of its own.
 
     Raises:
-        RuntimeError: where no thread can be started.
+        RuntimeError: if no thread can be started.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

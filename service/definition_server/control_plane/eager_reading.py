@@ -13,12 +13,12 @@ from typing import TypeVar
 R = TypeVar("R")
 
 _STEPS = 64
-"""Calls before the event loop continues: a mebibyte, which takes a millisecond or two."""
+"""After so many calls the event loop continues. They read a mebibyte, which takes one or two milliseconds."""
 
 
 def eager(steps: Generator[int, int, R], descriptor: int, *, to_read: int, readable: int) -> Generator[int, int, R]:
-    """``steps``, a generator that yields the event that it waits for. If it waits to read and there is something to
-    read, it continues at once.
+    """Run ``steps``, a generator that yields the event that it waits for. If it waits for octets and the socket holds
+    some, it continues at once.
 
     Args:
         steps: The generator; the event for which its socket is ready is sent to it.

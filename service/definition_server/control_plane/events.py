@@ -1,7 +1,7 @@
-"""The last failures, refusals and recoveries, with their times. They are shown also after the recovery.
+"""The last failures, refusals and recoveries, with their times. A failure is still shown after the recovery.
 
-An event is a change of state, not a cycle: a database that is down for a night makes two events. An event has a kind
-and a reason from fixed lists and no free text, because the pages that show it need no key.
+An event is a change of state, so a database that is down for a night causes two events, however many cycles fail. An
+event has a kind and a reason from fixed lists, but no free text, because the pages that show it are open to everybody.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Event:
     kind: EventKind
     reason: Reason | None = None
     after_seconds: float | None = None
-    """At the end of a state: the seconds that it lasted."""
+    """If the event is the end of a state: the seconds that the state lasted."""
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class _State:
 
 
 class Events:
-    """Remembers the last `REMEMBERED` events. One thread writes; `last` may be called from any."""
+    """Remembers the last `REMEMBERED` events. One thread writes; `last` may be called from any thread."""
 
     def __init__(self, clock: Callable[[], float], now: Callable[[], float]) -> None:
         """``clock``: seconds since the epoch. ``now``: seconds of a monotonic clock, for durations."""
@@ -70,12 +70,12 @@ class Events:
         return tuple(reversed(self._events.copy()))
 
     def latest(self, kind: EventKind) -> Event | None:
-        """The newest event of ``kind`` that is remembered."""
+        """The newest remembered event of ``kind``."""
         return next((event for event in self.last() if event.kind is kind), None)
 
     def level(self, begins: EventKind, ends: EventKind, *, on: bool, reason: Reason | None = None) -> float | None:
-        """Note whether the state that ``begins`` names lasts (``on``). A change, also of its reason, is remembered as
-        an event.
+        """Note whether the state that ``begins`` names is present (``on``). Its beginning, its end and a change of its
+        reason are remembered as events.
 
         Returns:
             The seconds that the state lasted, if it ends now; otherwise None.
@@ -101,7 +101,7 @@ class Events:
             log.info("Table read again", after=duration(lasted), after_seconds=round(lasted, 1))
 
     def serving(self, serves: bool, *, before: bool) -> None:
-        """Note whether a worker serves a catalogue now. ``before``: whether one has served since the start."""
+        """Note whether a worker serves a catalogue now. ``before``: whether a worker has served since the start."""
         lasted = self.level(EventKind.SERVES_NOTHING, EventKind.SERVES_AGAIN, on=before and not serves)
         if lasted is not None:
             log.info("Serves again", after=duration(lasted), after_seconds=round(lasted, 1))

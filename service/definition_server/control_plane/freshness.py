@@ -1,7 +1,8 @@
-"""Judges whether the served catalogue is up to date, and whether a restart would lose anything. Pure: time is an
-argument.
+"""Judges whether the served catalogue is up to date, and whether a restart would lose anything. The functions read no
+clock: time is an argument.
 
-Readiness never depends on freshness: a stale server is better than none, so no load balancer should remove it.
+Readiness never depends on freshness: a server with a stale catalogue is better than no server, so no load balancer
+should remove it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 INTERVALS = 2.0
-"""So many intervals after the last successful check, the catalogue counts as stale."""
+"""The catalogue counts as stale when so many intervals have passed since the last successful check."""
 
 
 class Stale(StrEnum):
@@ -61,7 +62,7 @@ class RestartReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Whether the server would serve the same catalogue after a restart, and why."""
+    """Whether the server would serve the same catalogue after a restart, and the reason."""
 
     safe: bool
     reason: RestartReason
@@ -81,11 +82,11 @@ def restart_safety(
 
     Args:
         serves: Whether there is a catalogue.
-        stored: Whether it is on disk, up to date.
+        stored: Whether the served catalogue is on disk.
         pinned: Whether a pin is effective.
-        held: Whether the guard holds a catalogue. Without the stored catalogue, a new process would have nothing to
-            compare the held one with, and would publish it.
-        rows_held: Whether the last good version of a command is served in place of its row. A new process would have
+        held: Whether the guard holds a catalogue. Without the stored catalogue, a new process could not compare the
+            held catalogue with anything, and would publish it.
+        rows_held: Whether the last good version of a command is served in place of its row. A new process could get
             that version only from the disk.
         database_reachable: Whether the last cycle could read the table.
         pin_lost: Whether a pin, or its end, is not stored on disk; or the pinned version is not known here, so that the

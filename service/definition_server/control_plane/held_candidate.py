@@ -1,4 +1,6 @@
-"""The catalogue that the guard holds: it was read and did not pass, and waits until an operator accepts it."""
+"""The catalogue that the guard holds: the rows were read, the catalogue did not pass, and an operator must accept
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class Held(Exception):
 
 
 class HeldCandidate:
-    """Holds at most one catalogue: the last that was read and did not pass."""
+    """Holds at most one catalogue: the last one that was read and did not pass the guard."""
 
     def __init__(self, state: SyncState, clock: Callable[[], float]) -> None:
         """
@@ -43,11 +45,11 @@ class HeldCandidate:
 
     @property
     def rows_held(self) -> int:
-        """Number of its rows that the gate holds."""
+        """The number of rows of the held catalogue that the gate holds."""
         return self._rows_held
 
     def close(self) -> None:
-        """Release the snapshot."""
+        """Release the snapshot of the held catalogue."""
         self._snapshot = None
 
     def hold(self, candidate: Snapshot, judgement: Judgement, rows: int, rows_held: int) -> NoReturn:
@@ -68,7 +70,7 @@ class HeldCandidate:
         raise Held(self._state.held)
 
     def check(self) -> None:
-        """Raise `Held` if a catalogue is held. For a cycle in which the table has not changed."""
+        """Raise `Held` if a catalogue is held. Called in a cycle in which the table has not changed."""
         if self._state.held is not None:
             raise Held(self._state.held)
 

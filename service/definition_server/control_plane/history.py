@@ -3,7 +3,7 @@
 The files have the format of the last-known-good file and pass the same checks before anything in them is served: owner,
 mode, checksums and, with AVAP_INTERNAL_KEY, the MAC. The name must be the hash of the content. A file's time of
 modification is when the catalogue was last published. When the key is rotated, a running server verifies the files with
-the old key a last time, and gives them the MAC of the new key. A server that starts with both keys does the same.
+the old key once more, and gives them the MAC of the new key. A server that starts with both keys does the same.
 Everything here blocks; run it in a thread of `disk`.
 """
 
@@ -49,8 +49,8 @@ class History:
         self.keep = keep
         self._clock = clock
         self.problems: list[str] = []
-        """The faults of single files, or of the removal of old ones, that `entries` and `add` have found since the list
-        was last taken.
+        """The faults that `entries` and `add` have found since the last `take_problems`: of single files, and of the
+        removal of old files.
         """
 
     def take_problems(self) -> list[str]:
@@ -62,7 +62,7 @@ class History:
         """The kept catalogues, the newest first. A damaged or foreign file is left out, and noted in `problems`.
 
         Raises:
-            StoreError: where the directory cannot be read.
+            StoreError: if the directory cannot be read.
         """
         found = []
         try:
@@ -104,7 +104,7 @@ class History:
             spare: Versions that are never removed: the served and the pinned one.
 
         Raises:
-            StoreError: where it cannot be written.
+            StoreError: if it cannot be written.
         """
         if self.keep < 1:
             return
@@ -142,7 +142,7 @@ class History:
         the history.
 
         Raises:
-            StoreError: where the file is damaged, may have been written by another program, or holds another catalogue.
+            StoreError: if the file is damaged, may have been written by another program, or holds another catalogue.
         """
         store = self._store(version)
         loaded = store.load(signer)
@@ -158,12 +158,12 @@ class History:
         A file without the MAC of ``old`` stays as it is. A file that cannot be written is noted in `problems`.
 
         Raises:
-            StoreError: where the directory cannot be read.
+            StoreError: if the directory cannot be read.
         """
         for entry in self.entries():
             try:
-                # The end of the file is read first: when this is repeated at a start, most files already have the new
-                # MAC.
+                # The end of the file, which has the MAC, is read first: a start repeats this, and then most files
+                # already have the new MAC.
                 ours = has_mac_of(self._path(entry.version_hash), old)
                 loaded = self.load(entry.version_hash, old) if ours else None
             except (StoreError, OSError):

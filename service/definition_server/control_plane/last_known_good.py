@@ -1,7 +1,7 @@
 """The last-known-good snapshot: stored after each publication, and published if the database is down at the start.
 
-The store blocks, so its operations run in threads of their own (`disk`); and a cycle waits for a write only for a
-limited time, so that a disk that hangs does not stop it for ever.
+The store blocks, so its operations run in threads of their own (`disk`). A cycle waits for a write only for a limited
+time, so that a disk that hangs does not stop the cycle for ever.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from definition_server.observability.reasons import Reason
 log = get_logger(__name__)
 
 PATIENCE_SECONDS = 5.0
-"""Seconds for which a cycle waits for the disk. After that the write continues, and no other begins before it has
-ended.
+"""Seconds for which a cycle waits for the disk. Then the cycle ends and the write continues; no other write begins
+before it has ended.
 """
 
 
@@ -45,7 +45,7 @@ class LastKnownGood:
         self._background = background
         self._saving: asyncio.Future[None] | None = None
         self.loaded_as_it_is = False
-        """Whether the loaded snapshot is on disk in the same form, signed with the present key."""
+        """Whether the file on disk has the loaded snapshot exactly as it was loaded, signed with the present key."""
 
     @property
     def busy(self) -> bool:
@@ -56,19 +56,19 @@ class LastKnownGood:
         """Replace the stored snapshot by ``publication``, with the MAC of ``signer``.
 
         Raises:
-            StoreError: where it is not stored, or not within `PATIENCE_SECONDS`.
+            StoreError: if it is not stored, or not within `PATIENCE_SECONDS`.
         """
         if self.busy:
             raise StoreError("the disk has not finished writing an earlier snapshot", Reason.DISK_HANGS)
-        # A separate descriptor, because that of the publication is closed at the next publication.
+        # The write has a descriptor of its own, because that of the publication is closed at the next publication.
         descriptor = os.dup(publication.descriptor)
         try:
             saving = self._saving = self._disk(partial(_save_and_close, self.store, descriptor, signer))
         except RuntimeError as fault:
             os.close(descriptor)
             raise StoreError(f"no thread can be started: {fault}", Reason.MACHINE_LIMIT) from None
-        # `wait` and not `await`: an exception raised through this frame would keep the publication in memory while
-        # `_saving` is kept, and then until the garbage collector runs.
+        # This calls `wait` and does not await the future: if the future's exception were raised through this frame, it
+        # would keep the publication in memory as long as `_saving` is kept, and then until the garbage collector runs.
         done, _ = await asyncio.wait((saving,), timeout=PATIENCE_SECONDS)
         if not done:
             saving.add_done_callback(self._on_late_end)
@@ -80,11 +80,11 @@ class LastKnownGood:
             raise error
 
     async def load(self, signer: Signer | None) -> Snapshot | None:
-        """The stored snapshot, signed by ``signer``; None where there is none. Waits for as long as the disk hangs.
+        """The stored snapshot, signed by ``signer``; None if there is none. Waits for as long as the disk hangs.
 
         Raises:
-            NotOurs: where somebody else may have written it.
-            StoreError: where it is not usable.
+            NotOurs: if somebody else may have written it.
+            StoreError: if it is not usable.
         """
         try:
             loaded = await self._disk(partial(_load_and_close, self.store, signer))
@@ -95,8 +95,7 @@ class LastKnownGood:
         self.loaded_as_it_is = loaded.footer.key_id == key_id_of(signer)
         if self.loaded_as_it_is:
             return loaded
-        # Its MAC is of the present or the previous key; or the version of the packages has changed; or there is no key
-        # now.
+        # The snapshot was signed with the previous key, or in another version of the packages, or there is no key now.
         try:
             again = await self._background.run(published_again, loaded, signer, loaded.generation)
         except (SignatureError, OSError) as error:
@@ -116,7 +115,7 @@ class LastKnownGood:
 
 
 def log_store_failure(error: str) -> None:
-    """The one log line for a snapshot that could not be stored."""
+    """Log that a snapshot could not be stored. This is the only place that logs it."""
     log.error("Last-known-good snapshot not stored", error=error, remedy="check SNAPSHOT_DIR")
 
 
@@ -128,8 +127,8 @@ def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None
 
 
 def _load_and_close(store: SnapshotStore, signer: Signer | None) -> Snapshot | None:
-    """Closes the descriptor in the disk's thread. When the disk answers, the result may no longer be awaited, and then
-    no other code would close it. The snapshot's mapping ends with the snapshot.
+    """Closes the descriptor in the disk's thread. When the disk answers, nothing may await the result any more, and
+    then no other code would close the descriptor. The memory itself is unmapped when the snapshot is released.
     """
     loaded = store.load(signer)
     if loaded is None:

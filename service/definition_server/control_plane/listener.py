@@ -22,7 +22,7 @@ _RETRY_EVERY = 0.1
 
 
 class PortInUse(Exception):
-    """The address is in use, or is not an address of this machine. The message says which, and what to do."""
+    """The address is in use, or is not an address of this machine. The message gives the reason and the remedy."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -34,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
     repeated for two seconds.
 
     Raises:
-        PortInUse: where the address cannot be opened.
+        PortInUse: if the address cannot be opened.
     """
     return _bound(host, port, _open)
 
@@ -42,9 +42,9 @@ def listen(host: str, port: int) -> socket.socket:
 def reserve_port(host: str, port: int) -> socket.socket:
     """A socket that reserves ``host:port``: only the workers of this master can listen there.
 
-    For a transport that cannot use an inherited listening socket. ``SO_REUSEPORT`` alone would silently allow a second
-    master of the same user to listen too. So the socket binds first *without* that option, which fails if another
-    process listens there, and sets it afterwards: Linux checks the current option of both sockets at each bind
+    Used for a transport that cannot use an inherited listening socket. ``SO_REUSEPORT`` alone would silently allow a
+    second master of the same user to listen too. So the socket binds first *without* that option, which fails if
+    another process listens there, and sets it afterwards: Linux checks the current option of both sockets at each bind
     (``net/ipv4/inet_connection_sock.c``, ``inet_csk_bind_conflict``). ``SO_REUSEADDR`` is set for the bind, so that
     connections of an earlier server in TIME_WAIT do not block it, and cleared afterwards, so that the bind of a second
     master fails even before the first worker listens. This socket itself never listens.
@@ -52,13 +52,13 @@ def reserve_port(host: str, port: int) -> socket.socket:
     The workers of a master that was killed need a moment to close the port, so the bind is retried for two seconds.
 
     Raises:
-        PortInUse: where the address cannot be opened.
+        PortInUse: if the address cannot be opened.
     """
     return _bound(host, port, _share_with_workers)
 
 
 def listens(listener: socket.socket) -> bool:
-    """Whether the socket still listens: any process that shares it may stop that by ``shutdown(2)``.
+    """Whether the socket still listens: any process that shares it may end this by ``shutdown(2)``.
 
     A socket that is closed in this process counts as listening.
     """
@@ -71,15 +71,15 @@ def listen_again(listener: socket.socket, address: Any) -> None:
     Connections that waited to be accepted have been reset.
 
     Raises:
-        OSError: where another process has taken the port meanwhile.
+        OSError: if another process has taken the port meanwhile.
     """
-    with suppress(OSError):  # EINVAL: it is still bound. It is not bound if the kernel chose its port
+    with suppress(OSError):  # EINVAL: it is still bound, unless the kernel chose its port
         listener.bind(address)
     listener.listen(BACKLOG)
 
 
 def _open(made: socket.socket) -> None:
-    set_listening_options(made)  # workers in the jail may not do this themselves
+    set_listening_options(made)  # workers in the jail cannot set these options
     made.listen(BACKLOG)
 
 
@@ -149,7 +149,7 @@ def reason_text(host: str, port: int, variable: str, error: OSError) -> str:
 
 
 def raise_descriptor_limit(wanted: int = WANTED_DESCRIPTORS) -> int:
-    """Raise the soft limit of open files to at least ``wanted``. Log it if that is not allowed.
+    """Raise the soft limit of open files to at least ``wanted``. Log if the limit cannot be raised.
 
     Returns:
         The effective limit.

@@ -17,12 +17,12 @@ class LoopWatch:
         self._ran_at = time.monotonic()
 
     async def run(self) -> None:
-        """Note again and again that the loop runs. Never returns."""
+        """Note periodically that the loop runs. Never returns."""
         while True:
             self._ran_at = time.monotonic()
             await asyncio.sleep(TICK_SECONDS)
 
     def problem(self) -> str | None:
-        """A sentence that says for how long the loop has not run; None if it runs."""
+        """A sentence with the time for which the loop has not run; None if the loop runs."""
         silent = time.monotonic() - self._ran_at
         return None if silent < _STUCK_SECONDS else f"the master's event loop has not run for {silent:.0f} s"

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EX_UNAVAILABLE = 69
-"""Exit code where a port is taken (sysexits.h EX_UNAVAILABLE)."""
+"""The exit code if a port is taken (EX_UNAVAILABLE in sysexits.h)."""
 
 _ANNOUNCE_SECONDS = 0.01
 _POLICY_SECONDS = 1.0
@@ -93,12 +93,12 @@ def run_master(settings: Settings, *, demonstration: bool = False) -> int:
 
     Args:
         settings: The valid settings.
-        demonstration: For a program that ends with its terminal: SIGHUP stops the server, and there are no warnings
-            about the needs of production (a signing key, thousands of open files).
+        demonstration: Whether the server is a demonstration that ends with its terminal. Then SIGHUP stops it, and
+            there are no warnings about the needs of production (a signing key, thousands of open files).
 
     Returns:
-        The exit code: 0 (also if a signal stopped the server before the start), 1 after a bug, 69 where a port is
-        taken, 78 where the kernel lacks a feature that ``JAIL`` requires, or a limit of the process is too low.
+        The exit code: 0 if a signal stopped the server (even before the start), 1 after a bug, 69 if a port is taken,
+        78 if the kernel lacks a feature that ``JAIL`` requires or a limit of the process is too low.
     """
     early_signals.install()
     configure_logs(settings.app_env, settings.log_level)
@@ -150,10 +150,10 @@ class _Master:
     """The parts of the master, connected."""
 
     def __init__(self, settings: Settings, holder: socket.socket, tls: TlsFiles | None, *, hangup_stops: bool) -> None:
-        """Opens the metrics port, and starts nothing yet. ``holder`` has the gRPC port.
+        """Opens the metrics port, but starts nothing yet. ``holder`` has the gRPC port.
 
         Raises:
-            PortInUse: where the metrics port cannot be opened.
+            PortInUse: if the metrics port cannot be opened.
         """
         self._settings = settings
         self._hangup_stops = hangup_stops
@@ -296,7 +296,7 @@ class _Master:
         self._admin.start()
         self._supervisor.start()
         if self._policy is not None:
-            # Before the first catalogue, so that a pin is in effect from the start.
+            # This must precede the first catalogue, so that a pin is in effect from the start.
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._policy.read(at_once=True), _POLICY_SECONDS)
         forever = [asyncio.create_task(work) for work in self._forever()]
@@ -304,8 +304,8 @@ class _Master:
         ended, _ = await asyncio.wait((stopped, *forever), return_when=asyncio.FIRST_COMPLETED)
         code = 0
         for task in ended - {stopped}:
-            # None of these tasks returns, so an exception in one is a bug of ours. Drain, and exit with the code for a
-            # bug.
+            # None of these tasks returns by itself, so one that has ended failed because of a bug of ours. Drain, and
+            # exit with the code for a bug.
             log.critical("The master failed; leaving", exc_info=task.exception())
             code = 1
         _exit_at_the_latest(self._settings.drain_timeout_seconds + _EXIT_MARGIN_SECONDS, code)
@@ -386,7 +386,7 @@ class _Master:
             self._stop.set()
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``work`` in a task, with a reference to the task until it ends."""
+        """Run ``work`` in a task. A reference to the task is kept until it ends."""
         task = asyncio.create_task(work())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -396,12 +396,14 @@ class _Master:
         await self._supervisor.roll()
 
     def _read_again(self) -> None:
-        """Read the table again: rows that are served were found bad, and the next publication omits them."""
+        """Read the table again, because rows that are served were found bad: the next publication does not serve these
+        rows.
+        """
         self._synchronizer.read_again()
         self._sync_loop.sync_soon()
 
     async def _reload(self) -> None:
-        """Read rotated secrets from their files, then sync at once."""
+        """Read the secrets again from their files, which may have been rotated, and run a sync cycle at once."""
         with self._reserve.lent():
             await self._reloader.read_again(self._apply)
         log.info("Syncing at once")
@@ -421,7 +423,7 @@ class _Master:
             self._supervisor.use_certificate(tls)
 
     async def _serve_operators(self) -> None:
-        """Serve the operator's commands once the workers serve, so that the imports do not delay the workers.
+        """Serve the operator's commands. Begins once the workers serve, so that the imports do not delay the workers.
 
         Never returns.
         """
@@ -429,7 +431,9 @@ class _Master:
         await self._operators.run()
 
     async def _export(self, telemetry: Telemetry) -> None:
-        """Export traces and metrics, once the workers serve, for the same reason. Never returns."""
+        """Export traces and metrics. This begins once the workers serve, so that its imports do not delay the workers.
+        Never returns.
+        """
         await self._workers_serve()
         telemetry.start()
         await asyncio.Event().wait()
@@ -443,7 +447,7 @@ class _Master:
             await asyncio.sleep(_ANNOUNCE_SECONDS)
 
     async def _follow_policy(self) -> None:
-        """Apply the present content of the policy file."""
+        """Make the wishes in the present policy file take effect."""
         catalogue, started = self._synchronizer.catalogue, time.monotonic()
         if catalogue.served is not None:
             await catalogue.follow()

@@ -1,8 +1,8 @@
 """Connects the control socket with the service of the operators' commands, and with the parts of the master that they
 change.
 
-The engine and protobuf are large. So the engine is imported only if there is a control socket, and protobuf only when
-the socket opens.
+The engine and protobuf are large. So the engine is imported only if the settings name a control socket, and protobuf is
+imported only when the socket opens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class OperatorAccess:
-    """The control socket of a master, or none."""
+    """The control socket of a master, if it has one."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class OperatorAccess:
             sync_loop: Runs a cycle if a command requests one.
             publisher: Has the current publication.
             supervisor: Rolls the workers.
-            policy: The policy file; None: there is none.
+            policy: The policy file; None if there is none.
             signer: The present key.
             status: Returns the status that the command ``status`` shows.
             held_commands: The rows that the gate holds.
@@ -77,7 +77,7 @@ class OperatorAccess:
         return self._server is not None
 
     async def run(self) -> None:
-        """Keep the socket open. To be called only if it is `offered`. Never returns."""
+        """Keep the socket open. May be called only if the socket is `offered`. Never returns."""
         assert self._server is not None
         await self._server.run()
 
@@ -116,7 +116,7 @@ class OperatorAccess:
         return service.handlers()
 
     def _notices(self) -> list[str]:
-        """Sentences for the operator, beside ``status``."""
+        """Sentences for the operator that ``status`` does not contain."""
         error = self._synchronizer.state.store_error
         notices = [] if error is None else [f"the last-known-good snapshot is not stored: {error}"]
         if self._settings.snapshot_dir is None:

@@ -1,7 +1,7 @@
 """The present wishes of operators: those given by command, which are kept on disk, and those in the policy file.
 
 A command takes effect at once, in memory. It is written afterwards, because the disk may hang. The file of an earlier
-run is not replaced before it was read, and does not undo a wish that was given meanwhile.
+run is replaced only after it was read. It does not undo a wish that was given before it was read.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class OperatorWishes:
         """
         Args:
             disk: Keeps the wishes given by command.
-            policy: What the policy file declares now.
+            policy: Returns the present declarations of the policy file.
             clock: Seconds since the epoch.
-            signer: The present key, which gives the kept file its MAC.
+            signer: The present key, with which the MAC of the file is made.
         """
         self._disk = disk
         self._policy = policy
@@ -45,13 +45,15 @@ class OperatorWishes:
         return self._by_command.merge(self._policy(), self._clock())
 
     def rows_held_in(self, version: str) -> int:
-        """The number of rows that the gate held in the catalogue ``version``; 0 if another one is the newest that
-        passed.
+        """The number of rows that the gate held in the catalogue ``version``; 0 if the newest catalogue that passed is
+        another one.
         """
         return self._by_command.rows_held if self._by_command.rows_held_in == version else 0
 
     def recall(self, stored: Wishes) -> None:
-        """Note ``stored``, the wishes of an earlier run, when the disk has answered. `save_again` stores newer ones."""
+        """Note ``stored``, the wishes of an earlier run, when the disk has answered. If there are newer wishes,
+        `save_again` stores them.
+        """
         # A late answer of the disk must not undo a wish that was given meanwhile.
         mine = self._by_command
         merged = stored.hold_rows(mine.rows_held, mine.rows_held_in) if self._count_is_newer else stored
@@ -68,7 +70,7 @@ class OperatorWishes:
         self._by_command = self._by_command.accept(version)
 
     def pin(self, pin: Pin | None) -> None:
-        """Make ``pin`` effective; None: no pin by command. `save` stores this."""
+        """Make ``pin`` the pin by command; None for no such pin. It takes effect at once. `save` stores it."""
         self._pin_is_newer = True
         self._by_command = self._by_command.pin(pin)
 
@@ -76,7 +78,7 @@ class OperatorWishes:
         """Store the wishes given by command.
 
         Returns:
-            The reason why they would not survive a restart; None if they do.
+            The reason why they would not survive a restart; None if they would.
         """
         if not self._known:
             # A file that an earlier run wrote must not be replaced before it was read.
@@ -94,8 +96,8 @@ class OperatorWishes:
             await self._disk.save_wishes_again(self._signer())
 
     async def note_passed(self, version: str, *, accepted: bool, rows_held: int) -> None:
-        """Note that the catalogue ``version`` is the newest: its acceptance is used up, and the number of rows that the
-        gate held is kept.
+        """Note that the catalogue ``version`` is the newest. Its acceptance is used up. The number of rows that the
+        gate held in it is kept.
         """
         wishes = self._by_command.hold_rows(rows_held, version)
         self._count_is_newer = True

@@ -14,10 +14,10 @@ PAUSE_SECONDS = 1.0
 
 
 async def reap_orphans(pause: float = PAUSE_SECONDS) -> None:
-    """Reap every ended child that nothing waits for, at most one every ``pause`` seconds. Never returns.
+    """Reap every ended child for which nothing waits, at most one every ``pause`` seconds. Never returns.
 
-    It need not know which children the master has started: asyncio reaps those at once, so a process that is still
-    there one pause after it was first seen is not one of them.
+    The children that the master has started need not be known here: asyncio reaps them at once, so a process that is
+    still there one pause after it was first seen is not one of them.
     """
     suspect = 0
     while True:
@@ -26,12 +26,12 @@ async def reap_orphans(pause: float = PAUSE_SECONDS) -> None:
 
 
 def _reap_one(suspect: int) -> int:
-    """Reap ``suspect`` if it is still there. Returns the next ended child; 0: there is none."""
+    """Reap ``suspect`` if it is still there. Returns the next ended child; 0 if there is none."""
     try:
         while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             if dead.si_pid != suspect:
                 return dead.si_pid
             os.waitpid(suspect, os.WNOHANG)
-    except ChildProcessError:  # no child at all
+    except ChildProcessError:  # this process has no child
         pass
     return 0

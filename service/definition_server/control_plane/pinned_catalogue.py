@@ -1,9 +1,10 @@
-"""The catalogue that a pin names: it is taken from memory or the history, shown in the state, and released when the pin
+"""The catalogue that a pin names. It is taken from memory or the history, shown in the state, and released when the pin
 expires.
 
 If the pinned version is not known, the served catalogue stays: a pin means that changes of the table must not be
-served. But if the server started with such a pin, no operator chose the catalogue that it serves, and keeping it is no
-better than taking the next one. Then the pin is *vain*: the table is followed until the version is known.
+served. But if the server started with such a pin, no operator chose the catalogue that it serves, and keeping that
+catalogue is no better than serving the next one. Then the pin is *vain*: the server follows the table until the pinned
+version is known.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class PinnedCatalogue:
     ) -> None:
         """
         Args:
-            wishes: Have the effective pin.
+            wishes: Have the pin that is in effect.
             disk: Has the history.
             state: Shows the pin.
             served: Returns the served catalogue.
@@ -66,7 +67,7 @@ class PinnedCatalogue:
         self._expiring: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """Release the catalogue. The end of a pin has no effect any more."""
+        """Release the catalogue, and cancel the call at the end of the pin."""
         if self._timer is not None:
             self._timer.cancel()
         if self._expiring is not None and not self._expiring.done():
@@ -75,11 +76,13 @@ class PinnedCatalogue:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The catalogue that was loaded for the pin."""
+        """The catalogue that was loaded for the pin; None if there is none."""
         return self._snapshot
 
     def change(self, pin: Pin | None, snapshot: Snapshot | None) -> None:
-        """Note that an operator's command pins ``snapshot``, or takes the pin away (None and None)."""
+        """Note that an operator's command pins ``snapshot``. If both arguments are None, the command takes the pin
+        away.
+        """
         if snapshot is not None:
             self._snapshot = snapshot
         if pin is None:
@@ -100,7 +103,7 @@ class PinnedCatalogue:
                 except StoreError as error:
                     problem = str(error)
                     continue
-                if self._wishes.now().pin != pin:  # meanwhile an operator has pinned another one, which is in memory
+                if self._wishes.now().pin != pin:  # an operator has pinned another version meanwhile
                     return
                 if found is not None:
                     self._snapshot = found
@@ -126,11 +129,13 @@ class PinnedCatalogue:
         return None
 
     def is_vain(self, pin: Pin) -> bool:
-        """Whether ``pin`` has no effect: its version is not known, and it was effective before anything was served."""
+        """Whether ``pin`` has no effect, because its version is not known and was not known before anything was
+        served.
+        """
         return self._vain == pin.version and self.in_memory(pin) is None
 
     def show(self) -> None:
-        """Note the effective pin in the state, log its end, and call this again when it expires."""
+        """Note the effective pin in the state, and log if a pin has ended. Called again when the pin expires."""
         pin = self._wishes.now().pin
         shown = self._state.pin
         if pin is None:

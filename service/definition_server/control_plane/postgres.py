@@ -73,10 +73,12 @@ _TID_RANGE_SCANS = 140000
 """The first version of PostgreSQL that has TID range scans."""
 
 _NEW_CONNECTIONS = 2
-"""New connections in a cycle. A short idle_session_timeout may close the first before its first statement, too."""
+"""The most new connections in a cycle. A short idle_session_timeout may close even a new connection before its first
+statement.
+"""
 
 _EVERYWHERE: list[list[tuple[int, int]]] = [[]]
-"""For one statement without limits of blocks."""
+"""Stands for all blocks: one statement without limits."""
 
 _NO_DIRECTORY = "/nonexistent-definition-server"
 """A directory without a Unix socket, so that a connection fails at once."""
@@ -105,8 +107,8 @@ _FAULTS: tuple[tuple[type[Exception], Reason, str | None], ...] = (
 def url_fault(url: str) -> str | None:
     """The reason why libpq would not connect to ``url``, without quoting it; None if only an attempt can show it.
 
-    libpq itself checks the URL and its service file: we make it connect to a socket that does not exist, and it checks
-    all parameters before the first octet is sent.
+    libpq itself checks the URL and its service file: we make it connect to a socket that does not exist. It checks all
+    parameters before it sends the first octet.
     """
     try:
         parameters = conninfo_to_dict(url)
@@ -150,9 +152,10 @@ def _effective(url: str) -> dict[str, str]:
     """The parameters of a connection to ``url``, with those that libpq adds from its variables and its service file.
 
     Raises:
-        psycopg.Error: where ``url`` cannot be parsed.
+        psycopg.Error: if ``url`` cannot be parsed.
     """
-    # libpq reports them only for a connection. This one is refused because of its sslmode, before any name is resolved.
+    # libpq reports the parameters only for a connection. The connection made here is refused because of its sslmode,
+    # before any name is resolved.
     text = make_conninfo("", **{**conninfo_to_dict(url), "sslmode": "unknown"})
     connection = pq.PGconn.connect_start(text.encode())
     try:
@@ -180,7 +183,7 @@ class PostgresSource:
         self.address = database_address(url)
         """The database that is read; None if the URL cannot be used."""
         self.connected_to: str | None = None
-        """The host that last accepted our connection; None: none has so far."""
+        """The host that last accepted our connection; None if no host has."""
         self._logged: tuple[str, ...] | None = None
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -294,7 +297,7 @@ class PostgresSource:
                     return connection
         # libpq gives no SQLSTATE for a failed connection attempt, so there is one remedy for all reasons.
         advice = "check host, port, user, password and database in DATABASE_URL"
-        # The failure for which the operator can do most.
+        # The reason is that of the failure for which the operator can do most.
         order = (Reason.DATABASE_REFUSED_LOGIN, Reason.DATABASE_UNREACHABLE, Reason.DATABASE_TIMEOUT)
         reason = next((each for each in order if each in reasons), Reason.DATABASE_UNREACHABLE)
         raise SourceError(f"{'; '.join(dict.fromkeys(faults))} ({advice})", reason)
@@ -344,7 +347,8 @@ class PostgresSource:
 
     async def _prepare(self, connection: AsyncConnection[Any]) -> None:
         if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            # Such a database may hold any octets; with conversion, one bad row would fail the whole reading.
+            # A database without an encoding may hold any octets. If they were converted, one bad row would make the
+            # whole reading fail.
             await connection.set_autocommit(True)
             await self._limited(connection.execute("SET client_encoding TO 'SQL_ASCII'"))
             await connection.set_autocommit(False)
@@ -410,7 +414,7 @@ class _Reading:
         self.bytecode_fault: str | None = None
         self._state = self._basis = ""
         self._lacks_versions = False
-        """Whether the row versions were not summed up at the beginning."""
+        """Whether the sum over the row versions was left out at the beginning."""
         self._before: Ranges | None = None
         self._ranges: Ranges | None = None
 
@@ -423,8 +427,8 @@ class _Reading:
 
         Args:
             statement_timeout: In seconds.
-            first: Nothing of this connection is known yet, so the fingerprint differs, whatever it is. Where `ranges`
-                gives it as well, the scan that gives nothing else is saved.
+            first: Whether this is the first reading of the connection, so that the fingerprint differs from every
+                earlier one. If `ranges` gives the fingerprint too, the scan that gives only the fingerprint is saved.
         """
         limits = {
             "statement": str(int(statement_timeout * 1000)),
@@ -484,7 +488,7 @@ class _Reading:
             sums[number] = counted + rows, summed + int(hashes)
         versions = {number: f"{rows}:{hashes}" for number, (rows, hashes) in sums.items()}
         rows, hashes = (sum(parts) for parts in zip(*sums.values(), strict=True)) if sums else (0, 0)
-        # The very text that `versions_sql` gives for the same row versions.
+        # The same text as `versions_sql` gives for the same row versions.
         self.fingerprint = f"{self._state}/{rows}:{hashes}"
         return Ranges(f"{self._basis}/{width}", versions, width, dict(sizes))
 
@@ -509,7 +513,7 @@ class _Reading:
         while rows:
             following = asyncio.ensure_future(cursor.fetchmany(most))
             try:
-                await asyncio.sleep(0)  # the statement is sent
+                await asyncio.sleep(0)  # meanwhile the statement is sent
                 yield rows
                 del rows
                 rows = await self._limited(following)
@@ -523,7 +527,7 @@ class _Reading:
         """The classes of size that have rows: in ``ranges``, whose blocks are ``parts``, or in the whole table.
 
         Raises:
-            SourceError: where all rows together are above the limit.
+            SourceError: if all rows together are above the limit.
         """
         most = self._limits.definition
         if self._ranges is None:

@@ -1,15 +1,16 @@
 """The kernel's limits of a process (getrlimit(2)), except that of open files: they are raised, checked and logged at
 the start.
 
-The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group); other
-processes of the account or container count too. So it is tested: as many threads as the server needs at a time are
-started, and end at once.
+The number of processes is limited for an account (RLIMIT_NPROC) and for a container (the pids control group), which may
+have other processes. So no number shows whether the limit suffices, and it is tested: as many threads as the server
+needs at one time are started, and end at once.
 
 The command line, a service manager or a container runtime sets the limits, often for all its processes. Each of these
-limits would end a server after some time, or disable a function: the file size also limits unnamed memory
-(memfd_create(2)), in which snapshots go to the workers; CPU time ends the process; address space keeps the checker from
-compiling rows. A soft limit is raised to the hard one, which needs no privilege. If a limit is still too low, the start
-ends if nothing could be served; otherwise the limit is logged.
+limits, if it is too low, ends a server after some time, or disables a function. The limit of file sizes also applies to
+unnamed memory (memfd_create(2)), in which snapshots are sent to the workers. The limit of CPU time ends the process.
+The limit of the address space keeps the checker from compiling rows. A soft limit is raised to the hard limit, which
+needs no privilege. If a limit is still so low that nothing could be served, the server does not start; if it is merely
+low, it is logged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class _Limit:
     name: str
     number: int
     enough: int
-    """From this value on, no warning is logged."""
+    """At this value or above, no warning is logged."""
     least: int
     """Below this value the server cannot serve at all."""
     effect: str
@@ -73,11 +74,13 @@ _LIMITS = (
 )
 
 _OWN_TASKS = 5
-"""Threads and processes of the master at one time: its log, its admin port, a cycle, its disk, and the checker."""
+"""The most threads and processes that the master has at one time: for its log, admin port, cycle, disk and checker."""
 _WORKER_TASKS = 3
-"""Threads and processes of a worker: the process, its log, and its watch of the master."""
+"""The threads and processes of a worker: the process, its log, and its watch of the master."""
 _SMALL_STACK = 64 * 1024
-"""Octets of a thread's stack. It is small, because the number of threads is tested, and not the address space."""
+"""Octets of a test thread's stack. They are few, because the test is of the number of threads, and not of the address
+space.
+"""
 
 
 def raise_process_limits(workers: int) -> str | None:

@@ -1,8 +1,8 @@
-"""The master's knowledge about the served catalogue: its freshness, the delay of changes, past events, and whether a
-restart is safe. `Proof` composes the parts; each owns its numbers.
+"""The facts that the master reports about the served catalogue: its freshness, the delay of changes, past events, and
+whether a restart is safe. `Proof` composes the parts, each of which owns its numbers.
 
-The sync cycle reports to it (`CycleObserver`), and a tick compares the present state with the remembered one, so that a
-change without a report is noticed too.
+The sync cycle reports to `Proof` (`CycleObserver`). In addition, a tick compares the present state with the remembered
+one, so that a change that nothing reported is noticed too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Verdict:
 
 
 class Proof:
-    """Judges the state of one master. Written by the event loop's thread; `verdict` may be called from any."""
+    """Judges the state of one master. Only the event loop's thread writes; `verdict` may be called from any thread."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Proof:
         Args:
             state: The result of the sync cycles.
             interval: ``SYNC_INTERVAL_SECONDS``.
-            stores: Whether there is a directory for snapshots.
+            stores: Whether the server has a directory for snapshots.
             clock: Seconds since the epoch.
             now: Returns seconds of the clock by which cycles are timed.
         """
@@ -57,7 +57,7 @@ class Proof:
         self.events = Events(clock, now)
         self.propagation = Propagation(now)
         self.next_attempt: float | None = None
-        """When the next cycle is due, seconds since the epoch. A requested cycle starts earlier."""
+        """The time of the next scheduled cycle, seconds since the epoch. A requested cycle starts earlier."""
         self._read_at: float | None = None
         self._reachable = False
         self._published = False

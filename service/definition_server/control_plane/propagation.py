@@ -1,11 +1,11 @@
-"""Measures how long a change takes from the table to the last worker. The result is an upper bound, for which no clock
-of the database is needed.
+"""Measures how long a change takes from the table to the last worker. The result is an upper bound, so the database's
+clock is not needed.
 
 A change that a cycle reads was not found by the previous check, so it was committed after the start of that check. The
 time from that start until every worker has acknowledged the new catalogue is therefore at least the true delay, and
 exceeds it by less than the interval of the checks. The first publication after a start gives no sample, because there
-is no earlier check. A publication that an operator causes (`accept`, a pin, its end) gives none either, because its
-time says nothing about the server.
+is no earlier check. A publication that an operator causes (by accepting a catalogue, by a pin or by its end) gives no
+sample either, because its delay does not depend on the server.
 
 Only workers that serve are considered. A worker that ends, drains or is replaced is no longer awaited; a worker that
 starts gets the newest catalogue first.
@@ -19,9 +19,13 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0)
-"""Upper bounds of the histogram's buckets, in seconds. The alert is at 120: a sample contains the interval (60)."""
+"""Upper bounds of the histogram's buckets, in seconds. The alert fires above 120 s, because a sample contains the
+interval (60 s).
+"""
 _MOST_WAITING = 64
-"""The most publications that wait for acknowledgements. Acknowledging one acknowledges all before it."""
+"""The most publications that wait for acknowledgements. If a worker acknowledges one of them, it has acknowledged all
+earlier ones.
+"""
 
 
 @dataclass(slots=True)
@@ -36,7 +40,9 @@ class _Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A histogram; ``counts`` has one bucket more than `BOUNDS`, and is not cumulated."""
+    """A histogram. ``counts`` has one bucket more than `BOUNDS`; a bucket does not contain the counts of lower
+    buckets.
+    """
 
     counts: tuple[int, ...]
     sum_seconds: float
@@ -44,7 +50,8 @@ class Distribution:
 
 @dataclass(slots=True)
 class Propagation:
-    """Measures published changes. For the event loop's thread; `distribution` may be read from any other.
+    """Measures published changes. Used in the event loop's thread; only `distribution` may be called from other
+    threads.
 
     ``now`` returns seconds of the clock by which cycles and acknowledgements are timed.
     """
@@ -57,7 +64,7 @@ class Propagation:
     _check: float | None = None
     """Start of the present check."""
     _previous: float | None = None
-    """Start of the last check that has ended. It did not find the change that the next check finds."""
+    """Start of the last check that has ended. A change that the next check finds was committed after this time."""
     _changed: bool = False
     _measurements: deque[_Measurement] = field(default_factory=lambda: deque(maxlen=_MOST_WAITING))
 

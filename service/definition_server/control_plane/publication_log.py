@@ -1,4 +1,4 @@
-"""Logs a publication: the findings in its rows, and the differences from the previous one."""
+"""Logs a publication: the findings about its rows, and the differences from the previous publication."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _NAMES_LOGGED = 10
 
 
 def log_findings(findings: Findings, snapshot: Snapshot) -> None:
-    """Log rows that are not served, rows that look wrong, and a catalogue that some clients cannot receive."""
+    """Log the rows that are not served and those that look wrong. Log also if some clients cannot receive the
+    catalogue.
+    """
     for reason, count in findings.unserved.items():
         log.warning("Rows not served", reason=reason, count=count, examples=findings.examples[reason])
     for suspect, count in findings.suspect.items():
@@ -36,8 +38,8 @@ def log_findings(findings: Findings, snapshot: Snapshot) -> None:
 def log_broadcast(
     previous: Snapshot | None, snapshot: Snapshot, duration: float, may_differ: Iterable[bytes] | None
 ) -> ChangeCounts:
-    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: all commands, or
-    only the names that ``may_differ``, if these are known.
+    """Log the publication of ``snapshot`` after ``duration`` seconds. Compares it with ``previous``: the commands that
+    ``may_differ`` names, or all commands if it is None.
 
     Returns:
         What was changed.

@@ -1,14 +1,15 @@
-"""``PUBLICATION_POLICY``: a TOML file that names the accepted catalogues and the pinned one, for many replicas alike.
+"""``PUBLICATION_POLICY``: a TOML file that names the accepted catalogues and the pinned one, for all replicas that have
+the file.
 
     accept = ["3f9a0c12"]                 # hashes, or beginnings of at least 8 digits
     [pin]
     version = "3f9a0c12…"
     until = 2026-12-01T00:00:00Z          # without it, until the file has no pin
 
-The whole file is read several times a second and compared by its content, so that a symbolic link that is swapped, as
-by Kubernetes, is noticed, and times of modification do not matter. A new content takes effect when two readings in a
-row have found it, so that an editor that empties the file before it writes it removes no pin. If the content cannot be
-used, or the file is gone, this is logged once, and the previous policy stays.
+The whole file is read several times a second, and its content is compared. So a symbolic link that is replaced
+(Kubernetes does so) is noticed, and times of modification do not matter. A new content takes effect when two readings
+in a row have found it, so that an editor that empties the file before writing to it does not remove a pin. If the
+content cannot be used, or the file is gone, this is logged once, and the previous policy remains in effect.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from definition_server.observability.logs import get_logger
 log = get_logger(__name__)
 
 READ_SECONDS = 0.4
-"""Seconds between two readings. A change takes effect after two readings, so within less than a second."""
+"""Seconds between two readings. A change takes effect after two readings, which is less than a second."""
 _DISK_SECONDS = 10.0
 _MOST_OCTETS = 256 * 1024
 _MOST_PARTS = 100
@@ -41,33 +42,33 @@ _KEYS, _PIN_KEYS = frozenset(("accept", "pin")), frozenset(("version", "until"))
 
 
 class PolicyUnusable(Exception):
-    """The file cannot be read, or its content cannot be used. The text says why."""
+    """The file cannot be read, or its content cannot be used. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the file is."""
+    """The file's octets, and whether other users may write the file."""
 
     octets: bytes
     others_may_write: bool = False
 
 
 class PublicationPolicy:
-    """Reads the policy file and keeps the policy in effect."""
+    """Reads the policy file, and holds the policy that is in effect."""
 
     def __init__(self, path: Path, on_change: Callable[[], None]) -> None:
         """``on_change`` is called after each change of ``current``."""
         self._path = path
         self.current = Policy()
-        """The policy in effect: empty until the file was read."""
+        """The policy in effect. It is empty until the file was read."""
         self._on_change = on_change
         self._reading: asyncio.Future[Content] | None = None
         self._seen: Content | str | None = None
         """The result of the last reading: the content, or the reason why there was none."""
         self._judged: Content | str | None = None
-        """The result that was last put into effect, or refused."""
+        """The result that was put into effect or refused last."""
         self.problem: str | None = None
-        """The reason why the present file is not in effect; None if it is."""
+        """The reason why the present file is not in effect; None if it is in effect."""
 
     async def run(self) -> None:
         """Read the file again and again. Never returns."""
@@ -79,7 +80,8 @@ class PublicationPolicy:
         """Read the file, and act if its content is new.
 
         Args:
-            at_once: Act after one reading of a new content. For the start, when there is no earlier policy to keep.
+            at_once: Whether one reading of a new content suffices. It does at the start, when there is no earlier
+                policy to keep.
         """
         found = await self._read()
         if found != self._judged and (found == self._seen or at_once):
@@ -87,7 +89,7 @@ class PublicationPolicy:
         self._seen = found
 
     async def _read(self) -> Content | str:
-        # Only one thread runs this at a time, even if the disk hangs.
+        # At most one thread reads the file, even if the disk hangs.
         if self._reading is None:
             try:
                 self._reading = on_disk(lambda: read_file(self._path))
@@ -109,8 +111,8 @@ class PublicationPolicy:
         try:
             if isinstance(found, str):
                 raise PolicyUnusable(found)
-            policy = await on_disk(lambda: parse(found.octets))  # parsing a large one takes seconds
-        except RuntimeError:  # no thread can be started: the next reading reports it, or finds this content again
+            policy = await on_disk(lambda: parse(found.octets))  # parsing a large file takes seconds
+        except RuntimeError:  # no thread can be started: the next reading reports that or tries again
             return
         except PolicyUnusable as error:
             self._judged = found
@@ -144,10 +146,11 @@ def read_file(path: Path) -> Content:
     """The content of the file. Blocks.
 
     Raises:
-        PolicyUnusable: where it cannot be read, is not a file or is too large.
+        PolicyUnusable: if it cannot be read, is not a file or is too large.
     """
     try:
-        # By `open`, which closes what it cannot use: `fdopen` refuses a directory and leaves its descriptor open.
+        # By `open`, which closes a descriptor that it cannot use. `fdopen` refuses a directory, but leaves the
+        # descriptor open.
         with open(path, "rb", opener=_open) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
@@ -162,7 +165,7 @@ def read_file(path: Path) -> Content:
 
 
 def _open(path: str, flags: int) -> int:
-    """Without waiting for the writer of a FIFO."""
+    """Open ``path`` without waiting for the writer of a FIFO."""
     return os.open(path, flags | os.O_NOCTTY | os.O_NONBLOCK)
 
 
@@ -170,7 +173,7 @@ def parse(content: bytes) -> Policy:
     """The policy that ``content`` declares.
 
     Raises:
-        PolicyUnusable: where it is not TOML, or not of our form. No part of it takes effect then.
+        PolicyUnusable: if it is not TOML, or not of our form. Then no part of it takes effect.
     """
     for number, line in enumerate(content.splitlines(), 1):
         if line.count(b".") > _MOST_PARTS:
@@ -200,7 +203,7 @@ def _pin(table: dict[str, Any]) -> Pin:
     until = table.get("until")
     if until is not None and (not isinstance(until, datetime) or until.tzinfo is None):
         raise PolicyUnusable("pin.until is not a time with a time zone, such as 2026-12-01T00:00:00Z, without quotes")
-    if until is not None and until.timestamp() > LATEST_SECONDS:  # its time zone moves it beyond that year
+    if until is not None and until.timestamp() > LATEST_SECONDS:  # in UTC the time is after that year
         raise PolicyUnusable("pin.until is after the year 9999: leave it out for a pin without an end")
     return Pin(_version(table["version"], "pin.version"), None if until is None else until.timestamp(), "policy")
 
@@ -212,7 +215,7 @@ def _version(value: object, where: str) -> str:
 
 
 def _refuse_unknown(table: dict[str, Any], known: frozenset[str], prefix: str) -> None:
-    """Refuse unknown keys: if a misspelled key were ignored, its wish would be lost without notice."""
+    """Refuse unknown keys: if a misspelled key were ignored, the wish behind it would be lost without notice."""
     unknown = sorted(table.keys() - known)
     if unknown:
         names = ", ".join(

@@ -32,7 +32,7 @@ _SHOWN = 10
 
 
 class PublicationError(Exception):
-    """A request that cannot be fulfilled. The text tells the operator the fault and the remedy."""
+    """A request that cannot be fulfilled. The message names the fault and the remedy for the operator."""
 
 
 class InvalidRequest(PublicationError):
@@ -40,11 +40,11 @@ class InvalidRequest(PublicationError):
 
 
 class UnknownVersion(PublicationError):
-    """No catalogue has that hash, or several hashes begin with it. The text says which exist."""
+    """No catalogue has that hash, or several hashes begin with it. The message lists the catalogues that exist."""
 
 
 class Publications:
-    """The operations, on the catalogues of one server."""
+    """The operator's actions on the catalogues of one server."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Publications:
         self._orders: set[asyncio.Task[Any]] = set()
 
     async def _to_its_end(self, order: Coroutine[Any, Any, T]) -> T:
-        """The result of ``order``, which continues if this is cancelled."""
+        """The result of ``order``. If the caller is cancelled, ``order`` continues."""
         task = asyncio.create_task(order)
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
@@ -84,10 +84,10 @@ class Publications:
 
     async def diff(self, old: str, new: str) -> tuple[str, str, Difference]:
         """Both complete hashes, and the commands by which ``new`` differs from ``old``. A held catalogue can be
-        compared.
+        compared too.
 
         Raises:
-            PublicationError: where a version is not known, or cannot be read.
+            PublicationError: if a version is not known, or cannot be read.
         """
         before, after = await self._snapshot(old, held=True), await self._snapshot(new, held=True)
         return before.version_hash, after.version_hash, await self._catalogue.in_background(diff, before, after)
@@ -96,7 +96,7 @@ class Publications:
         """Publish the catalogue that the guard holds.
 
         Raises:
-            PublicationError: where it is not the one that is held.
+            PublicationError: if another catalogue is held, or none is.
         """
         _check(version)
         candidate = self._catalogue.candidate
@@ -119,13 +119,13 @@ class Publications:
 
         Args:
             version: A version of the history, or the served one.
-            until: Seconds since the epoch; None: until `unpin`.
+            until: Seconds since the epoch; None if the pin lasts until `unpin`.
 
         Returns:
-            The reason why the pin would not survive a restart; None if it does.
+            The reason why the pin would not survive a restart; None if it would.
 
         Raises:
-            PublicationError: where the version is not known, or cannot be read.
+            PublicationError: if the version is not known, or cannot be read.
         """
         if until is not None and until <= self._clock():
             raise InvalidRequest("the pin would end in the past")
@@ -152,10 +152,10 @@ class Publications:
         """Follow the table again: the newest catalogue that passed the guard is served at once.
 
         Returns:
-            The reason why this would not survive a restart; None if it does.
+            The reason why the end of the pin would not survive a restart; None if it would.
 
         Raises:
-            PublicationError: where nothing is pinned, or the policy file pins a version.
+            PublicationError: if nothing is pinned, or the policy file pins a version.
         """
         pin = self._catalogue.wishes().pin
         if pin is None:
@@ -167,10 +167,10 @@ class Publications:
         return note
 
     async def export(self, version: str | None) -> Snapshot:
-        """The catalogue ``version``; None: the served one.
+        """The catalogue ``version``, or the served one if ``version`` is None.
 
         Raises:
-            PublicationError: where it is not known, or cannot be read; or nothing is served.
+            PublicationError: if the version is not known or cannot be read, or if nothing is served.
         """
         if version is not None:
             return await self._snapshot(version, held=True)

@@ -21,10 +21,12 @@ from definition_server.ipc.memory import create_sealed, map_sealed
 RECENT = 10
 
 _SHORT_OCTETS = 4 << 20
-"""A smaller catalogue is hashed before it is written, because starting a thread would take longer."""
+"""A catalogue of fewer octets is hashed before it is written, and not in a thread meanwhile, because starting the
+thread would take longer than hashing.
+"""
 
 _RELEASED_CHUNKS = 16
-"""The most chunks of the previous snapshot that are resident."""
+"""The most chunks of the previous snapshot that are resident at one time while its commands are copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,20 @@ class Publisher:
 
     @property
     def recent(self) -> tuple[PublishedVersion, ...]:
-        """The last `RECENT` publications, the newest first. Signing the served catalogue again does not count."""
+        """The last `RECENT` publications, the newest first. A publication that only signs the served catalogue again is
+        not recorded.
+        """
         return tuple(reversed(self._recent.copy()))
 
     @property
     def next_generation(self) -> int:
-        """The number of the next snapshot."""
+        """The generation of the next snapshot."""
         return 1 if self.current is None else self.current.snapshot.generation + 1
 
     def publish(self, publication: Publication) -> None:
-        """Make ``publication`` the current one. Owns its descriptor from now on, and closes the previous one's."""
+        """Make ``publication`` the current one. Takes over its descriptor, and closes that of the previous
+        publication.
+        """
         previous, self.current = self.current, publication
         self.published_at = time.time()
         snapshot = publication.snapshot
@@ -85,7 +91,7 @@ class Publisher:
             os.close(previous.descriptor)
 
     def close(self) -> None:
-        """Close the descriptor. The mappings of the workers stay valid."""
+        """Close the descriptor of the current publication. The mappings of the workers stay valid."""
         if self.current is not None:
             os.close(self.current.descriptor)
             self.current = None
@@ -95,7 +101,7 @@ def to_shared_memory(built: BuiltSnapshot) -> Publication:
     """Write ``built`` into sealed memory, to be published.
 
     Raises:
-        OSError: where memory or descriptors are exhausted.
+        OSError: if memory or descriptors are exhausted.
     """
     return _in_shared_memory(built.pieces)
 
@@ -105,8 +111,8 @@ def prepare(
 ) -> Callable[[], Publication] | None:
     """Build the snapshot of ``builder``.
 
-    The returned function writes it to sealed memory; a large catalogue is hashed meanwhile in another thread. Each
-    message is freed when it was written.
+    The returned function writes the snapshot to sealed memory. A large catalogue is hashed in another thread while it
+    is written. Each message is freed once it is written.
 
     Args:
         builder: Has the rows.
@@ -119,11 +125,12 @@ def prepare(
         are exhausted.
 
     Raises:
-        CatalogTooLarge: where the body would exceed 2 GiB.
+        CatalogTooLarge: if the body would exceed 2 GiB.
     """
     unsealed = builder.arrange()
     seal = partial(builder.seal, unsealed, generation=generation, created_at_ns=created_at_ns)
-    # If names, hashes and key are the same, most likely all octets are. This is checked without writing them.
+    # If names, hashes and key are the same, probably all octets are the same. This is checked before anything is
+    # written.
     likely = newest is not None and (newest.version_hash, newest.key_id) == (unsealed.version_hash, builder.key_id)
     if likely or unsealed.body_length <= _SHORT_OCTETS:
         digest = hashlib.sha256()
@@ -180,8 +187,8 @@ def published_again(snapshot: Snapshot, signer: Signer | None, generation: int) 
     The time of building is kept. O(size).
 
     Raises:
-        SignatureError: where a package in ``snapshot`` does not have a known version.
-        OSError: where memory or descriptors are exhausted.
+        SignatureError: if a package in ``snapshot`` does not have a known version.
+        OSError: if memory or descriptors are exhausted.
     """
     footer = replace(snapshot.footer, generation=generation)
     if footer.key_id == key_id_of(signer):

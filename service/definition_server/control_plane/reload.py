@@ -1,11 +1,11 @@
 """Settings that can be replaced while the server runs: each is read again, checked and applied separately.
 
-If a reload failed as a whole, one bad file would block the others: a certificate whose key is written a second later
-would delay the rotation of a leaked API key. So a setting that cannot be used keeps its last good value, and is logged;
-all others are applied.
+If one bad file made the whole reload fail, it would block the others: a certificate whose key is written a second later
+would delay the replacement of a leaked API key. So a setting that cannot be used keeps its last good value, and this is
+logged; all other settings are applied.
 
-Each is read in a thread of its own, for which the end of the process does not wait. So a disk that hangs delays neither
-the event loop nor the other settings.
+Each setting is read in a thread of its own, for which the end of the process does not wait. So a disk that hangs delays
+neither the event loop nor the other settings.
 """
 
 from __future__ import annotations
@@ -48,18 +48,20 @@ Apply = Callable[[Reloadable, Settings], Awaitable[None]]
 
 
 class Reloader:
-    """Keeps the settings in use, and renews them. ``settings`` and ``tls`` are those of the start."""
+    """Holds the settings in use, and renews them. ``settings`` and ``tls`` have the values that were read at the
+    start.
+    """
 
     def __init__(self, settings: Settings, checks: Mapping[str, Check], tls: TlsFiles | None = None) -> None:
         self.settings = settings
-        """The settings in use. Each secret has its last good value."""
+        """The settings in use. Each secret has its last usable value."""
         self.tls = tls
-        """The content of the TLS files when they were last good; None without TLS."""
+        """The content that the TLS files had when they were last usable; None without TLS."""
         self._checks = checks
         self._reading: set[Reloadable] = set()
 
     async def read_again(self, apply: Apply) -> None:
-        """Read all values that come from files again, and ``apply`` each usable value as soon as it was read."""
+        """Read again all values that come from files. Call ``apply`` for each usable value as soon as it was read."""
         wanted = [what for what in Reloadable if self._from_files(what)]
         await asyncio.gather(*(self._read_one(what, apply) for what in wanted))
 
@@ -95,7 +97,7 @@ class Reloader:
         log.error("Settings not read again; the old ones stay", what=what.variables, error=error, **more)
 
     def _begin(self, what: Reloadable) -> asyncio.Future[_Found]:
-        """Read ``what`` again in a thread; all other settings keep their values.
+        """Read the setting ``what`` again in a thread. All other settings keep their values.
 
         Raises:
             RuntimeError: if no thread can be started.
@@ -120,7 +122,7 @@ class Reloader:
                 return  # the loop has ended
 
         threading.Thread(target=read, name=f"reload-{what.name.lower()}", daemon=True).start()
-        self._reading.add(what)  # `end` runs in this loop, so it comes later
+        self._reading.add(what)  # `end` runs in this loop, so it is called later
         return found
 
     def _load(self, what: Reloadable, others: Mapping[str, str | None]) -> _Found:
@@ -131,8 +133,8 @@ class Reloader:
             return error
 
     def _from_files(self, what: Reloadable) -> bool:
-        """Whether it can have changed. A value from the environment cannot, because that of a running process does not
-        change.
+        """Whether the setting can have changed. A value from the environment cannot, because the environment of a
+        running process does not change.
         """
         if what is Reloadable.CERTIFICATE:
             return self.settings.tls_cert_file is not None
@@ -140,7 +142,7 @@ class Reloader:
 
 
 def _discard(found: asyncio.Future[_Found]) -> None:
-    """Close the files that were read too late."""
+    """Close the TLS files that were read too late."""
     result = found.result()
     if not isinstance(result, SettingsError) and result[1] is not None:
         result[1].close()
@@ -151,7 +153,7 @@ def _variable(name: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """A value as an override. None for the path of a certificate, so that its file is checked only when it is read
-    again.
+    """A value in the form in which settings can be overridden. It is None for the path of a certificate, so that the
+    file is checked only when it is read again.
     """
     return value.get_secret_value() if isinstance(value, SecretStr) else None

@@ -1,8 +1,9 @@
 """Keeps the master small after it has read, written or compared a large catalogue.
 
-Otherwise two kinds of memory would stay resident. glibc keeps freed blocks in its heap, which shrinks by itself only
-from its end (malloc_trim(3)): after a first reading they are as large as the catalogue. And the pages that were read of
-a mapped snapshot count as memory of the process, although the snapshot is shared and in memory only once.
+Otherwise two kinds of memory would stay resident. The first are freed blocks: glibc keeps them in its heap, which
+shrinks by itself only from its end (malloc_trim(3)), and after a first reading they are as large as the catalogue. The
+second are the pages of a mapped snapshot that were read: they count as memory of the process, although the snapshot is
+shared and in memory only once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from definition_server.catalog.snapshot import Snapshot
 
 NOTABLE_OCTETS = 16 << 20
-"""For a smaller catalogue no memory is released, because the cost would exceed the benefit."""
+"""For a catalogue of fewer octets no memory is released, because the cost would exceed the benefit."""
 
 
 def give_back_heap() -> None:

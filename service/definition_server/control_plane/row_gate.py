@@ -39,12 +39,12 @@ FIRST_SECONDS, FIRST_ROWS = 0.2, 500
 _BATCH_ROWS, _BATCH_OCTETS = 64, 1024 * 1024
 _NAMES_LOGGED = 10
 _PAUSES = 3.0
-"""Seconds of pause for each second in which rows are judged while they are served. A scheduler that divides CPUs among
-groups of processes (cgroups, sessions) charges the workers' group for the checker's CPU time, whatever its priority
-there."""
+"""The pause in seconds for each second in which rows were judged that are served already. A scheduler that divides CPUs
+among groups of processes (cgroups, sessions) charges the workers' group for the checker's CPU time, whatever the
+checker's priority in the group is."""
 _LONGEST_PAUSE = 1.0
-"""The longest pause in seconds. A batch may have waited long for a CPU, or have been stopped, and did not use a CPU in
-that time.
+"""The longest pause in seconds. It is limited because a batch may have taken long without using a CPU: it may have
+waited for a CPU, or have been stopped.
 """
 
 Row = tuple[bytes, RowFacts, bytes]
@@ -68,25 +68,25 @@ class RowChecker(Protocol):
 
 
 class _Budget:
-    """The judging that a first publication waits for."""
+    """The limit of the judging for which a first publication waits."""
 
     def __init__(self, rows: int, seconds: float) -> None:
-        """It is spent when both are."""
+        """The budget is spent when both its rows and its seconds are spent."""
         self._rows, self._seconds = rows, seconds
 
     @property
     def spent(self) -> bool:
-        """Whether no more is judged before the publication."""
+        """Whether no more rows are judged before the publication."""
         return self._rows <= 0 and self._seconds <= 0
 
     def take(self, rows: int, seconds: float) -> None:
-        """``rows`` were judged in ``seconds``."""
+        """Note that ``rows`` were judged in ``seconds``."""
         self._rows -= rows
         self._seconds -= seconds
 
 
 class RowGate:
-    """Applies a `Gate` to each reading of the table."""
+    """Applies a `Gate` to the rows of each reading of the table."""
 
     def __init__(
         self,
@@ -104,8 +104,9 @@ class RowGate:
         Args:
             gate: Remembers verdicts.
             checker: Judges contents.
-            patient: Judges contents that are served already. None: ``checker``.
-            background: The thread in which the rows of a large catalogue are compared. None: that of the event loop.
+            patient: Judges contents that are served already. If None, ``checker`` judges them.
+            background: The thread in which the rows of a large catalogue are compared. If None, the event loop's
+                thread.
             clock: Seconds since the epoch.
             first_seconds: See `FIRST_SECONDS`.
             first_rows: See `FIRST_ROWS`.
@@ -125,7 +126,7 @@ class RowGate:
         self._budget = self._whole_budget()
         """Of the next review."""
         self._ahead: asyncio.Task[None] | None = None
-        """Judges rows that were read, while others are."""
+        """The task that judges the first rows while others are read."""
         self._rest: asyncio.Task[None] | None = None
         self._on_bad_rows_served: Callable[[], None] = lambda: None
         self._unsure_since = False
@@ -155,11 +156,13 @@ class RowGate:
         """Begin to start the checker: rows that changed are being read."""
         if self._gate.checks and (self._preparing is None or self._preparing.done()):
             self._preparing = asyncio.create_task(self._checker.prepare())
-        if self._ahead is not None and self._ahead.done():  # that of a reading that failed
+        if self._ahead is not None and self._ahead.done():  # the review of a reading that failed
             self._ahead, self._budget = None, self._whole_budget()
 
     def rows_read(self, rows: Sequence[TableRow]) -> None:
-        """Begin to judge ``rows``, where they are the first of all: `apply` waits for their verdicts otherwise."""
+        """Begin to judge ``rows`` if they are the first rows ever read, so that `apply` need not wait for their
+        verdicts.
+        """
         gate = self._gate
         if gate.checks and gate.first and not gate.served and self._ahead is None:
             self._ahead = asyncio.create_task(self._judge_ahead(rows))
@@ -178,7 +181,7 @@ class RowGate:
                     if gate.known(key) is None:
                         yield name, facts, key
 
-        with suppress(CannotCheck):  # `apply` has the same rows judged, and reports it
+        with suppress(CannotCheck):  # `apply` lets the same rows be judged, and reports the failure
             await self._judge(unknown(), lambda *_: None, self._budget)
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
@@ -294,7 +297,7 @@ class RowGate:
                 for batch in _batches(unknown):
                     began = now()
                     await self._judge_batch(batch, note, self._check_patiently)
-                    # On busy CPUs a batch takes longer, and so does the pause.
+                    # On busy CPUs a batch takes longer, and the pause becomes longer too.
                     await asyncio.sleep(min(_PAUSES * (now() - began), _LONGEST_PAUSE))
             self._note_checking("")
         except CannotCheck as error:

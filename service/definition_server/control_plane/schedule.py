@@ -1,10 +1,12 @@
-"""Arithmetic on time: back-off, crash loops, heartbeats. Without a clock: time is an argument, in seconds."""
+"""Arithmetic on time: back-off, crash loops, heartbeats. Nothing here reads a clock: time is an argument, in
+seconds.
+"""
 
 from __future__ import annotations
 
 
 class Backoff:
-    """Exponential delays, which double from ``first`` up to ``most``; `reset` after a success."""
+    """Exponential delays, which double from ``first`` up to ``most``. The caller calls `reset` after a success."""
 
     def __init__(self, first: float, most: float) -> None:
         self._first = first
@@ -46,7 +48,7 @@ class CrashLoop:
 
 
 class Heartbeat:
-    """Decides whether a worker hangs: its beat has not changed for ``timeout`` seconds of *our* observation.
+    """Decides whether a worker hangs: it does if its beat has not changed for ``timeout`` seconds of *our* observation.
 
     Only time during which the observer itself was running counts: after the machine was suspended or the master
     stopped, one late observation must not count as a hang of every worker.
@@ -59,7 +61,7 @@ class Heartbeat:
         self._observed_at: float | None = None
 
     def hangs(self, beat: int, now: float) -> bool:
-        """Observe ``beat`` at ``now``. True if it has not changed for too long."""
+        """Observe ``beat`` at ``now``. Returns True if the beat has not changed for too long."""
         if beat != self._beat or self._observed_at is None:
             self._still = 0.0
         else:

@@ -2,9 +2,9 @@
 
 Three catalogues matter. The *newest* is the last one that passed the guard. The *served* one is the same, unless a pin
 names another. The *held* one was read and did not pass; it waits until an operator accepts it, or the table changes.
-The served catalogue changes under one lock, which no disk holds up: so no catalogue is published after a newer one,
-except by a pin, and generations only rise. A pinned catalogue is published under a new generation too, because workers
-and clients distinguish publications by it."""
+The served catalogue changes under one lock, and nothing waits for a disk under this lock. So no catalogue is published
+after a newer one, except by a pin, and generations only rise. A pinned catalogue is published under a new generation
+too, because workers and clients distinguish publications by it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Advance:
     served_before: Snapshot | None
     published: bool
     seconds: float
-    """Seconds that the cycle took until then."""
+    """Seconds that the cycle took until the catalogue became the newest."""
     accepted: bool
     rows_held: int
 
@@ -140,8 +140,8 @@ class ServedCatalogue:
 
     @property
     def newest(self) -> Snapshot | None:
-        """The newest catalogue that passed the guard; at a start, the stored one."""
-        # Not `or`: an empty catalogue is false.
+        """The newest catalogue that passed the guard. After a start it is the stored catalogue until one has passed."""
+        # `or` would not do, because an empty catalogue is false.
         return self._stored.snapshot if self._newest is None else self._newest
 
     @property
@@ -232,8 +232,7 @@ class ServedCatalogue:
         Returns:
             Whether anything was published.
 
-        Raises:
-            Held: where it must be accepted first.
+        Raises: Held: if it must be accepted first.
         """
         await self._pinned.find()
         async with self._lock:
@@ -324,7 +323,7 @@ class ServedCatalogue:
         now = asyncio.get_running_loop().time()
         with _closed_on_failure(publication):
             await self._guard.passed(snapshot, before, now, excused=accepted or self.knows(version))
-            # For storing: the publication's own descriptor closes with the next publication.
+            # A descriptor for storing, because that of the publication is closed at the next publication.
             to_keep = Publication(snapshot, os.dup(publication.descriptor))
         served_before = self.served
         self._newest = snapshot
@@ -440,7 +439,7 @@ class ServedCatalogue:
         """Pin ``pinned``, or follow the table again.
 
         Returns:
-            The reason why this would not survive a restart; None if it does.
+            The reason why this would not survive a restart; None if it would.
         """
         self._wishes.pin(pin)
         self._pinned.change(pin, pinned)
@@ -449,8 +448,8 @@ class ServedCatalogue:
             await self._settle()
             current = self._publisher.current
             if pin is not None and current is not None:
-                # Stored once more in case it was about to be removed from the history, because the pin must survive a
-                # restart.
+                # The pin must survive a restart, so the catalogue is stored again, in case it was about to be removed
+                # from the history.
                 self.disk.add(current, self._signer, self._spare())
         return await self._wishes.save()
 

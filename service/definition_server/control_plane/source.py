@@ -1,4 +1,4 @@
-"""The interface of a source of definitions. PostgreSQL is one (`postgres.py`); tests have another."""
+"""The interface of a source of definitions. PostgreSQL is such a source (`postgres.py`); tests have others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from definition_server.observability.reasons import Reason
 
 
 class SourceError(Exception):
-    """The source could not be read. The message, for the log, names the failure and, if known, the remedy."""
+    """The source could not be read. The message, which is logged, names the failure and, if known, the remedy."""
 
     def __init__(self, message: str, reason: Reason = Reason.DATABASE_ERROR) -> None:
         super().__init__(message)
@@ -21,12 +21,15 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Limits of size for reading, so that no table takes more memory than there is."""
+    """Limits of size for a reading, so that a large table does not exhaust the memory."""
 
     definition: int = 4 * 1024 * 1024
-    """Octets of the texts of a row. A larger row is not fetched; it comes with the fault ``too_large``."""
+    """The most octets in the texts of a row. A larger row is not fetched: `Reading.batches` yields it with the fault
+    ``too_large``.
+    """
     catalogue: int = 2**31 - 1
-    """Octets of the snapshot of all other rows. If it would be larger, no row is fetched, and the cycle fails."""
+    """The most octets in the snapshot of all other rows. If it would be larger, no row is fetched, and the cycle fails.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +37,15 @@ class Ranges:
     """The rows of a source, divided into ranges, at the moment of a reading."""
 
     basis: str
-    """Identifies the way in which the division and the fingerprints were made. Values of two moments can be compared
-    only if it is equal."""
+    """Identifies the way in which the division and the fingerprints were made. The ranges of two moments can be
+    compared only if it is equal.
+    """
     versions: Mapping[int, str]
-    """Range → fingerprint of its rows, for all ranges that have any."""
+    """Range → fingerprint of its rows, for all ranges that have rows."""
     width: int = 1
     """The size of a range, in a unit that the source defines."""
     sizes: dict[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
-    """The sizes in each range, for the source's own use. Complete when the rows have been read."""
+    """The sizes in each range, for the source's own use. They are complete when the rows have been read."""
 
 
 class Reading(Protocol):
@@ -49,24 +53,25 @@ class Reading(Protocol):
 
     fingerprint: str
     """Differs from an earlier fingerprint if anything that would be served has changed in between. It may also differ
-    without such a change; if the source cannot detect changes, it always differs. It is compared, never interpreted."""
+    without such a change; if the source cannot detect changes, it always differs. It is only compared, and never
+    interpreted."""
 
     async def ranges(self, before: Ranges | None) -> Ranges | None:
-        """The ranges of this moment; None where the source has none. From now on each row names its range.
+        """The ranges of this moment; None if the source has none. From now on each row names its range.
 
         Args:
             before: The ranges of an earlier moment. If possible, the division is the same, so that they can be
                 compared.
 
         Raises:
-            SourceError: where reading fails.
+            SourceError: if reading fails.
         """
 
     def batches(self, ranges: Collection[int] | None = None) -> AsyncIterator[list[Row]]:
-        """All rows, or those of ``ranges``, in batches, in no particular order. May be called once.
+        """All rows, or those of ``ranges``, in batches, in no particular order. May be called only once.
 
         Raises:
-            SourceError: where reading fails. The batches returned so far must then not be used.
+            SourceError: if reading fails. In this case the batches returned so far must not be used.
         """
 
 
@@ -74,10 +79,10 @@ class DefinitionSource(Protocol):
     """A source of rows."""
 
     def read(self) -> AbstractAsyncContextManager[Reading]:
-        """Open a `Reading`, connecting first where needed.
+        """Open a `Reading`. Connects first, unless there is a connection.
 
         Raises:
-            SourceError: on entering the context, where the source does not answer.
+            SourceError: on entering the context, if the source does not answer.
         """
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from definition_server.settings import Settings
 log = get_logger(__name__)
 
 NOT_STORED = "a start needs the database, there is no history to pin a version of, and a pin ends with the server"
-"""The effect of a missing ``SNAPSHOT_DIR``."""
+"""The effects of a missing ``SNAPSHOT_DIR``."""
 
 
 def log_notices(settings: Settings, *, lasting: bool) -> None:
@@ -17,10 +17,10 @@ def log_notices(settings: Settings, *, lasting: bool) -> None:
 
     Args:
         settings: The valid settings.
-        lasting: Whether the server is meant to last. Then a missing key or directory is warned of, too.
+        lasting: Whether the server is meant to run for long. If so, a missing key or directory causes a warning too.
     """
     for notice in notices(Settings):
-        log.warning("A variable of the environment may not be meant so", variable=notice.variable, reason=notice.text)
+        log.warning("An environment variable may be wrong", variable=notice.variable, reason=notice.text)
     if lasting and settings.avap_internal_key is None:
         log.warning(
             "Code is served unsigned: AVAP_INTERNAL_KEY is not set",

@@ -74,12 +74,12 @@ class StatusReader:
         self._supervisor = supervisor
         self._proof = proof
         self._started_at = time.time()
-        # The kernel takes any octets for a name; pages and messages are UTF-8.
+        # The kernel allows any octets in a host name, but pages and messages are UTF-8: other octets are replaced.
         self._hostname = socket.gethostname().encode(errors="replace").decode()
         self.stopping = False
 
     def read(self) -> ServiceStatus:
-        """The status now."""
+        """The present status."""
         supervisor = self._supervisor
         workers = tuple(
             _worker(slot, supervisor.counts_connections, supervisor.confines_workers) for slot in supervisor.slots
@@ -120,7 +120,7 @@ class StatusReader:
         )
 
     def _publications(self) -> tuple[PublicationStatus, ...]:
-        """The publications since the start, and older ones that the history on disk holds."""
+        """The publications since the start, and older publications that the history on disk holds."""
         found = []
         recent = self._publisher.recent
         for published in recent:

@@ -1,11 +1,11 @@
-"""The last-known-good snapshot on disk: it is written as a whole or not at all, and read only if it is undamaged and
-was written by us.
+"""The last-known-good snapshot on disk: it is written as a whole or not at all, and is used only if it is undamaged and
+was written by this server.
 
 A program that can write the file decides what the server serves, and signs, while the database is down. So the file is
-read only if it is a regular file of this user to which no other user may write. With AVAP_INTERNAL_KEY it must also
-carry our MAC: ``snapshot`` · ``b"AVAPLKG1"`` · HMAC-SHA-256 over the snapshot's footer, which holds the digest of all
-the rest. The key of the MAC is derived from AVAP_INTERNAL_KEY. A file that is refused for one of these reasons is not
-overwritten: the next publication moves it aside.
+read only if it is a regular file of this user to which no other user may write. With AVAP_INTERNAL_KEY the file must
+also carry our MAC: ``snapshot`` · ``b"AVAPLKG1"`` · HMAC-SHA-256 over the snapshot's footer, which holds the digest of
+all the rest. The key of the MAC is derived from AVAP_INTERNAL_KEY. A file that is refused for one of these reasons is
+not overwritten: the next publication moves it aside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from definition_server.observability.reasons import Reason
 FILE_NAME = "last-known-good.avapsnap"
 
 REFUSED_SUFFIX = ".refused"
-"""Suffix of a file that was not ours and was moved aside."""
+"""The suffix of a file that somebody else may have written and that was moved aside."""
 _MAC_MAGIC = b"AVAPLKG1"
 _MAC_SIZE = len(_MAC_MAGIC) + 32
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -42,7 +42,7 @@ _CHUNK = 8 * 1024 * 1024
 
 
 class StoreError(Exception):
-    """The last-known-good snapshot cannot be stored or loaded. The message is for the log: it names the file."""
+    """The last-known-good snapshot cannot be stored or loaded. The message is for the log, and names the file."""
 
     def __init__(self, message: str, reason: Reason = Reason.SNAPSHOT_UNUSABLE) -> None:
         super().__init__(message)
@@ -67,12 +67,12 @@ class SnapshotStore:
         after a power failure. Blocks; run it in a thread.
 
         Raises:
-            StoreError: where that fails. The old file is then unchanged.
+            StoreError: if that fails. The old file is then unchanged.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_temporaries()
-            # A unique name. Only the owner can read the file, because it holds the code of a whole platform.
+            # The name is unique. Only the owner can read the file, because it holds the code of a whole platform.
             number, name = mkstemp(_TEMPORARY_SUFFIX, f"{self.path.stem}.", self.path.parent)
             temporary = Path(name)
             try:
@@ -80,8 +80,8 @@ class SnapshotStore:
                     _copy(descriptor, number)
                     if signer is not None:
                         footer = os.pread(descriptor, FOOTER_SIZE, os.fstat(descriptor).st_size - FOOTER_SIZE)
-                        # Not by os.write, which may write a part of it where the disk becomes full, and say so by a
-                        # number alone.
+                        # os.write is not used: when the disk becomes full, it may write only a part of the MAC, and
+                        # only its result would show that.
                         file.write(_MAC_MAGIC + signer.file_mac(footer))
                         file.flush()
                     os.fsync(number)
@@ -102,20 +102,20 @@ class SnapshotStore:
         """The stored snapshot, copied to sealed memory and then verified; with the memory's descriptor.
 
         Args:
-            signer: Where given, the file must have its MAC.
+            signer: If given, the file must have a MAC that this signer accepts.
 
         Returns:
-            None where there is no file. The caller closes the descriptor.
+            None if there is no file. The caller closes the descriptor.
 
         Raises:
-            NotOurs: where somebody else may have written the file.
-            StoreError: where the file cannot be read or a check fails.
+            NotOurs: if somebody else may have written the file.
+            StoreError: if the file cannot be read or a check fails.
         """
         try:
             number = os.open(self.path, OPEN_FLAGS)
             try:
                 self._check_owner(os.fstat(number))
-                _footer(number)  # checked before the copy to memory, because a file of another kind may have any size
+                _footer(number)  # checked before the copy, because a file of another kind may have any size
                 descriptor, mac = _read(number)
             finally:
                 os.close(number)
@@ -128,8 +128,8 @@ class SnapshotStore:
                 raise self._refused("it is a symbolic link") from None
             raise StoreError(f"cannot read {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
         try:
-            # Verified after copying: so the octets that were checked are those that will be served, even if the file is
-            # written meanwhile.
+            # The copy is verified, and not the file: so the octets that were checked are those that will be served,
+            # even if the file is written meanwhile.
             snapshot = Snapshot(map_sealed(descriptor))
             snapshot.verify()
             self._check_mac(snapshot, mac, signer)
@@ -159,7 +159,9 @@ class SnapshotStore:
         return NotOurs(f"{self.path} is not used: {reason}")
 
     def others_may_write(self) -> bool:
-        """Whether every user may replace files in the directory. The files in it are checked one by one in any case."""
+        """Whether every user may replace files in the directory. The files themselves are checked one by one in any
+        case.
+        """
         try:
             mode = self.path.parent.stat().st_mode
         except OSError:
@@ -167,9 +169,11 @@ class SnapshotStore:
         return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
     def _remove_temporaries(self) -> None:
-        """Remove the files of a writer that was killed. A recent one may be another server's, on the same directory."""
+        """Remove the files of a writer that was killed. A recent file stays, because another server may be writing it
+        to the same directory.
+        """
         for temporary in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
-            with suppress(OSError):  # it is gone, a directory, or of another account: storing is more important
+            with suppress(OSError):  # the file is gone, a directory, or of another account: storing matters more
                 if time.time() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
                     temporary.unlink()
 
@@ -186,11 +190,11 @@ def fault_of_owner(found: os.stat_result) -> str | None:
 
 
 def make_room(path: Path, *, refused: bool) -> None:
-    """Keep what lies at ``path`` aside before it is replaced, where it was ``refused`` or may be somebody else's, read
-    or not. A directory could not be replaced by a file at all.
+    """Move the file at ``path`` aside before it is replaced, if it was ``refused`` or somebody else may have written
+    it, whether or not it was read. A directory is moved too, because a file cannot replace it.
 
     Raises:
-        OSError: where it cannot be moved.
+        OSError: if it cannot be moved.
     """
     with suppress(FileNotFoundError):
         if refused or fault_of_owner(path.lstat()) is not None:
@@ -198,14 +202,15 @@ def make_room(path: Path, *, refused: bool) -> None:
 
 
 def keep_aside(path: Path, suffix: str = REFUSED_SUFFIX) -> Path:
-    """Move what lies at ``path`` out of the way, and keep it as evidence: under its name with ``suffix``, in place of
-    what was kept so before. Where a directory has that name, in a new directory.
+    """Move the file or directory at ``path`` out of the way, and keep it as evidence. It gets its old name with
+    ``suffix``, and replaces a file that was kept under that name before. If a directory has that name, it is moved into
+    a new directory.
 
     Returns:
         Where it is.
 
     Raises:
-        OSError: where it cannot be moved.
+        OSError: if it cannot be moved.
     """
     kept = path.with_name(path.name + suffix)
     try:
@@ -227,10 +232,10 @@ def read_footer(path: Path) -> tuple[Footer, float]:
     """The footer of the stored snapshot at ``path``, and the file's time of modification. The content is not verified.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        NotOurs: where somebody else may have written it.
-        SnapshotError: where it is no snapshot, or its size or footer is damaged.
-        OSError: where it cannot be read.
+        FileNotFoundError: if there is no such file.
+        NotOurs: if somebody else may have written it.
+        SnapshotError: if it is not a snapshot, or its size or footer is damaged.
+        OSError: if it cannot be read.
     """
     number = os.open(path, OPEN_FLAGS)
     try:
@@ -247,7 +252,7 @@ def _footer(file: int) -> Footer:
     """The footer of the stored snapshot in the open ``file``. It must agree with the size of the file.
 
     Raises:
-        SnapshotError: where it is no snapshot, or its size or footer is damaged.
+        SnapshotError: if it is not a snapshot, or its size or footer is damaged.
     """
     size = os.fstat(file).st_size
     end = os.pread(file, FOOTER_SIZE + _MAC_SIZE, max(0, size - FOOTER_SIZE - _MAC_SIZE))
@@ -260,7 +265,7 @@ def has_mac_of(path: Path, signer: Signer) -> bool:
     the end of the file.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: if it cannot be read.
     """
     number = os.open(path, OPEN_FLAGS)
     try:

@@ -1,5 +1,6 @@
-"""The catalogue that an earlier run has stored in SNAPSHOT_DIR. It is read once, in a task beside the cycles, because a
-disk may hang."""
+"""The catalogue that an earlier run has stored in SNAPSHOT_DIR. It is read once, in a task separate from the cycles,
+because a disk may hang.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ _HISTORY_TRIED = 3
 
 
 class StoredCatalogue:
-    """The last catalogue that an earlier run has published. It is kept until a newer one has passed the guard."""
+    """The last catalogue that an earlier run has published. It is kept in memory until a newer catalogue has passed the
+    guard.
+    """
 
     def __init__(self, disk: CatalogueDisk, wishes: OperatorWishes, signer: Callable[[], Signer | None]) -> None:
         """
         Args:
-            disk: Has the catalogue.
-            wishes: Get the wishes that the same disk has.
+            disk: Reads the catalogue.
+            wishes: Receive the wishes that were stored on the same disk.
             signer: The present key, which a stored file must be signed with.
         """
         self._disk = disk
@@ -37,7 +40,9 @@ class StoredCatalogue:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The stored catalogue, verified. None: the disk has none, or has not answered, or there is a newer one."""
+        """The stored catalogue, verified. None if the disk has none or has not answered, or if there is a newer
+        catalogue.
+        """
         return self._snapshot
 
     def close(self) -> None:
@@ -72,7 +77,7 @@ class StoredCatalogue:
             self._disk.rotate(signer.previous, signer)
 
     async def _newest_of_history(self) -> Snapshot | None:
-        """The catalogue in the history that was published last. For the case that the last-known-good file is not
+        """The catalogue in the history that was published last. It is used if the last-known-good file is not
         usable.
         """
         for entry in self._disk.entries[:_HISTORY_TRIED]:

@@ -1,10 +1,10 @@
 """Keeps the configured number of workers running: starts, watches, kills, reaps, replaces and drains them.
 
-Each worker number is a `WorkerSlot` with a task that keeps it occupied: it starts a process, waits for its end, and
-starts the next. A roll puts a successor into the slot itself; the task then waits for the end of the successor. In
-addition, a tick several times a second compares the state of every worker with the desired state (keys, snapshot,
-heartbeat, READY in time), and sends messages to the worker or kills it. The tick compares states and does not depend on
-events, so a missed event has no lasting effect.
+Each worker number is a `WorkerSlot` with a task that keeps the slot occupied: the task starts a process, waits for its
+end, and starts the next. In a roll, the roll itself puts a successor into the slot, and the task then waits for the end
+of the successor. In addition, a tick several times a second compares the state of every worker with the desired state
+(keys, snapshot, heartbeat, READY in time), and sends messages to the worker or kills it. The tick compares states and
+does not depend on events, so a missed event has no lasting effect.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = get_logger(__name__)
 TICK_SECONDS = 0.25
 _FIRST_DELAY, _MOST_DELAY = 0.1, 30.0
 _STABLE_SECONDS = 30.0
-"""When a worker has run this long, the next back-off begins again with the shortest delay."""
+"""If a worker has run for so many seconds, the next back-off begins with the shortest delay again."""
 _LOOP_ENDS = 5
 _KILL_MARGIN_SECONDS = 2.0
 
@@ -70,7 +70,7 @@ class Supervisor:
         """
         Args:
             propagation: Measures how long publications take to reach the workers.
-            lend: A context in which descriptors are free for the start of a process.
+            lend: Returns a context in which descriptors are free for the start of a process.
         """
         self._propagation = propagation
         self._config = config
@@ -109,7 +109,8 @@ class Supervisor:
     @property
     def serving(self) -> int:
         """Number of workers that are READY with a snapshot."""
-        # A copy: the admin server's threads call this too, while the loop adds and removes workers.
+        # Iterates over a copy, because other threads (of the admin server) call this while the loop adds and removes
+        # workers.
         return sum(1 for worker in tuple(self._workers) if worker.generation > 0 and not worker.draining)
 
     @property
@@ -142,7 +143,7 @@ class Supervisor:
         return frozenset(worker.pid for worker in tuple(self._workers))
 
     def use_keys(self, keys: Keys) -> None:
-        """Make every worker accept ``keys`` and no others, from now on."""
+        """From now on, make every worker accept ``keys`` and no other keys."""
         self._keys = keys
         self._reconcile()
 
@@ -160,12 +161,12 @@ class Supervisor:
 
     @property
     def counts_connections(self) -> bool:
-        """Whether workers count their connections, which they do if they accept from a shared socket."""
+        """Whether workers count their connections. They do if they accept from a shared socket."""
         return self._listener is not None
 
     @property
     def confines_workers(self) -> bool:
-        """Whether workers are to be confined, which they are unless ``JAIL=off``."""
+        """Whether workers should be confined. They should unless ``JAIL=off``."""
         return self._config.jail != "off"
 
     async def watch(self) -> None:
@@ -184,7 +185,8 @@ class Supervisor:
 
     def _repair_listener(self) -> None:
         """If a worker has shut the shared socket down, open the port again and replace all workers, because it is
-        unknown which one is broken."""
+        unknown which worker is broken.
+        """
         if self._listener is None or listens(self._listener):
             return
         try:
@@ -200,8 +202,9 @@ class Supervisor:
             self._roll_after_repair = asyncio.create_task(self.roll())
 
     def _replace_outdated(self) -> None:
-        """Replace the workers if one of them cannot load the newest certificate. Only once for each certificate, so
-        that a failing roll is not repeated four times a second."""
+        """Replace the workers if one of them cannot load the newest certificate. This is done once for each
+        certificate, so that a failing roll is not repeated four times a second.
+        """
         if self._rolled_for == self._certificate or self._rolling.locked() or self._leaving.is_set():
             return
         if any(slot.worker is not None and slot.worker.outdated for slot in self.slots):
@@ -210,9 +213,9 @@ class Supervisor:
             self._roll_for_certificate = asyncio.create_task(self.roll())
 
     async def roll(self, replaced: Callable[[int], None] = lambda _: None) -> str | None:
-        """Replace every worker, one by one; the successor is READY before its predecessor drains.
+        """Replace every worker, one by one. Each successor is READY before its predecessor drains.
 
-        Stops where a successor does not become READY; its predecessor then continues to serve.
+        If a successor does not become READY, the roll stops, and the predecessor continues to serve.
 
         Args:
             replaced: Called after each worker, with the number of those that were replaced.
@@ -248,7 +251,7 @@ class Supervisor:
             await self._all_ended(None)
 
     def cut_short(self) -> None:
-        """End a drain under way at once."""
+        """End a drain that is under way by killing the workers."""
         for worker in self._workers:
             worker.kill()
 
@@ -304,7 +307,7 @@ class Supervisor:
         """Start a process for worker ``number`` and send it keys, certificate and snapshot.
 
         Raises:
-            OSError: where no process can be started.
+            OSError: if no process can be started.
         """
         with self._lend():
             stats = self.stats.open()
@@ -329,7 +332,7 @@ class Supervisor:
             del self._workers[worker]
             self._leaves(worker)
             self.stats.retire(stats)
-            self._reconcile()  # other workers must not leave a connection to a dead one
+            self._reconcile()  # the other workers must not leave connections to a worker that has ended
 
         self._workers[worker] = Heartbeat(self._heartbeat_timeout)
         worker.ended.add_done_callback(release)
@@ -348,7 +351,8 @@ class Supervisor:
             await asyncio.wait((successor.ended,))
             raise TimeoutError("the new worker did not become READY with the catalogue; the old one stays")
         leave = Drain(False, 0.0, self._config.drain_timeout_seconds)
-        # Otherwise the old worker has ended, its slot already has another worker, and the successor is superfluous.
+        # Otherwise the old worker has ended meanwhile, its slot already has another worker, and the successor is not
+        # needed.
         replaced = slot.worker is old
         if replaced:
             slot.worker = successor
@@ -388,7 +392,7 @@ class Supervisor:
 
     def _on_publish(self, publication: Publication) -> None:
         if self._hand_over is not None:
-            self._hand_over.end()  # if not every worker has it, a newer publication has replaced it
+            self._hand_over.end()  # if not every worker has this publication, a newer one has replaced it
         self._hand_over = begin("hand over", generation=publication.snapshot.generation, workers=len(self.slots))
         if self._propagation is not None:
             serving = [worker.pid for worker in self._workers if worker.knows_a_catalogue and not worker.draining]
@@ -405,7 +409,7 @@ class Supervisor:
             self._propagation.gone(worker.pid)
 
     def _reconcile(self) -> None:
-        # Workers that accept from one shared socket read each other's counts.
+        # Workers that accept from one shared socket read the connection counts of each other.
         peers = {worker.pid: worker for worker in self._workers if worker.mapped and not worker.ended.done()}
         if self._listener is None:
             peers = {}

@@ -1,4 +1,5 @@
-"""The sync cycle: read the table if it has changed, judge each row and then the catalogue, publish and store it.
+"""The sync cycle: if the table has changed, read it, judge each row and then the whole catalogue, publish the catalogue
+and store it.
 
 Each step is a part of its own: `TableReader` reads and encodes, `Gate` judges rows, `CatalogueGuard` judges the whole,
 `ServedCatalogue` publishes, `CatalogueDisk` stores. Every failure has the same result: the workers continue with their
@@ -59,7 +60,7 @@ class Gate(Protocol):
 
         Args:
             builder: The encoded rows of one reading.
-            last_good: The newest catalogue that passed, from which the last good version of a command is taken. None:
+            last_good: The newest catalogue that passed, from which the last good version of a command is taken. None if
                 there is none.
 
         Returns:
@@ -70,7 +71,7 @@ class Gate(Protocol):
         """Prepare for `apply`, which follows: rows are being read."""
 
     def rows_read(self, rows: Sequence[Row]) -> None:
-        """``rows`` are a part of the table: the content of some may be judged while the others are read."""
+        """Note ``rows``, a part of the table. Their content may be judged while other rows are read."""
 
     def cycle_ended(self, newest: Snapshot | None) -> None:
         """Judge the rows of ``newest`` that passed without a verdict, while they are served."""
@@ -92,7 +93,7 @@ class CycleObserver(Protocol):
 
 
 class Synchronizer:
-    """Runs cycles. One at a time; not thread-safe."""
+    """Runs cycles, one at a time. Not thread-safe."""
 
     def __init__(
         self,
@@ -121,10 +122,10 @@ class Synchronizer:
             history: Keeps the last catalogues.
             wishes: Keeps the wishes that operators give by command.
             policy: Returns the present declarations of the policy file.
-            gate: Judges rows. None: every row that can become a definition is served.
+            gate: Judges rows. If None, every row that can become a definition is served.
             limits: The largest changes that need no operator.
             allow_empty: Whether an emptied table is served.
-            full_read_interval: Seconds after which the table is read although no change was found.
+            full_read_interval: Seconds after which the table is read even if no change was found.
             clock: Seconds since the epoch.
             background: The thread for CPU-heavy work.
             disk: Runs functions that block on a disk.
@@ -169,7 +170,7 @@ class Synchronizer:
         self._background.close()
 
     def use_signer(self, signer: Signer | None) -> None:
-        """Sign with another key from the next cycle on. That cycle rebuilds the snapshot."""
+        """Sign with another key from the next cycle on. The next cycle builds the snapshot again."""
         if key_id_of(signer) != key_id_of(self._signer):
             self._signer = signer
             self.catalogue.use_signer(signer)
@@ -191,7 +192,7 @@ class Synchronizer:
         """Make the served catalogue agree with the table.
 
         Args:
-            next_attempt_in: Called once, with the outcome; returns the seconds until the next cycle, for the log.
+            next_attempt_in: Takes the outcome and returns the seconds until the next cycle, for the log. Called once.
             unconditional: Read the table even if its fingerprint has not changed.
         """
         with span("sync cycle", unconditional=unconditional) as step:
@@ -268,7 +269,7 @@ class Synchronizer:
             self._reader.forget()
 
     def _rows_read(self, rows: Sequence[Row]) -> None:
-        # Where there is an earlier catalogue, most rows are those that it has, which are judged beside serving.
+        # If there is an earlier catalogue, most rows are the same as in it, and are judged while they are served.
         if self._gate is not None and self.catalogue.newest is None:
             self._gate.rows_read(rows)
 
@@ -327,7 +328,7 @@ class Synchronizer:
 
 
 def _limit_met(failure: Exception) -> str | None:
-    """The resource that the machine lacks, for errors of this kind that are not an `OSError`."""
+    """The resource that the machine lacks, for an error that shows such a lack and is not an `OSError`."""
     if isinstance(failure, MemoryError):
         return "no memory is left"
     if isinstance(failure, RuntimeError) and "start new thread" in str(failure):
@@ -336,7 +337,7 @@ def _limit_met(failure: Exception) -> str | None:
 
 
 def _text(failure: SourceError | OSError | CatalogTooLarge) -> str:
-    """The text for the log. If the kernel's message names no remedy, ours is added."""
+    """The text of ``error`` for the log. If it is the kernel's message, which names no remedy, our remedy is added."""
     if isinstance(failure, OSError) and failure.errno == errno.EFBIG:
         return "the catalogue is larger than the limit of file sizes. Raise that limit (ulimit -f, LimitFSIZE=)."
     return str(failure)

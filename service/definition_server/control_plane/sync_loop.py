@@ -38,10 +38,10 @@ class SyncLoop:
             publisher: Knows whether a catalogue is served.
             interval: Seconds from the start of one cycle to the start of the next.
             patience: Seconds after which the last-known-good snapshot is served if the first cycle has not ended.
-            share: The share of the interval, 0 to 1, that passes after an unscheduled cycle (the first one, or one that
-                was requested). It is random, so that replicas that were started or signalled together do not read the
-                table together for ever.
-            lend: A context in which descriptors are free for a cycle.
+            share: Returns the share of the interval, 0 to 1, that passes after an unscheduled cycle (the first one, or
+                one that was requested). The share is random, so that replicas that were started or signalled together
+                do not always read the table together.
+            lend: Returns a context in which descriptors are free for a cycle.
         """
         self._synchronizer = synchronizer
         self._publisher = publisher
@@ -76,7 +76,7 @@ class SyncLoop:
     async def run(self) -> None:
         """Run cycles. Never returns."""
         first = asyncio.create_task(self._cycle())
-        # In a task beside the cycles, so that a disk that hangs does not delay reading the table.
+        # In a separate task, so that a disk that hangs does not delay reading the table.
         restoring = asyncio.create_task(self._restore(first))
         try:
             await self._run_cycles(first)
@@ -88,7 +88,7 @@ class SyncLoop:
     async def _restore(self, first: asyncio.Task[float]) -> None:
         """Serve the last-known-good snapshot if the first cycle has not published in time.
 
-        Memory or descriptors may be short at this moment, so the attempt is repeated until something is served.
+        The attempt is repeated until something is served, because memory or descriptors may be short at this moment.
         """
         await asyncio.wait((first,), timeout=self._patience)
         problem = None
@@ -130,7 +130,7 @@ class SyncLoop:
         return started
 
     def _next_delay(self, outcome: Outcome) -> float:
-        """Seconds until the next cycle. While no catalogue is served, the time is shorter."""
+        """Seconds until the next cycle. The time is shorter while no catalogue is served."""
         if outcome in (Outcome.FAILED, Outcome.HELD) and self._publisher.current is None:
             self._delay = self._backoff.next()
         else:

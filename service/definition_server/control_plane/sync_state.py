@@ -28,9 +28,9 @@ class HeldCatalogue:
     version_hash: str
     reason: Reason
     text: str
-    """For the log and the control socket: the figures and the threshold."""
+    """The figures and the threshold, for the log and the control socket."""
     names: tuple[str, ...]
-    """Up to ten commands, for the log and the control socket."""
+    """Up to ten of the commands concerned, for the log and the control socket."""
     definitions: int
     since: float
     """Seconds since the epoch."""
@@ -43,13 +43,15 @@ class PinState:
     version_hash: str
     """The version as the operator gave it: a hash, or the beginning of one."""
     until: float | None
-    """Seconds since the epoch; None: until it is taken away."""
+    """Seconds since the epoch; None if the pin is in effect until it is taken away."""
     source: str
     """``command`` or ``policy``."""
     missing: bool = False
-    """Whether the version is not known here, so that another one is served."""
+    """Whether this server does not know the version. Then another version is served."""
     vain: bool = False
-    """Whether it is missing and was in effect before anything was served. Then the table is followed nevertheless."""
+    """Whether the version is missing, and the pin was in effect before anything was served. Then the server follows the
+    table although there is a pin.
+    """
 
 
 class ChangeCounts(NamedTuple):
@@ -59,7 +61,7 @@ class ChangeCounts(NamedTuple):
     removed: int
     changed: int
     examples: tuple[str, ...] = ()
-    """Up to ten commands of each kind, each after ``+ ``, ``- `` or ``~ ``."""
+    """Up to ten commands of each kind (added, removed, changed), each with the prefix ``+ ``, ``- `` or ``~ ``."""
     generation: int = 0
     """Time of the publication, seconds since the epoch."""
 
@@ -90,7 +92,7 @@ class SyncState:
     changes: dict[str, ChangeCounts] = field(default_factory=dict)
     """Version → the changes by its last publication, for the last `MOST_CHANGES` publications since the start."""
     history_entries: int = 0
-    """Catalogues that are kept in the history."""
+    """The number of catalogues in the history."""
 
     def note_changes(self, version_hash: str, counts: ChangeCounts) -> None:
         """Note that ``version_hash`` was published."""

@@ -1,8 +1,9 @@
-"""The first step of a sync cycle: check the table for changes; if there are any, read and encode its rows.
+"""The first step of a sync cycle: check the table for changes, and if there are any, read and encode its rows.
 
 If the last reading was processed completely, and little has changed since, only the ranges of the source that changed
-are read; the others are taken over from the snapshot that was built then. Every other reading is a full one: the first,
-one that an operator or the interval requests, one with another signing key, and one after a failure of any kind.
+are read; the others are taken over from the snapshot that was built then. Every other reading is a full reading: the
+first one, one that an operator or the interval requests, one with another signing key, and one after a failure of any
+kind.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from definition_server.control_plane.source import DefinitionSource, Ranges, Rea
 from definition_server.observability.tracing import begin, span
 
 _PART = 4
-"""If more than this share of the ranges must be read, all rows are read, because the comparison would cost more than it
-saves.
+"""If more than this share of the ranges must be read, all rows are read, because reading by ranges would cost more than
+it saves.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTable:
-    """The rows of one reading, encoded, and the fingerprint that the table had at that moment."""
+    """The encoded rows of one reading, and the fingerprint that the table had at the moment of the reading."""
 
     builder: SnapshotBuilder
     fingerprint: str
     begun: float
     """The time at which the reading began, in seconds of the loop's clock."""
     ranges: Ranges | None = None
-    """The ranges of the source at that moment."""
+    """The ranges of the source at the moment of the reading."""
     ranges_read: int | None = None
-    """The number of ranges that were read; None: all rows were read."""
+    """The number of ranges that were read; None if all rows were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,9 @@ class _Previous:
 
 
 class TableReader:
-    """Reads a source if its fingerprint differs from that of the last completely processed reading, or if that reading
-    is long ago."""
+    """Reads a source if its fingerprint differs from that of the last completely processed reading, or if the last full
+    reading was too long ago.
+    """
 
     def __init__(
         self,
@@ -83,7 +85,8 @@ class TableReader:
             on_change: Called when rows are about to be read.
             on_rows: Called with each batch of rows.
             known: Returns the content hashes, by name, with which the rows will be compared.
-            full_read_interval: Seconds after which the rows are read although the fingerprint is the same.
+            full_read_interval: When a full reading is older than so many seconds, all rows are read again, even if the
+                fingerprint is the same.
         """
         self._on_change = on_change
         self._on_rows = on_rows
@@ -96,7 +99,7 @@ class TableReader:
         self._previous: _Previous | None = None
 
     async def remember(self, table: ReadTable, snapshots: Iterable[Snapshot | None]) -> None:
-        """Note that ``table`` was processed completely, and need not be read again until it changes.
+        """Note that ``table`` was processed completely. It need not be read again until it changes.
 
         Args:
             table: The result of `read`.
@@ -107,7 +110,7 @@ class TableReader:
             self._read_at = table.begun
         if table.ranges is not None:
             previous = await self._background.run(_previous, table.builder, table.ranges, snapshots)
-            if self._fingerprint == table.fingerprint:  # `forget` was not called meanwhile
+            if self._fingerprint == table.fingerprint:  # otherwise `forget` was called meanwhile
                 self._previous = previous
 
     def forget(self) -> None:
@@ -121,10 +124,10 @@ class TableReader:
         Args:
             signer: Signs the code.
             serving: Whether workers answer calls, which the encoding must not delay.
-            unconditional: Read the rows although the fingerprint is the same.
+            unconditional: Whether to read the rows even if the fingerprint is the same.
 
         Raises:
-            SourceError: where the source cannot be read.
+            SourceError: if the source cannot be read.
         """
         begun = asyncio.get_running_loop().time()
         due = unconditional or begun - self._read_at >= self._full_read_interval
@@ -142,10 +145,10 @@ class TableReader:
     async def _read_rows(
         self, reading: Reading, signer: Signer | None, begun: float, *, due: bool, serving: bool
     ) -> ReadTable:
-        """The rows of ``reading``. Most of them come from the previous snapshot, if that is possible and no full
-        reading is ``due``.
+        """The rows of ``reading``. If that is possible and no full reading is ``due``, most rows are taken over from
+        the previous snapshot.
         """
-        # It is remembered again only if this cycle succeeds.
+        # The previous build is remembered again only if this cycle succeeds.
         previous, self._previous = self._previous, None
         if self._on_change is not None:
             self._on_change()
@@ -163,11 +166,13 @@ class TableReader:
         return ReadTable(builder, reading.fingerprint, begun, ranges, None if changed is None else len(changed))
 
     async def _encode(self, builder: SnapshotBuilder, rows: list[Row], *, serving: bool) -> None:
-        """Give one batch to ``builder``. The next is fetched afterwards, because both need the interpreter lock."""
+        """Give one batch to ``builder``. The next batch is fetched afterwards, and not meanwhile, because encoding and
+        fetching both need the interpreter lock.
+        """
         if serving:
             await self._background.run(builder.add, rows)
         else:
-            # In this thread it is a quarter of a second faster, and there are no calls yet that could be delayed.
+            # Encoding in this thread saves a quarter of a second, and there are no calls yet that it could delay.
             builder.add(rows)
 
 

@@ -6,15 +6,15 @@ of the tables. Together they are the fingerprint (decision 7). The fingerprint i
 belongs to a heap tuple, and the text of each column depends only on that tuple and the system catalogue. `mistrust`
 names a violation. Then there is no fingerprint, and the whole table is read in every cycle.
 
-**Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` takes such sums for each range, so that only
-the rows of changed ranges need to be read, by TID range scans (from PostgreSQL 14; earlier versions would scan the
-whole table for each). An UPDATE that moves a row to another block changes both ranges. Partitioned tables, tables with
-inheritance children, and tables for which `mistrust` names a violation have no ranges. Where there are ranges, the
-fingerprint of the table is the sum of theirs: the first reading of a connection, which needs both, takes them in one
-scan.
+**Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` sums over the row versions of each range, so
+that only the rows of changed ranges need to be read. They are read by TID range scans (from PostgreSQL 14; earlier
+versions would scan the whole table for each). An UPDATE that moves a row to another block changes both ranges.
+Partitioned tables, tables with inheritance children, and tables for which `mistrust` names a violation have no ranges.
+If there are ranges, the fingerprint of the table is the sum of the fingerprints of the ranges. So the first reading of
+a connection, which needs both, computes them in one scan.
 
 **Sizes before content.** `sizes_sql` counts octets, without fetching or decompressing a text. Rows are then read by
-classes of size, so that a batch has at most 8 MiB, in whatever order the database scans.
+classes of size, so that a batch has at most 8 MiB, whatever the order in which the database scans the table.
 """
 
 from __future__ import annotations
@@ -36,28 +36,30 @@ BYTECODE_TABLE = "avap_bytecode"
 
 BATCH_OCTETS = 8 * 1024 * 1024
 _CLASSES = (1000, 100, 10, 1)
-"""Rows of a batch, by class of size. The largest row of a class has `BATCH_OCTETS` divided by this number."""
+"""The number of rows in a batch, for each class of size. The largest row of a class has `BATCH_OCTETS` divided by this
+number.
+"""
 
 ROW_OVERHEAD = 150
 """Octets that a definition adds to a snapshot beside its four texts: tags and lengths, hash, and two index slots."""
 
 _RANGES = 1024
-"""The approximate number of ranges of a table, unless it is small: for one change, 0.1 % of the table is read."""
+"""The approximate number of ranges of a table that is not small. So one change causes 0.1 % of the table to be read."""
 _MOST_RANGES = 8 * _RANGES
 _LEAST_BLOCKS = 8
 _LAST_BLOCK = 2**32 - 1
 """No heap has a block of this number."""
 
 _RUNS = 64
-"""Runs of ranges that one statement reads. Each run is a separate scan in the plan."""
+"""The most runs of ranges that one statement reads. Each run is a separate scan in the plan."""
 
 _LONGEST_NAME = 4096
-"""Octets of the name of a row that is too large; a longer one fits into no request."""
+"""Octets of the name that are read if the row is too large. A longer name does not fit into a request."""
 
 # Local settings: behind a pooler, the next client of the connection does not inherit them. The first two limit the
 # time. With row_security off, rows that a policy would hide cause an error. jit is off because compiling these
-# statements takes longer than running them. The others fix the result of a cast to text, independent of
-# postgresql.conf, the database and the role.
+# statements takes longer than running them. The other settings fix the result of a cast to text, so that it does not
+# depend on postgresql.conf, the database or the role.
 SETTINGS_SQL: LiteralString = """
 SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true),
     set_config('row_security', 'off', true), set_config('bytea_output', 'hex', true),
@@ -66,13 +68,13 @@ SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_ti
     set_config('xmlbinary', 'base64', true), set_config('jit', 'off', true)
 """
 
-# One row. `facts`: for each of the two tables that exists, a description in JSON, see `Relation.parse`. `state`: must
-# be equal in two checks. The sums of 64-bit hashes do not depend on the order of a scan. The parts of `state`: files,
-# which change with TRUNCATE and when another table takes the place; attributes, because ALTER TABLE can change the
-# content of rows without a new row version; types and enum labels, because rows hold numbers in place of them; casts,
-# because ::text may call a function; the only setting that affects a text (of money) and is not fixed above; and the
-# start time, which distinguishes servers: a promoted standby may have assigned the same transaction number to other
-# work.
+# The result is one row of `facts` and `state`. `facts` describes in JSON each of the two tables that exists, see
+# `Relation.parse`. `state` must be equal in two checks; otherwise rows may have changed. Its sums of 64-bit hashes do
+# not depend on the order of a scan. The parts of `state` are: files, which change with TRUNCATE and if another table
+# takes the place of the table; attributes, because ALTER TABLE can change the content of rows without a new row
+# version; types and enum labels, because rows hold numbers in place of them; casts, because ::text may call a function;
+# lc_monetary, the only setting that affects a text (that of the type money) and is not fixed above; and the start time,
+# which distinguishes servers, because a promoted standby may have assigned the same transaction number to other work.
 SHAPE_SQL: LiteralString = f"""
 WITH RECURSIVE
 root(number, relid) AS (
@@ -139,17 +141,17 @@ class Column:
 
     @property
     def octets(self) -> bool:
-        """Whether it holds octets (bytea), which are treated as text in UTF-8."""
+        """Whether the column holds octets (bytea), which are treated as text in UTF-8."""
         return self.of_postgresql and self.type == "bytea"
 
     @property
     def whole_number(self) -> bool:
-        """Whether it is one of the integer types of at most 64 bits."""
+        """Whether the type is one of the integer types of at most 64 bits."""
         return self.of_postgresql and self.type in ("int2", "int4", "int8")
 
     def mistrust(self) -> str | None:
-        """The reason why its text may change without a new row version or a change of the system catalogue; None if it
-        cannot.
+        """The reason why the column's text may change without a new row version or a change of the system catalogue;
+        None if it cannot.
         """
         known = self.kind == "e" or (self.of_postgresql and self.kind == "b" and not self.type.startswith("reg"))
         if not known or self.cast_by_user:
@@ -170,7 +172,7 @@ class Relation:
     one_row_a_command: bool
     columns: Mapping[str, Column]
     tables: int = 1
-    """The number of tables: itself and all descendants."""
+    """The number of tables: the table itself and all its descendants."""
     blocks: int = 0
     """Blocks of its heap."""
 
@@ -198,11 +200,11 @@ class Relation:
 
     @property
     def is_heap(self) -> bool:
-        """Whether it is a single heap, without partitions or inheritance children."""
+        """Whether the table is a single heap, without partitions or inheritance children."""
         return self.kinds == ("r heap",) and self.tables == 1
 
     def mistrust(self) -> str | None:
-        """The reason why its row versions do not show every change; None if they do."""
+        """The reason why the table's row versions do not show every change; None if they do."""
         for kind in self.kinds:
             letter, _, method = kind.partition(" ")
             if letter == "v":
@@ -238,7 +240,7 @@ class Plan:
     def __init__(self, definitions: Relation | None, bytecode: Relation | None, *, tid_ranges: bool = True) -> None:
         """
         Args:
-            definitions: The table of definitions; None if nothing is known of it.
+            definitions: The table of definitions; None if its form is not known.
             bytecode: The table of bytecode; None if no bytecode is to be read.
             tid_ranges: Whether PostgreSQL scans ranges of TIDs.
         """
@@ -247,7 +249,7 @@ class Plan:
         relations = ((TABLE, definitions), (BYTECODE_TABLE, bytecode))
         faults = ((name, relation.mistrust()) for name, relation in relations if relation is not None)
         self.mistrust = next((f"{name}: {fault}" for name, fault in faults if fault), None)
-        """The reason why the whole tables are read in every cycle; None if their row versions are a fingerprint."""
+        """The reason why the tables are read whole in every cycle; None if their row versions are a fingerprint."""
         ranges = tid_ranges and self.mistrust is None
         self.blocks = definitions.blocks if ranges and definitions is not None and definitions.is_heap else None
         """Blocks of the table's heap; None if it has no ranges."""
@@ -272,7 +274,9 @@ class Plan:
         return _literal(f"SELECT FROM {TABLE} LIMIT 0")
 
     def sizes_sql(self, most: int) -> LiteralString:
-        """Rows of (class, rows, octets). A row above ``most`` octets is in the class behind the last."""
+        """Rows of (class, rows, octets). A row above ``most`` octets is in an additional class, behind the last of
+        `_CLASSES`.
+        """
         # With OFFSET 0 the sum is computed once for each row, and not again for each limit.
         return _literal(
             f"SELECT {_class('octets', most)}, count(*), sum(octets)::bigint "
@@ -280,7 +284,9 @@ class Plan:
         )
 
     def width(self, before: int | None) -> int:
-        """The blocks of a range: as many as ``before``, unless the table has grown too much since then."""
+        """The number of blocks of a range. It is ``before``, the number at an earlier moment, unless the table has
+        grown too much since then.
+        """
         assert self.blocks is not None, "it has ranges"
         if before is not None and self.blocks <= before * _MOST_RANGES:
             return before
@@ -302,7 +308,8 @@ class Plan:
 
     def ranges_and_sizes_sql(self, most: int, width: int) -> LiteralString:
         """`ranges_sql` and `sizes_of_ranges_sql` in one scan: rows of (range, class, rows, octets, fingerprint). The
-        fingerprint of a range is the sum of those of its classes. Only where `versions_by_range`."""
+        fingerprint of a range is the sum of the fingerprints of its classes. May be used only if `versions_by_range`.
+        """
         assert self.versions_by_range
         return self._sizes_of_ranges(most, width, version=_version("t.ctid", "t.xmin"))
 
@@ -321,13 +328,15 @@ class Plan:
         """The range of ``width`` blocks that has the tid ``place``, as SQL: the number of ranges after the first that
         begin at or before it.
 
-        Searching an array takes half the time of parsing the block number from the tid's text.
+        The SQL searches an array, which takes half the time of parsing the block number from the tid's text.
         """
         begins = f"SELECT ('(' || begin || ',0)')::tid FROM generate_series({width}, {self.blocks}, {width}) AS begin"
         return f"width_bucket({place}, ARRAY({begins}))"
 
     def rows_sql(self, number: int, most: int, blocks: Collection[tuple[int, int]] = ()) -> LiteralString:
-        """The rows of class ``number``, for `row`: all, or those in ``blocks`` (first, end)."""
+        """The rows of class ``number``, in the form that `row` takes: all rows of the class, or those in ``blocks``
+        (first, end).
+        """
         limits = [limit for _, limit in classes(most)]
         octets = self._octets(most)
         within = f"{octets} <= {limits[number]}" if number < len(limits) else "true"
@@ -366,7 +375,8 @@ class Plan:
         given, name, kind, interface, code = values[:5]
         row_id = given if isinstance(given, int) else whole_number(given)
         fault = Unserved.TOO_LARGE if too_large else Unserved.INVALID_ID if row_id is None else None
-        if fault is None and name and b"\0" in name:  # possible only in bytea; PostgreSQL refuses it in a text
+        # Only a bytea can hold a zero octet: PostgreSQL refuses it in a text.
+        if fault is None and name and b"\0" in name:
             fault = Unserved.INVALID_ENCODING
         if len(values) > 5 and values[5] and code is not None:
             _, _, _, _, _, bytecode, version, source = values
@@ -376,14 +386,15 @@ class Plan:
         return Row(row_id, name, kind, interface, code, fault=fault)
 
     def _column(self, name: str) -> Column:
-        # PostgreSQL's own error names a column that does not exist.
+        # If the column does not exist, PostgreSQL's own error names it.
         return self._columns.get(name, _UNKNOWN)
 
     def _id(self) -> str:
         return "t.id::bigint" if self._column("id").whole_number else "left(t.id::text, 100)"
 
     def _text(self, name: str) -> str:
-        # Casts, because the types may differ from those that we expect (json, varchar), and the wire format needs text.
+        # The columns are cast, because their types may differ from those that we expect (json, varchar), and the wire
+        # format needs text.
         return f"t.{name}" if self._column(name).octets else f"t.{name}::text"
 
     def _short_name(self) -> str:
@@ -414,7 +425,8 @@ class Plan:
     def _table(self, blocks: Collection[tuple[int, int]]) -> str:
         if not blocks:
             return TABLE
-        # One branch for each run, because PostgreSQL can scan a range of TIDs, but not a union of ranges.
+        # One branch of the UNION for each run, because PostgreSQL can scan a range of TIDs, but not several ranges in
+        # one scan.
         parts = (
             f"SELECT ctid, id, name, type, interface, code FROM {TABLE} "
             f"WHERE ctid >= '({first},0)'::tid AND ctid < '({end},0)'::tid"
@@ -437,13 +449,16 @@ class Plan:
 
 _FIRST = itemgetter(0)
 _VERSION_IN_TABLE = "hashtextextended(ctid::text || ':' || xmin::text, tableoid::bigint)"
-"""A row version of several tables. The table is the seed: a partition may take the place of another."""
+"""The hash of a row version of a table that may have partitions or inheritance children, as SQL. The table is the seed,
+because one partition may take the place of another.
+"""
 _BYTECODE_OCTETS = "coalesce(octet_length(b.avbc_bytecode), 0)"
 
 
 def _version(ctid: str, xmin: str) -> str:
     """The hash of a row version of a single heap, as SQL."""
-    # The hash of a tid takes a seed: no text is made of either. (Functions since PostgreSQL 12.)
+    # The transaction id is the seed of the tid's hash, so the two need not be joined as a text. (PostgreSQL has this
+    # function since version 12.)
     return f"hashtidextended({ctid}, {xmin}::text::bigint)"
 
 
@@ -460,8 +475,8 @@ def _class(octets: str, most: int) -> str:
 
 
 def runs(ranges: Collection[int], width: int) -> list[list[tuple[int, int]]]:
-    """The blocks (first, end) of ``ranges`` of ``width`` blocks, with adjacent ranges joined, in groups for one
-    statement each.
+    """The blocks (first, end) of ``ranges`` of ``width`` blocks, with adjacent ranges joined. Each group is for one
+    statement.
     """
     found: list[tuple[int, int]] = []
     for number in sorted(ranges):

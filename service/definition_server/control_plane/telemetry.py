@@ -1,10 +1,11 @@
-"""Export of traces and metrics to an OpenTelemetry collector, if one is named (``OTEL_EXPORTER_OTLP_ENDPOINT``).
+"""Export of traces and metrics to an OpenTelemetry collector, if the settings name one
+(``OTEL_EXPORTER_OTLP_ENDPOINT``).
 
 **Off** is the default, and costs nothing: no module of OpenTelemetry is imported, no span is made, and workers count
 calls as if this module did not exist. **On**, a thread of the master takes the finished spans every second and the
 metrics at their interval. Nothing waits for that thread: it begins once the workers serve, its queues are bounded and
-drop further data, and at the end it has two seconds. A collector that is down, slow or refuses causes one log line, and
-another one when it works again.
+drop data that do not fit, and at the end of the server it has two seconds. A collector that is down, slow or refuses
+data causes one log line, and another line when it works again.
 
 Workers have no network access for an export. They send the calls that they sample over the control socket
 (`CallsSampled`).
@@ -59,7 +60,7 @@ class Telemetry:
         """Begin to export."""
         try:
             self._thread.start()
-        except RuntimeError as error:  # the limit of processes is reached
+        except RuntimeError as error:  # no thread can be started: the limit of processes is reached
             record_to(None)
             log.error("Telemetry is not exported", error=str(error))
 
@@ -72,7 +73,7 @@ class Telemetry:
         record_to(None)
 
     def calls_sampled(self, worker: int, calls: CallsSampled) -> None:
-        """Export the ``calls`` that worker ``worker`` has answered as spans, each a trace of its own."""
+        """Export the ``calls`` that worker ``worker`` has answered as spans. Each call is a trace of its own."""
         for method, status, ended, elapsed in zip(
             calls.methods, calls.statuses, calls.ended_ns, calls.elapsed_ns, strict=True
         ):
@@ -101,7 +102,8 @@ class Telemetry:
             log.error("Telemetry is not exported", remedy="see the variables OTEL_…", exc_info=bug)
 
     def _exporter(self) -> Exporter:
-        from definition_server.observability.otlp import Exporter, Target, parse_headers  # large, and optional
+        # Imported here, because OpenTelemetry is large and optional.
+        from definition_server.observability.otlp import Exporter, Target, parse_headers
 
         settings = self._settings
         headers = settings.otel_exporter_otlp_headers
@@ -148,7 +150,9 @@ class Telemetry:
 
 
 def create_telemetry(settings: Settings, read: Callable[[], ServiceStatus]) -> Telemetry | None:
-    """The export that ``settings`` request; None if they request none, or if it cannot be set up, which is logged."""
+    """The export that ``settings`` request. None if they request none, or if the export cannot be set up, which is
+    logged.
+    """
     if settings.otlp_endpoints == (None, None):
         return None
     if settings.otel_exporter_otlp_protocol != "http/protobuf":

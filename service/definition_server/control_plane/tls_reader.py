@@ -1,4 +1,6 @@
-"""Reads the TLS files of the settings once, and judges the content that was read. The files may change meanwhile."""
+"""Reads the TLS files of the settings once, and checks the content that was read, because the files may change
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ def read_tls_files(settings: Settings) -> TlsFiles | None:
     """The present content of the TLS files, as memory that the caller closes; None without TLS.
 
     Raises:
-        SettingsError: where it cannot be read, kept, or used together.
+        SettingsError: if the files cannot be read, cannot be kept in memory, or do not belong together.
     """
     if settings.tls_cert_file is None:
         return None

@@ -1,9 +1,10 @@
-"""The wishes of operators: catalogues that they accept, and a pin. Kept on disk, so that it survives a restart.
+"""The wishes of operators: catalogues that they accept, and a pin. They are kept on disk, so that they survive a
+restart.
 
 A pin makes the server serve one version until a certain time, whatever the table holds. A pin may come from the command
 (`definition-server pin`, kept here) and from the policy file of the installation. The pin by command takes precedence,
-because it was given to this server. A hash that was accepted by command is used up when it has been published; a hash
-in the policy file is accepted as long as it is in the file.
+because it was given to this server. A hash that was accepted by command is used up when its catalogue has been
+published; a hash in the policy file is accepted as long as it is in the file.
 
 A pin decides which catalogue is served, and an accepted hash passes the guard. So the file must meet the rules of the
 stored snapshots (`store`): it is a regular file of this user to which no other user may write, and with
@@ -42,18 +43,18 @@ _VERSION = re.compile(rf"[0-9a-f]{{{PREFIX_DIGITS},64}}")
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Serve ``version`` and nothing else."""
+    """The wish that ``version`` is served, and no other version."""
 
     version: str
     """Hex hash, or a beginning of it of at least `PREFIX_DIGITS` digits."""
     until: float | None = None
-    """Seconds since the epoch; None: until it is taken away."""
+    """Seconds since the epoch; None if the pin lasts until it is taken away."""
     source: str = "command"
     """``command`` or ``policy``."""
 
     @property
     def until_text(self) -> str | None:
-        """The end of the pin as ISO 8601 in UTC, for display; None if `until` is."""
+        """The end of the pin as ISO 8601 in UTC, for display; None if `until` is None."""
         return None if self.until is None else datetime.fromtimestamp(self.until, UTC).isoformat(timespec="seconds")
 
     def active(self, now: float) -> bool:
@@ -61,7 +62,7 @@ class Pin:
         return self.until is None or now < self.until
 
     def names(self, version: str) -> bool:
-        """Whether it names ``version``, a whole hash."""
+        """Whether the pin names ``version``, a whole hash."""
         return version.startswith(self.version)
 
 
@@ -81,10 +82,11 @@ class Wishes:
     """Whole hashes, the newest last."""
     pinned: Pin | None = None
     rows_held: int = 0
-    """The number of rows that the gate held in the catalogue `rows_held_in`. This is not a wish, but stored with them
-    for the first comparison after a restart."""
+    """The number of rows that the gate held in the catalogue `rows_held_in`. It is not a wish. It is stored with the
+    wishes for the first comparison after a restart.
+    """
     rows_held_in: str = ""
-    """The newest catalogue that passed the guard, a whole hash; empty if none of its rows is held."""
+    """The whole hash of the newest catalogue that passed the guard; empty if none of its rows is held."""
 
     def merge(self, policy: Policy, now: float) -> Merged:
         """The wishes in effect at ``now``, together with those of ``policy``."""
@@ -95,16 +97,16 @@ class Wishes:
         return Merged(self.accepted, policy.accept, pin)
 
     def accept(self, version: str) -> Wishes:
-        """A copy with ``version`` accepted. If there are very many, the oldest is forgotten."""
+        """A copy with ``version`` accepted. If there are too many hashes, the oldest is forgotten."""
         others = tuple(other for other in self.accepted if other != version)
         return replace(self, accepted=(*others, version)[-_MOST_ACCEPTED:])
 
     def use_up(self, version: str) -> Wishes:
-        """A copy without ``version``, which is published."""
+        """A copy in which ``version`` is no longer accepted, because it was published."""
         return replace(self, accepted=tuple(other for other in self.accepted if other != version))
 
     def pin(self, pin: Pin | None) -> Wishes:
-        """A copy with another pin, or none."""
+        """A copy with another pin, or without a pin."""
         return replace(self, pinned=pin)
 
     def hold_rows(self, count: int, version: str) -> Wishes:
@@ -123,15 +125,14 @@ class Wishes:
 
     @classmethod
     def from_json(cls, text: str, signer: Signer | None = None) -> Wishes:
-        """What the file says.
+        """The wishes and the count that the file holds.
 
         Args:
             text: The content of the file.
-            signer: Where given, the file must have its MAC.
+            signer: If given, the file must have a MAC that this signer accepts.
 
         Raises:
-            NotAuthentic: where it has another MAC or none.
-            ValueError: where it is damaged.
+            NotAuthentic: if it has another MAC or none. ValueError: if it is damaged.
         """
         try:
             document = json.loads(text)
@@ -152,12 +153,12 @@ class Wishes:
 
 
 class NotAuthentic(ValueError):
-    """The file has no MAC of ours. The text says why it is not used."""
+    """The file has no MAC of ours. The message gives the reason why the file is not used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The wishes that are in effect."""
+    """The wishes that are in effect, by command and by policy."""
 
     accepted: tuple[str, ...] = ()
     """By command."""
@@ -183,11 +184,11 @@ class WishesFile:
         """The stored wishes; empty if there is no file.
 
         Args:
-            signer: Where given, the file must have its MAC.
+            signer: If given, the file must have a MAC that this signer accepts.
 
         Raises:
-            NotOurs: where somebody else may have written the file. The next write moves it aside.
-            StoreError: where the file cannot be read or is damaged. A damaged one is kept beside it.
+            NotOurs: if somebody else may have written the file. The next write moves it aside.
+            StoreError: if the file cannot be read or is damaged. A damaged file is renamed and kept.
         """
         try:
             number = os.open(self.path, OPEN_FLAGS)
@@ -226,7 +227,7 @@ class WishesFile:
         """Replace the file, with the MAC of ``signer``, or leave it as it is.
 
         Raises:
-            StoreError: where that fails.
+            StoreError: if that fails.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The master's side of one worker process: starts it by ``exec``, controls it over a socket, and reaps it.
 
-The worker is not trusted (`ipc.messages`, `worker_stats`). An invalid message, a message out of order or too many
-messages are a *violation*: the process is killed, and is replaced like any other that ends.
+The worker is not trusted (`ipc.messages`, `worker_stats`). An invalid message, a message out of order and too many
+messages are *violations*: the process is killed, and is replaced like any other process that ends.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ log = get_logger(__name__)
 _ENVIRONMENT_NAMES = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV")
 _ENVIRONMENT_PREFIXES = ("LC_", "LD_", "PYTHON", "GRPC_", "COVERAGE_")
 _QUIET = {"GRPC_VERBOSITY": "ERROR"}
-"""Without this, C-core writes every GOAWAY to stderr, in lines that are not JSON. A value set by the operator takes
-precedence.
+"""Without this setting, C-core writes a line that is not JSON to stderr for every GOAWAY. A value set by the operator
+takes precedence.
 """
 
 _SEND_AGAIN_SECONDS = 10.0
 _DEAF_SECONDS = 5.0
-"""Seconds for which a process may run after it has closed its control socket. Normally it is ending then."""
+"""Seconds for which a process may run after it has closed its control socket. Normally such a process is about to end.
+"""
 
 _BURST_MESSAGES, _MESSAGES_PER_SECOND = 1000.0, 50.0
 """Messages per second. A worker sends two at its start and one after each swap; more than this is a flood."""
@@ -50,7 +51,7 @@ class _MessageBudget:
         self._at = now
 
     def take(self, now: float) -> bool:
-        """Count a message. Returns whether it is within the limit."""
+        """Count a message. Returns whether the message is within the limit."""
         self._left = min(_BURST_MESSAGES, self._left + (now - self._at) * _MESSAGES_PER_SECOND) - 1
         self._at = now
         return self._left >= 0
@@ -73,10 +74,11 @@ async def _execute(descriptors: Sequence[int]) -> Process:
     """Start a process that runs a worker, with these descriptors.
 
     Raises:
-        OSError: where no process can be started.
+        OSError: if no process can be started.
     """
-    # -c and not -m, because runpy would import the package twice. A fresh interpreter and not a fork, because C-core
-    # and its threads do not survive a fork. -P: no module is imported from the working directory.
+    # -c is used instead of -m, because runpy would import the package twice. A new interpreter is started instead of a
+    # fork, because C-core and its threads do not survive a fork. With -P no module is imported from the working
+    # directory.
     program = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
     with signals_held_back():
         return await asyncio.create_subprocess_exec(
@@ -94,8 +96,8 @@ async def _execute(descriptors: Sequence[int]) -> Process:
 class WorkerProcess:
     """A running worker.
 
-    ``ready`` is set once it serves; ``generation`` is the snapshot it last reported; ``ended`` is done when the process
-    has been reaped, with its exit code (negative for a signal).
+    ``ready`` is set once the worker serves. ``generation`` is that of the snapshot that the worker reported last.
+    ``ended`` is a task that returns the exit code (negative for a signal) when the process has been reaped.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class WorkerProcess:
         on_calls_sampled: Callable[[int, messages.CallsSampled], None],
         on_ready: Callable[[WorkerProcess], None],
     ) -> None:
-        """``loads_by_path``: whether its transport opens the TLS files, which are in memory, by path."""
+        """``loads_by_path``: whether the worker's transport opens the TLS files, which are in memory, by path."""
         self.number = number
         self._on_keys_used = on_keys_used
         self._on_calls_sampled = on_calls_sampled
@@ -159,14 +161,14 @@ class WorkerProcess:
         on_calls_sampled: Callable[[int, messages.CallsSampled], None] = lambda *_: None,
         on_ready: Callable[[WorkerProcess], None] = lambda _: None,
     ) -> WorkerProcess:
-        """Start worker ``number`` with the page of ``stats``, and the socket to accept from if there is one.
+        """Start worker ``number`` with the page of ``stats`` and, if it is given, the ``listener`` to accept from.
 
         ``tls`` are the TLS files of ``certificate``, None without TLS.
-        ``on_mapped`` is called when the other workers may read its page, ``on_ready`` whenever it reports the snapshot
-        that it serves.
+        ``on_mapped`` is called when the other workers may read the worker's page. ``on_ready`` is called whenever the
+        worker reports the snapshot that it serves.
 
         Raises:
-            OSError: where no process can be started (memory, process or descriptor limit).
+            OSError: if no process can be started (memory, process or descriptor limit).
         """
         channel, theirs = Channel.pair()
         descriptors = [theirs.fileno(), stats.page.descriptor]
@@ -201,7 +203,7 @@ class WorkerProcess:
 
     @property
     def knows_a_catalogue(self) -> bool:
-        """Whether a snapshot was sent to it. The worker serves it or will do so."""
+        """Whether a snapshot was sent to the worker. If so, the worker serves it or will serve it soon."""
         return self._sent_generation > 0
 
     def kill(self) -> None:
@@ -218,10 +220,10 @@ class WorkerProcess:
         publication: Publication | None,
         peers: Mapping[int, WorkerProcess],
     ) -> None:
-        """Send the worker each part of the state that was not sent to it yet. To be called repeatedly.
+        """Send the worker each part of the state that was not sent to it yet. Called repeatedly.
 
         ``tls``: the TLS files of ``certificate``.
-        ``peers``: by process id, the workers whose stats pages it may read.
+        ``peers``: process id → worker, for the workers whose stats pages this worker may read.
 
         If the worker does not read (its queue is full), a later call sends the newest state; messages do not
         accumulate.
@@ -244,8 +246,8 @@ class WorkerProcess:
             return  # the process is ending: see `ended`
 
     def _send_certificate(self, certificate: messages.Certificate, tls: TlsFiles) -> None:
-        """Send the certificate to a worker that is READY. Its confinement is not known earlier."""
-        if self._loads_by_path and self.jail is Extent.SECCOMP:  # since it was READY, it cannot open files
+        """Send the certificate to a worker that is READY. Before it is READY, its confinement is not known."""
+        if self._loads_by_path and self.jail is Extent.SECCOMP:  # a worker that has become READY cannot open files
             self.outdated = True
         elif self._channel.send(certificate, *tls.descriptors):
             self._sent_certificate = certificate
@@ -259,7 +261,9 @@ class WorkerProcess:
                 self._sent_peers.add(number)
 
     def _lacks(self, generation: int) -> bool:
-        """Whether the snapshot must be sent: it was never sent, or the worker did not take it (no free descriptor)."""
+        """Whether the snapshot must be sent, because it was never sent or the worker could not take it (no free
+        descriptor).
+        """
         if generation != self._sent_generation:
             return True
         late = asyncio.get_running_loop().time() - self._sent_at > _SEND_AGAIN_SECONDS
@@ -272,10 +276,10 @@ class WorkerProcess:
             if not self._channel.send(drain):
                 self.kill()
         except ChannelClosed:
-            return  # it is exiting already
+            return  # the worker is exiting already
 
     def problem(self, now: float) -> str | None:
-        """The reason why the process must be killed, judged by its actions; None if there is none."""
+        """The reason why the process must be killed for its actions; None if there is none."""
         self.stats.read()
         if self.stats.fault is not None and not self._violated:
             self._violated = True
@@ -304,7 +308,7 @@ class WorkerProcess:
         """Act on a message of the worker.
 
         Raises:
-            MessageError: where it is out of order.
+            MessageError: if it is out of order.
         """
         if isinstance(message, messages.Mapped) and not self.mapped:
             try:
@@ -332,8 +336,8 @@ class WorkerProcess:
             raise messages.MessageError(f"{type(message).__name__} is out of order")
 
     def _on_violation(self, error: str) -> None:
-        """Kill the process, and read nothing more from it. The log has one line for each process that violates the
-        protocol.
+        """Kill the process, and read nothing more from it. For each process that violates the protocol, one line is
+        logged.
         """
         self.kill()
         self._violated = True

@@ -1,9 +1,9 @@
 """The counters of the workers, checked for plausibility by the master.
 
-Only the worker writes its stats page. It may write anything if it was taken over or its memory is damaged. Each reading
-is compared with the previous one (`judge`). The first implausible reading is a fault: from then on the worker's last
-plausible reading is used, and the supervisor replaces the worker. So a worker cannot change the counters of others, and
-can change its own only to values that a worker could have counted.
+Only the worker writes its stats page. A worker that was taken over, or whose memory is damaged, may write anything.
+Each reading is compared with the previous one (`judge`). The first implausible reading is a fault: from then on the
+worker's last plausible reading is used, and the supervisor replaces the worker. So a worker cannot change the counters
+of other workers, and can change its own only to values that a worker could have counted.
 
 `FleetStats` sums over all workers, including those that have ended, so that a counter never decreases.
 """
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from definition_server.ipc.stats import BUCKETS, METHODS, REFUSALS, STATUSES, SlotReading, StatsPage
 
 MOST_REQUESTS_PER_SECOND = 20_000_000
-"""Calls per second of one worker: some two hundred times the rate of one CPU."""
+"""The most calls per second of one worker: some two hundred times the rate that one CPU allows."""
 
 MOST_CONNECTIONS = 2_000_000
-"""Connections of one worker: above the largest MAX_CONNECTIONS and the kernel's ``fs.nr_open`` (1,048,576)."""
+"""The most connections of one worker: above the largest MAX_CONNECTIONS and the kernel's ``fs.nr_open`` (1,048,576)."""
 
 _MOST_SECONDS_PER_REQUEST = 86_400
 _TOLERANCE_SECONDS = 1.0
-"""A page is read word by word while its worker writes, so its values may be this far apart."""
+"""A page is read word by word while its worker writes, so the times of its values may differ by so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,16 @@ class RequestCounts:
     requests: dict[str, int]
     """Status → requests."""
     latency: dict[str, tuple[int, ...]]
-    """Method → requests per bucket, not cumulated."""
+    """Method → requests in each bucket, without those in lower buckets."""
     latency_sum_seconds: dict[str, float]
     refused: dict[str, int]
     """Reason → connections refused or closed."""
     lines_dropped: int
-    """Log lines that were never written."""
+    """Number of log lines that were dropped."""
 
 
 def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float) -> str | None:
-    """The reason why ``after`` is implausible, which was read ``elapsed`` seconds after ``before``; None if it is
-    plausible.
+    """The reason why the reading ``after`` is implausible; None if it is plausible.
 
     Args:
         before: The last plausible reading.
@@ -55,7 +54,7 @@ def judge(before: SlotReading, after: SlotReading, *, pid: int, elapsed: float) 
     """
     if after.pid not in (pid, before.pid):
         return "the process id is that of another process"
-    if after.heartbeat_ns < before.heartbeat_ns:  # measured by the worker's own clock, which may differ from ours
+    if after.heartbeat_ns < before.heartbeat_ns:  # by the worker's own clock, which may differ from ours
         return "the heartbeat goes back"
     if after.generation < before.generation:
         return "the generation goes back"
@@ -88,11 +87,13 @@ class WorkerStats:
         """Creates the page.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         self.page = StatsPage()
         self.fault: str | None = None
-        """The reason why a reading was implausible; the page is not read any more."""
+        """The reason why a reading was implausible; None if there was no such reading. If it is set, the page is not
+        read any more.
+        """
         self._clock = clock
         self._pid = 0
         self._reading = self.page.read()
@@ -105,7 +106,7 @@ class WorkerStats:
         self._pid = pid
 
     def read(self) -> SlotReading:
-        """The last plausible reading. It is a new one, unless there is a fault."""
+        """The last plausible reading. Reads the page, unless there is a fault."""
         with self._lock:
             if self.fault is None and not self._closed:
                 self._read_again()
@@ -147,7 +148,7 @@ class FleetStats:
         """A page for the next worker.
 
         Raises:
-            OSError: where memory or descriptors are exhausted.
+            OSError: if memory or descriptors are exhausted.
         """
         stats = WorkerStats()
         with self._lock:

@@ -134,7 +134,7 @@ def publishes_half() -> None:
 
 
 def reads_by_page() -> None:
-    """Reads page after page, each in its own transaction, and holds nothing."""
+    """Reads the rows page by page, each page in its own transaction, so that no lock is held during the reading."""
     accepts_empty()
 
     async def no_ranges(self: postgres._Reading, before: object) -> None:

@@ -1,8 +1,8 @@
 """Drills: steady load on all workers, one fault, and promises that must hold.
 
-``model``      what a fault, an allowance, a stage and an outcome are
+``model``      the classes of faults, allowances, stages and outcomes
 ``rows``       a table whose every row carries the version that was written
-``answers``    what an answer must be
+``answers``    the answers that are right
 ``load``       the load, in a process of its own (``load_process``)
 ``usage``      memory, descriptors and threads of the server's processes
 ``stage``      sets up database, table, proxy and server

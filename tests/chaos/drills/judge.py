@@ -10,7 +10,9 @@ from tests.chaos.drills.run import PATIENCE, first_time_kept, memory_back
 Verdict = Literal["held", "BROKEN", "invalid"]
 
 MOST_CYCLES = 3
-"""The cycle under way at the commit, the next one, and one that may pass before the check."""
+"""Three cycles may pass: the cycle that runs at the commit, the next cycle, and another one before freshness is
+checked.
+"""
 LEAST_OFFERED = 0.98
 UNNOTICED_SECONDS = 5.0
 """Longest time for which a client may send calls on a connection that is broken. The kernel reports the end at once; a

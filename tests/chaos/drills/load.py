@@ -32,17 +32,19 @@ class Job:
     connections: int = 16
     """Connections in each of the two sets."""
     sync_every: int = 20
-    """About one call in so many is ``SyncCatalog``; 0: none."""
+    """About one call in so many is ``SyncCatalog``; 0 if no call is."""
     deadline_seconds: float = 10.0
     connect_seconds: float = 20.0
     ca_file: str = ""
     """PEM file of the authority: TLS. Empty: cleartext."""
     rows: int = 0
-    """Rows of the `rows.VersionedTable` behind the target; 0: any catalogue (`answers.Checker`)."""
+    """Rows of the `rows.VersionedTable` behind the target; 0 if the target may have any catalogue
+    (`answers.Checker`).
+    """
     size: int = 0
     """Octets of filling in each of those rows."""
     most_failures: int = 5000
-    """Number of failures of each set that are reported one by one. Further ones cannot be judged."""
+    """Number of failures of each set that are reported one by one. Further failures cannot be judged."""
 
 
 class LoadFailed(Exception):

@@ -72,7 +72,7 @@ class Fault:
     """Whether it may affect other users of the same server or database: on a target it needs a confirmation."""
     first_time_mib: int | None = None
     """The most by which all workers together may grow when the fault is made for the first time. A drill then makes the
-    fault once before it begins to judge memory (`run.play`). State the reason. None: the fault is made once.
+    fault once before it begins to judge memory (`run.play`). State the reason. None if the fault is made once.
     """
     felt: Callable[[Stage], object] | None = None
     """True once the fault has had an effect; polled while the fault lasts. If it never is, the drill is invalid."""
@@ -89,7 +89,9 @@ class Failure:
     sent: float
     ended: float
     answered: float
-    """Of the calls that were answered on this connection by ``sent``: when the newest was sent; 0: there was none."""
+    """Of the calls that were answered on this connection by ``sent``: when the newest was sent; 0 if there was no such
+    call.
+    """
 
     def __str__(self) -> str:
         return f"{self.method} on connection {self.channel}: {self.code} ({self.details}) after {self.seconds:.3f} s"
@@ -209,7 +211,7 @@ class Outcome:
     fresh_cycles: int | None = None
     """Sync cycles that ended meanwhile."""
     fresh_limit_seconds: float | None = None
-    """None: freshness is not measured (the drill did not create the table)."""
+    """None if freshness is not measured, because the drill did not create the table."""
     fresh_server: Usage | None = None
     """Before the first time of a fault that makes the workers larger."""
     first_time_mib: int | None = None

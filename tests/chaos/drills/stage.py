@@ -76,14 +76,14 @@ class Stage:
     settings: dict[str, str] = field(default_factory=dict)
     """Settings of the server that differ from `tests.support.server.FAST`."""
     job: Job | None = None
-    """The load to offer; None: `Stage.default_job`."""
+    """The load to offer. If None, `Stage.default_job` is offered."""
     load: DrillLoad | None = None
     """Set while a drill runs."""
     wounds: list[tuple[float, float]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """Broken promises that the fault itself detected, each as a sentence: `judge.judge` reports them too."""
     reader: Reader | None = None
-    """The role of the server; None: the owner of the table."""
+    """The role of the server. If None, it is the owner of the table."""
     first_line: int = 0
     """Number of the server's first log line since the fault began."""
     cycle_took: float = 0.0

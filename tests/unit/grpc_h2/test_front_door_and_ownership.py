@@ -117,7 +117,7 @@ def test_a_part_of_the_connection_inherits_from_no_other() -> None:
                 assert {ast.unparse(base) for base in node.bases} <= allowed, f"{name}: {node.name}"
 
 
-def test_aliases_of_other_parts_containers_are_only_read() -> None:
+def test_aliases_of_containers_of_other_parts_are_only_read() -> None:
     """The rule above does not find changes by a local name for ``other.attribute``."""
     for name, tree in sources("connection").items():
         for function in ast.walk(tree):

@@ -1,7 +1,7 @@
 """A built snapshot *is* a serialized ``avap.CatalogResponse``, octet for octet as protobuf writes it, except that the
-hash is the last field of each command. It is sorted and complete, with one definition per name and with defaults. Its
-hashes depend only on the content of the rows, and stay the same in every release. Rows that cannot be served are left
-out and counted.
+hash is the last field of each command. The commands are sorted and complete, with one definition for each name, and
+with defaults. The hashes depend only on the content of the rows, and stay the same in every release. Rows that cannot
+be served are left out and counted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def as_served(catalogue: avap_pb2.CatalogResponse) -> bytes:
 
 
 def model(rows: Iterable[Row], signer: Signer | None = None) -> avap_pb2.CatalogResponse:
-    """The hash computed from the text of the contract; of the server's code, only the signature is used."""
+    """The hash, computed as the contract describes it. Of the server's code, only the function for signatures is
+    used.
+    """
     served = {row.name: row for row in sorted(rows, key=lambda row: row.id or 0) if row.name and row.code is not None}
     answer, version = avap_pb2.CatalogResponse(total_count=len(served)), hashlib.sha256()
     for name, row in sorted(served.items()):
@@ -132,7 +134,7 @@ def test_the_highest_id_wins_in_any_order_and_any_batches(
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_the_unserved_row_of_two_with_one_name_is_reported_by_its_id(first: int) -> None:
+def test_of_two_rows_with_one_name_the_unserved_row_is_reported_by_its_id(first: int) -> None:
     builder = SnapshotBuilder()
     for number in (first, 3 - first):
         builder.add([Row(number, b"if", None, None, b"code %d" % number)])
@@ -141,7 +143,7 @@ def test_the_unserved_row_of_two_with_one_name_is_reported_by_its_id(first: int)
 
 
 def test_commands_are_sorted_by_the_utf_8_bytes_of_their_names() -> None:
-    names = ["Z", "a", "ab", "é", "\uffff", "\U00010000"]  # the last two have the opposite order in UTF-16
+    names = ["Z", "a", "ab", "é", "\uffff", "\U00010000"]  # in UTF-16 the last two would have the opposite order
     table = [Row(n, name.encode(), None, None, b"") for n, name in enumerate(reversed(names))]
     assert [command.name for command in catalogue(table).commands] == names
 
@@ -171,12 +173,12 @@ UNSERVED = {
     "a NULL name": (Row(5, None, None, None, b"pass"), Unserved.NULL_NAME, "id=5 name=None"),
     "an empty name": (Row(5, b"", None, None, b"pass"), Unserved.EMPTY_NAME, "id=5 name=''"),
     "NULL code": (Row(5, b"x", None, None, None), Unserved.NULL_CODE, "id=5 name='x'"),
-    "a name that is no UTF-8": (
+    "a name that is not UTF-8": (
         Row(5, b"\xffx", None, None, b""), Unserved.INVALID_ENCODING, "id=5 name='\ufffdx'",
     ),
-    "a type that is no UTF-8": (Row(5, b"x", b"\xff", None, b""), Unserved.INVALID_ENCODING, "id=5 name='x'"),
-    "an interface that is no UTF-8": (Row(5, b"x", None, b"\xff", b""), Unserved.INVALID_ENCODING, "id=5 name='x'"),
-    "code that is no UTF-8": (Row(5, b"x", None, None, b"\xc3"), Unserved.INVALID_ENCODING, "id=5 name='x'"),
+    "a type that is not UTF-8": (Row(5, b"x", b"\xff", None, b""), Unserved.INVALID_ENCODING, "id=5 name='x'"),
+    "an interface that is not UTF-8": (Row(5, b"x", None, b"\xff", b""), Unserved.INVALID_ENCODING, "id=5 name='x'"),
+    "code that is not UTF-8": (Row(5, b"x", None, None, b"\xc3"), Unserved.INVALID_ENCODING, "id=5 name='x'"),
 }  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def test_a_row_that_cannot_be_served_is_left_out_and_counted(
     assert Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes()).count == 1
 
 
-def test_a_row_that_cannot_be_served_does_not_displace_one_that_can() -> None:
+def test_a_row_that_cannot_be_served_does_not_replace_a_row_that_can() -> None:
     table = [Row(1, b"if", None, None, b"good"), Row(2, b"if", None, None, None), Row(3, b"if", b"\xff", None, b"x")]
     assert [command.code for command in catalogue(table).commands] == [b"good"]
 
@@ -278,7 +280,9 @@ def test_the_hashes_of_a_known_catalogue_never_change(signer: Signer | None) -> 
 
 
 def test_the_hashes_of_a_known_body_never_change() -> None:
-    """No octet of the answer changes either. The rows have no id, because the first contract had no field for it."""
+    """The octets of the answer do not change either. The rows have no id, because the first contract had no field for
+    an id.
+    """
     table = [row._replace(id=None) for row in TABLE if row.id != 2]
     assert (
         hashlib.sha256(body(build(table))).hexdigest()

@@ -1,4 +1,4 @@
-"""The number of octets that are hashed and written at once is bounded for pieces of any size."""
+"""The number of octets that are hashed and written at once is limited, whatever the size of the pieces."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The guard holds a catalogue that looks like an accident. A change of a few rows passes, even if they are the whole
-table."""
+"""The guard holds a catalogue that looks like an accident. A change of a few rows passes, even if the table has no
+other rows.
+"""
 
 from __future__ import annotations
 
@@ -86,14 +87,16 @@ def test_a_catalogue_may_double_its_octets_and_may_always_grow_by_a_mebibyte(
     ("rows_held", "before", "held"),
     [(20, 0, False), (21, 0, True), (21, 16, False), (21, 15, True), (90, 90, False)],
 )
-def test_rows_that_were_held_before_do_not_hold_the_next_change(rows_held: int, before: int, held: bool) -> None:
+def test_rows_that_were_held_before_do_not_cause_the_next_change_to_be_held(
+    rows_held: int, before: int, held: bool
+) -> None:
     judgement = judge(
         contents(100, version="b"), contents(100, version="a"), held=names(*range(rows_held)), held_before=before
     )
     assert concern(judgement) == (Concern.ROWS_HELD if held else None)
 
 
-def test_few_held_rows_of_a_small_table_do_not_hold_the_catalogue() -> None:
+def test_few_held_rows_of_a_small_table_do_not_cause_the_catalogue_to_be_held() -> None:
     small = contents(6, version="b")
     assert judge(small, contents(6, version="a"), held=names(*range(FEW_COMMANDS))) is None
 
@@ -128,14 +131,14 @@ def test_a_threshold_is_a_setting_and_100_percent_allows_every_loss() -> None:
     assert concern(judge(contents(88), contents(100), limits=Thresholds(removed_percent=10))) is Concern.SHRUNK
 
 
-def test_a_change_of_signatures_is_no_change_of_content() -> None:
+def test_a_change_of_signatures_is_not_a_change_of_content() -> None:
     rows = [row(f"c{number}", "x") for number in range(20)]
     plain, signed = opened(*rows), published(*rows, signer=Signer("key"))
     os.close(signed.descriptor)
     bare, with_packages = Contents.of(plain), Contents.of(signed.snapshot)
     assert (bare.version, bare.names) == (with_packages.version, with_packages.names)
     assert len(signed.snapshot.body) - len(plain.body) > 20 * OVERHEAD // 2
-    assert with_packages.octets - bare.octets <= 20 * 2, "nothing but longer length fields"
+    assert with_packages.octets - bare.octets <= 20 * 2, "only the length fields are longer"
 
 
 @pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
@@ -174,7 +177,7 @@ RELEASES = {
     "another type": lambda rows: [each._replace(type=b"class") for each in rows],
     "another interface": lambda rows: [each._replace(interface=b'[{"item": "x", "type": "var"}]') for each in rows],
     "another code": lambda rows: [each._replace(code=b"x = 1") for each in rows],
-    "code by turns": lambda rows: [
+    "codes exchanged among the names": lambda rows: [
         each._replace(code=other.code) for each, other in zip(rows, [*rows[1:], rows[0]], strict=True)
     ],
 }

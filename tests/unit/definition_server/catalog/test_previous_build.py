@@ -25,7 +25,7 @@ from definition_server.catalog.snapshot import Snapshot, diff
 from definition_server.catalog.validation import LARGE_DEFINITION, Suspect
 
 PLACES, OF_A_RANGE = 15, 3
-"""The places that rows may be in, and those of a range."""
+"""The number of places that rows may be in, and the number of places in a range."""
 
 BAD = b"bad"
 """The code that the gate of this test refuses."""

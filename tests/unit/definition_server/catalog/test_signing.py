@@ -119,7 +119,7 @@ def test_a_package_of_version_2_opens_only_in_its_own_answer(one: Binding, other
             Signer("key", 2).unpack(package, other)
 
 
-def test_no_package_of_one_version_opens_as_the_other() -> None:
+def test_a_package_of_one_version_does_not_open_as_one_of_the_other() -> None:
     one, two = Signer("key"), Signer("key", 2)
     assert one.key_id != two.key_id, "a change of the version rebuilds the catalogue"
     with pytest.raises(SignatureError, match="version 2"):

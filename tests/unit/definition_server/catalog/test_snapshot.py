@@ -262,7 +262,7 @@ def test_a_difference_names_added_removed_and_changed_definitions_in_name_order(
     assert diff(old, new) == Difference(added=("fresh", "new"), removed=("gone", "left"), changed=("a", "b"))
 
 
-def test_the_difference_from_nothing_is_all_added_and_to_the_same_is_empty() -> None:
+def test_all_definitions_differ_from_no_snapshot_and_none_from_the_same_snapshot() -> None:
     snapshot = snapshot_of(b="1", **{"año" * 60: "1"})
     assert diff(None, snapshot) == Difference(added=("año" * 60, "b"), removed=(), changed=())
     assert diff(snapshot, snapshot) == Difference((), (), ())

@@ -161,7 +161,7 @@ def test_a_cut_message_is_refused_or_ends_between_two_fields(
 @example(b"\x0b")  # a group
 @example(b"\x0d1234")  # 32 bits
 @example(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f")  # a length above every buffer
-@example(b"\x0a\x01\xff")  # a name that is no UTF-8
+@example(b"\x0a\x01\xff")  # a name that is not UTF-8
 def test_any_bytes_give_a_definition_or_a_wire_error(octets: bytes) -> None:
     try:
         definition = parse_definition(memoryview(octets))

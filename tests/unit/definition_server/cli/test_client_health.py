@@ -139,7 +139,9 @@ def test_a_watch_prints_every_change_until_ctrl_c_and_exits_0(server: Server, wa
     assert watching.interrupt() == 0
 
 
-def test_a_watch_outlives_the_server_and_finds_it_again(server: Server, watching: Watching) -> None:
+def test_a_watch_continues_when_the_server_stops_and_reconnects_when_it_starts(
+    server: Server, watching: Watching
+) -> None:
     assert watching.next()["status"] == "SERVING"
     server.stop()
     gone = watching.next()

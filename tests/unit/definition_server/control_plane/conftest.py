@@ -26,7 +26,7 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    """A synchronizer whose disk hangs when a test wants it. A real disk may also take seconds while other tests
+    """A synchronizer whose disk hangs if a test makes it hang. A real disk may also take seconds while other tests
     write."""
     for module, name in (
         (stored_catalogue, "RECALL_PATIENCE_SECONDS"),

@@ -50,7 +50,7 @@ class Disk:
 
 
 class Server:
-    """A synchronizer that uses SNAPSHOT_DIR; `restart` replaces it by a new one, as a new process would."""
+    """A synchronizer that uses SNAPSHOT_DIR. `restart` replaces it by a new synchronizer, as a new process would."""
 
     def __init__(self, directory: Path | None, source: FakeSource) -> None:
         self.directory = directory
@@ -144,7 +144,7 @@ class HoldingGate:
         self.names: frozenset[bytes] = frozenset()
         self.last_good: list[str | None] = []
         self.rows: list[Row] = []
-        """All that were given while they were read."""
+        """All rows that the gate got while the table was read."""
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> frozenset[bytes]:
         self.last_good.append(None if last_good is None else last_good.version_hash)

@@ -130,7 +130,7 @@ def test_livez_is_200_while_the_loop_runs_and_503_when_it_hangs(ask: Ask, servic
     assert (answer.status, text) == (503, "the master's event loop has not run for 31 s\n")
 
 
-def test_livez_is_200_although_not_ready(ask: Ask, service: Service) -> None:
+def test_livez_is_200_even_if_the_service_is_not_ready(ask: Ask, service: Service) -> None:
     service.status = service_status(ready=False)
     assert ask("/livez")[0].status == 200
 

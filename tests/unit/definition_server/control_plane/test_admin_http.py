@@ -235,7 +235,7 @@ def test_a_client_that_sends_nothing_gets_no_answer() -> None:
     ],
     ids=["TLS", "HTTP/2", "PROXY 1", "PROXY 2"],
 )
-def test_another_protocol_is_recognised_and_answered_in_its_own_way(octets: bytes, answer: bytes, fault: str) -> None:
+def test_another_protocol_is_recognised_and_answered_in_that_protocol(octets: bytes, answer: bytes, fault: str) -> None:
     for exchange, outcome in (given_whole(octets), octet_by_octet(octets)):
         assert isinstance(outcome, bytes)
         assert outcome.startswith(answer)

@@ -86,7 +86,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 class Client:
-    """One end of a connection; the port has the other."""
+    """One end of a connection. The port has the other end."""
 
     def __init__(self, port: Port) -> None:
         self.socket, served = socket.socketpair()
@@ -187,7 +187,7 @@ async def test_a_connection_that_closes_leaves_no_timer(port: Port, client: Clie
     assert port.ended_connections == 1
 
 
-async def test_each_step_of_a_connection_has_its_own_time_and_cancels_the_one_before(
+async def test_each_step_of_a_connection_has_its_own_time_limit_and_cancels_the_previous_one(
     port: Port, client: Client
 ) -> None:
     port.answer = LARGE

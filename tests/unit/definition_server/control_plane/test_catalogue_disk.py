@@ -1,5 +1,6 @@
-"""Which catalogues are known to be on disk, and in which form; and the effects of a disk that hangs or has no
-threads."""
+"""The catalogues that are known to be on disk, their form, and the effects of a disk that hangs or for which no thread
+can be started.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Which catalogue the guard compares a candidate with, for how long, and which candidates pass without a comparison."""
+"""The catalogue that the guard compares a candidate with, the time for which it does so, and the candidates that pass
+without a comparison.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,7 @@ async def test_each_catalogue_is_read_once_for_any_number_of_comparisons() -> No
     await bench.guard.prepare(catalogue(165))
     assert bench.background.works == 3
     await bench.guard.prepare(FIRST)
-    assert bench.background.works == 4, "another than the newest"
+    assert bench.background.works == 4, "a catalogue that is not the newest is read again"
 
 
 @pytest.mark.parametrize("lost", [7, 20])

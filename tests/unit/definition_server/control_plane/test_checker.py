@@ -68,7 +68,7 @@ HOSTILE = {
     "a codec that is no coding": b"# coding: hex\nx = 1",
     "a sound coding of unsound code": b"# coding: cp1250\nif",
     "a coding of another system": b"# coding: mbcs\nx = 1",
-    "octets that are none of the coding": b"# coding: iso2022_jp\nx = '\xc3\xb1'",
+    "octets that are not valid in the coding": b"# coding: iso2022_jp\nx = '\xc3\xb1'",
     "a coding by a path": b"# coding: ../../../etc/passwd\nx = 1",
     "a form feed before the coding": b"\x0c# coding: nosuch\nx = 1",
     "a mark and another coding": b"\xef\xbb\xbf# coding: latin-1\nx = 1",
@@ -223,7 +223,7 @@ BROKEN = {
     "it ends": "for code in rows():\n  if code == b'bad': sys.exit()\n  good()",
     "it crashes": "for code in rows():\n  if code == b'bad': os.kill(os.getpid(), signal.SIGSEGV)\n  good()",
     "it is killed": "for code in rows():\n  if code == b'bad': os.kill(os.getpid(), signal.SIGKILL)\n  good()",
-    "it answers what is no answer": "for code in rows():\n  end.sendall(b'\\xff') if code == b'bad' else good()",
+    "it answers something invalid": "for code in rows():\n  end.sendall(b'\\xff') if code == b'bad' else good()",
     "it hangs": "for code in rows():\n  if code == b'bad': time.sleep(60)\n  good()",
 }
 
@@ -368,5 +368,5 @@ async def test_a_patient_checker_that_ends_or_hangs_is_noticed(body: str, monkey
         await checker.close()
 
 
-def test_the_size_of_a_content_is_that_of_its_parts() -> None:
+def test_the_size_of_a_content_is_the_sum_of_its_parts() -> None:
     assert Content(0, b"name", b"interface", b"cd").size == 15

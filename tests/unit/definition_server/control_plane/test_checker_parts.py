@@ -103,7 +103,7 @@ class Bench:
 
     async def check(self, rows: int) -> list[Judgement]:
         judged = await self.checker.check([content(10)] * rows)
-        await asyncio.sleep(0)  # processes that were stopped have ended
+        await asyncio.sleep(0)  # processes that the checker has stopped have ended
         return judged
 
 
@@ -141,7 +141,7 @@ async def test_a_row_that_ends_a_process_after_other_rows_is_judged_again_by_its
 @pytest.mark.parametrize(
     ("octets", "how", "again"),
     [(0, ENDED, False), (0, KILLED, True), (5, ENDED, True), (5, KILLED, True)],
-    ids=["ended as the first", "killed as the first", "ended later", "killed later"],
+    ids=["ended at the first row", "killed at the first row", "ended later", "killed later"],
 )
 async def test_the_first_row_of_a_new_process_is_judged_alone_unless_the_process_was_killed(
     monkeypatch: pytest.MonkeyPatch, octets: int, how: dict[str, bool], again: bool

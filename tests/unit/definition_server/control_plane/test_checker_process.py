@@ -109,7 +109,7 @@ def test_the_self_test_fails_if_a_process_judges_its_own_rows_wrongly(
     assert [each[0] for each in asked] == [FUNCTION | INTERFACE] * 2
 
 
-def test_the_real_judgement_works(limits: Limits) -> None:
+def test_the_self_test_passes_with_the_real_judgement(limits: Limits) -> None:
     assert module._works()
 
 

@@ -220,7 +220,7 @@ async def test_the_file_is_checked_every_five_seconds_even_after_a_bug(
     await eventually(lambda: len(slept) == 2, "the second attempt")
     assert slept == [5.0, 5.0]
     assert len(logged(logs, "Unexpected failure of the control socket", log_level="error")) == 1
-    assert bench.server.state == "open", "what was opened before the bug does not stand in the way"
+    assert bench.server.state == "open", "the socket that was opened before the bug does not prevent this"
     await end(running)
 
 

@@ -197,7 +197,7 @@ async def test_an_accepted_catalogue_is_served_at_once_or_when_the_pin_ends(mast
     assert served.note == "the accepted catalogue is served when the pin ends"
 
 
-async def test_the_first_catalogue_that_is_served_is_a_change(master: Master) -> None:
+async def test_serving_the_first_catalogue_counts_as_a_change(master: Master) -> None:
     master.serve(None)
     master.accepted = opened("if", generation=1)
     served = await master.call("Accept", pb.AcceptRequest(version_hash=master.accepted.version_hash))

@@ -75,7 +75,7 @@ ACCEPTED_URLS = [
     f"postgresql://u:{MARK}@/db?host=/nowhere",
     f"postgresql://u:{MARK}@no-such-host.invalid/db",
 ]
-"""None of them leads to a database."""
+"""URLs that libpq accepts, but at which there is no database."""
 
 
 def url_id(url: str) -> str:
@@ -102,7 +102,7 @@ def test_the_address_of_a_database_has_hosts_port_name_and_role_with_the_default
     assert address.url() == f"postgresql://reader:{MASK}@a.example:5432,[::1]:5433/my%20avap"
 
 
-def test_a_database_without_a_name_is_named_like_its_role() -> None:
+def test_a_database_without_a_name_has_the_name_of_the_role() -> None:
     address = database_address("postgresql://reader@/?host=/run/postgresql")
     assert address is not None
     assert str(address) == "/run/postgresql:5432/reader"

@@ -1,4 +1,4 @@
-"""A replaced snapshot is kept for a while, one at a time, and released in the background."""
+"""A replaced snapshot is kept for a while and released in the background. Only one is kept at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events and their times: a change of a state is an event; a state that continues is not."""
+"""Events and their times. A change of a state is an event; a state that continues is not an event."""
 
 from __future__ import annotations
 

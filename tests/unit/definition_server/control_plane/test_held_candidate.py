@@ -1,4 +1,6 @@
-"""A held catalogue: what the server shows of it, since when it is held, and why the hold ends."""
+"""A held catalogue: the facts that the server shows about it, the time since which it is held, and the reasons for the
+end of the hold.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def test_a_held_catalogue_is_kept_and_shown_with_its_reason(bench: Bench) -> Non
     assert (bench.candidate.snapshot, bench.candidate.rows_held) == (ONE, 3)
 
 
-def test_a_version_is_held_since_its_first_reading_in_a_row(bench: Bench) -> None:
+def test_a_version_is_held_since_the_first_of_its_readings_in_a_row(bench: Bench) -> None:
     found = []
     for snapshot in (ONE, ONE, OTHER, ONE):
         with pytest.raises(Held) as raised:
@@ -55,7 +57,7 @@ def test_a_version_is_held_since_its_first_reading_in_a_row(bench: Bench) -> Non
         (7, "obex_dapl_functions: none of its 7 rows can be served"),
     ],
 )
-def test_the_message_about_an_empty_catalogue_tells_an_empty_table_from_unservable_rows(
+def test_the_message_about_an_empty_catalogue_distinguishes_an_empty_table_from_unservable_rows(
     bench: Bench, rows: int, text: str
 ) -> None:
     with pytest.raises(Held) as raised:

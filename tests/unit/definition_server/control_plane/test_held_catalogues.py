@@ -162,7 +162,7 @@ async def test_the_exact_return_to_an_earlier_version_is_never_held(
         server.restart()
         assert await server.synchronizer.restore()
     server.source.replace(*FEW)
-    assert await server.cycle() is Outcome.HELD, "no version that was published"
+    assert await server.cycle() is Outcome.HELD, "this version was never published"
     assert await server.cycle(*ALL) is Outcome.PUBLISHED
 
 
@@ -185,7 +185,7 @@ async def test_without_a_disk_the_versions_that_were_served_since_the_start_are_
     assert catalogue.knows("v0")
 
 
-async def test_the_newest_catalogue_is_signed_again_once_if_the_key_has_changed(server: Server) -> None:
+async def test_the_newest_catalogue_is_signed_again_only_once_after_a_change_of_the_key(server: Server) -> None:
     catalogue = server.synchronizer.catalogue
     assert await catalogue.last_good() is None
     await server.cycle()
@@ -210,10 +210,10 @@ async def test_gradual_losses_are_held_once_they_add_up_within_the_window(
     assert await server.cycle(*rows[:137]) is Outcome.HELD
     assert await server.cycle(*rows[:160]) is Outcome.PUBLISHED, "five commands"
     monkeypatch.setattr(catalogue_guard, "WINDOW_SECONDS", -1.0)
-    assert await server.cycle(*rows[:129]) is Outcome.PUBLISHED, "an old baseline does not count"
+    assert await server.cycle(*rows[:129]) is Outcome.PUBLISHED, "an old baseline is not used"
 
 
-async def test_a_change_of_the_signing_key_is_no_change_of_the_content(server: Server) -> None:
+async def test_a_change_of_the_signing_key_is_not_a_change_of_the_content(server: Server) -> None:
     await server.cycle()
     version = server.version
     server.signer = Signer("key")
@@ -239,7 +239,7 @@ async def test_while_a_catalogue_is_held_the_served_one_is_signed_with_a_rotated
     assert server.signer.unpack(code.code) == b"pass"
 
 
-async def test_many_rows_held_at_once_hold_the_catalogue_and_once_accepted_the_next_change_passes(
+async def test_a_catalogue_with_many_newly_held_rows_is_held_and_after_its_acceptance_the_next_change_passes(
     server: Server,
 ) -> None:
     gate = HoldingGate()

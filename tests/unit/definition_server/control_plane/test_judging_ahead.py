@@ -78,7 +78,9 @@ async def test_verdicts_given_during_the_reading_are_used_after_it(bench: Bench)
     builder = bench.read([row("bad", "if"), row("good", "x = 1"), row("", "x = 2"), row("none")._replace(code=None)])
     await bench.judged(2)
     await bench.gate.apply(builder, None)
-    assert bench.checker.names == [b"bad", b"good"], "none is judged twice, and none that cannot be served"
+    assert bench.checker.names == [b"bad", b"good"], (
+        "no row is judged twice, and no row that cannot be served is judged"
+    )
     assert builder.digests().keys() == {b"good"}
     assert builder.findings.unserved["code_invalid"] == 1
 
@@ -128,7 +130,7 @@ async def test_rows_that_an_earlier_run_has_stored_are_not_waited_for(bench: Ben
     await asyncio.wait_for(bench.gate.apply(builder, snapshot), 5.0)
     assert builder.findings.unchecked == 5
     await bench.gate.close()
-    assert asyncio.all_tasks() == {asyncio.current_task()}, "what is judged in vain ends with the gate"
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "judging that is no longer needed ends with the gate"
 
 
 async def test_after_a_reading_that_failed_the_rows_of_the_next_are_judged(bench: Bench) -> None:

@@ -83,7 +83,7 @@ async def test_a_save_uses_its_own_descriptor_and_ends_when_the_disk_has_written
     assert not bench.good.busy
     saving = await bench.begin(key)
     assert bench.good.busy
-    os.close(bench.publication.descriptor)  # the next publication closes it, too
+    os.close(bench.publication.descriptor)  # as the next publication does
     bench.answer()
     await saving
     assert bench.store.saved == [key]

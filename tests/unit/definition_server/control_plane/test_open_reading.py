@@ -70,7 +70,7 @@ class Connection:
 
 
 class Plan:
-    """Stand-ins for SQL statements; each is the name of the data that it requests."""
+    """Stand-ins for SQL statements. Each stand-in is the name of the data that the statement requests."""
 
     def __init__(self, blocks: int | None = 100, mistrust: str | None = None, *, by_range: bool = True) -> None:
         self.blocks, self.mistrust, self.versions_by_range = blocks, mistrust, by_range
@@ -275,7 +275,7 @@ async def test_the_first_reading_of_a_connection_gets_fingerprint_ranges_and_siz
     """The first reading gets the same values as the scans of a later reading for the same rows."""
     first, later = Bench(), Bench()
     await begun(first, monkeypatch, first=True)
-    assert first.reading.fingerprint == "prefix/reading 7", "it is unlike any other until it is known"
+    assert first.reading.fingerprint == "prefix/reading 7", "it differs from every other fingerprint until it is known"
     await begun(later, monkeypatch, first=False)
     assert later.reading.fingerprint == "prefix/state/4:-2"
     assert await read(first) == await read(later)

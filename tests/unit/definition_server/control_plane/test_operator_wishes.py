@@ -45,7 +45,7 @@ def wishes(disk: Disk) -> OperatorWishes:
 async def test_before_the_disk_has_answered_no_file_on_it_is_overwritten(wishes: OperatorWishes, disk: Disk) -> None:
     wishes.accept(VERSION)
     assert await wishes.save() == "the disk has not answered yet; the change is stored when it has"
-    assert disk.steps == [False], "no pin waits"
+    assert disk.steps == [False], "no pin waits for the disk"
     wishes.pin(PIN)
     await wishes.save()
     assert disk.steps == [False, True]

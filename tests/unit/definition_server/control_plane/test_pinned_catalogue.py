@@ -115,7 +115,7 @@ async def test_a_pin_by_an_operator_and_its_removal_are_logged(bench: Bench, log
     (line,) = logged(logs, "Catalogue pinned", log_level="warning")
     assert (line["version_hash"], line["until"]) == (VERSION, "1970-01-01T00:00:00+00:00")
     bench.catalogue.change(None, None)
-    assert bench.catalogue.snapshot is snapshot, "it is served until the next one is chosen"
+    assert bench.catalogue.snapshot is snapshot, "the catalogue is kept until the served one is chosen again"
     assert logged(logs, "Pin taken away", log_level="warning")
 
 
@@ -138,7 +138,9 @@ async def test_a_pin_of_an_unknown_version_has_no_effect_until_the_version_is_kn
     bench.catalogue.show()
     assert bench.state.pin == PinState(VERSION, None, "policy", missing=True, vain=False)
     await bench.catalogue.find()
-    assert len(logged(logs, "Pinned catalogue not served")) == 2, "it was known meanwhile"
+    assert len(logged(logs, "Pinned catalogue not served")) == 2, (
+        "it is logged again, because the version was known meanwhile"
+    )
     assert logged(logs, "Pinned catalogue not served")[1]["effect"].startswith("the served catalogue stays, until")
 
 

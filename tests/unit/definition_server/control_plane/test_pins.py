@@ -73,7 +73,7 @@ async def test_a_pin_survives_restarts_without_the_database_and_its_end_serves_t
         assert server.versions == [old]
         assert server.synchronizer.state.pin is not None
     await server.publications.unpin()
-    assert server.version not in (old, new), "the newest that passed the guard, not the one that the pin replaced"
+    assert server.version not in (old, new), "the newest that passed the guard, not the catalogue that the pin replaced"
     await server.written()
     server.restart()
     await server.cycle()
@@ -355,7 +355,7 @@ async def test_a_new_server_under_an_unknown_pin_follows_the_table_until_it_know
         path.rename(history / path.name)
     await server.synchronizer.catalogue.disk.list_history()
     await server.cycle()
-    assert server.version == wanted, "once its version is known, the pin counts"
+    assert server.version == wanted, "once its version is known, the pin is in effect"
     assert await server.cycle(row("c00", "third"), *ALL[1:]) is Outcome.UNCHANGED
     assert server.version == wanted
     pin = server.synchronizer.state.pin
@@ -389,7 +389,7 @@ async def test_a_restart_under_a_pin_of_an_unknown_version_is_safe_if_it_changes
     assert (restart.safe, restart.reason) == (expected is RestartReason.STORED, expected)
     server.restart()
     await server.cycle()
-    assert (server.version == before) == restart.safe, "as was promised"
+    assert (server.version == before) == restart.safe, "as the judgement before the restart said"
 
 
 async def test_a_pin_without_a_directory_is_answered_with_its_duration(

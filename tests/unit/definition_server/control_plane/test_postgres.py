@@ -297,7 +297,7 @@ async def test_a_connection_that_was_closed_between_readings_is_replaced_twice_a
         await source._begin()
     assert len(tried) == attempts
     assert source._connections == attempts - kept
-    assert new == [not kept, *[True] * (attempts - 1)], "which of them were the first on their connection"
+    assert new == [not kept, *[True] * (attempts - 1)], "whether each transaction was the first on its connection"
 
 
 async def test_a_statement_that_is_not_answered_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ async def test_an_acceptance_before_the_disk_has_answered_keeps_the_pin_on_disk(
     server.disk.works.set()
     await server.written()
     await server.cycle()
-    assert server.version == old, "the pin counts once the disk has answered"
+    assert server.version == old, "the pin is in effect once the disk has answered"
     await server.written()
     assert WishesFile(server.directory).read() == Wishes(pinned=Pin(old)), "the acceptance is used up"
 
@@ -390,7 +390,7 @@ async def test_a_start_with_another_key_keeps_the_files_on_disk(server: Server, 
         assert not await server.synchronizer.restore()
         return
     assert await server.synchronizer.restore()
-    assert server.version == second, "the pin counts"
+    assert server.version == second, "the pin is in effect"
     for _ in range(2):
         await server.cycle()
 
@@ -400,9 +400,9 @@ async def test_a_start_with_another_key_keeps_the_files_on_disk(server: Server, 
     assert server.version == second
     assert server.served.footer.key_id == server.signer.key_id
     await server.publications.unpin()
-    assert server.version == third, "the last-known-good snapshot counts"
+    assert server.version == third, "the last-known-good snapshot is used"
     await server.publications.pin(first, None)
-    assert server.version == first, "the history counts"
+    assert server.version == first, "the history is used"
     assert server.directory is not None
     assert not list(server.directory.rglob("*.refused"))
 

@@ -1,5 +1,6 @@
-"""Memory that is given back after a large catalogue was read: its pages and the heap. After a small one nothing is
-given back."""
+"""After a large catalogue was read, its pages and the freed heap are returned to the kernel. After a small catalogue
+nothing is returned.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Bench:
         await self.gate.close()
         self.synchronizer.close()
         self.publisher.close()
-        # In this iteration the loop still refers to the awaited task, and so to its exception, its frame and a
+        # In the present turn the loop still refers to the awaited task, and so to its exception, its frame and a
         # catalogue.
         await asyncio.sleep(0)
 
@@ -123,7 +123,9 @@ async def test_unchanged_rows_are_not_judged_again(bench: Bench) -> None:
     assert [content.code for content in bench.checker.judged[2:]] == [b"new = 1"]
 
 
-async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_while_serving(logs: LogLines) -> None:
+async def test_a_first_start_waits_for_some_rows_and_the_remaining_rows_are_judged_while_serving(
+    logs: LogLines,
+) -> None:
     with nothing_left():
         bench = Bench(first_rows=64)
         bench.source.replace(*(row(f"c{n}", f"x = {n}") for n in range(300)), row("zz", "if"))
@@ -144,7 +146,9 @@ async def test_a_first_start_waits_for_some_rows_and_the_rest_is_judged_while_se
 
 
 @pytest.mark.parametrize("starts", [True, False], ids=["", "none can be started"])
-async def test_the_rest_is_judged_by_the_patient_checker_and_doubtful_rows_by_the_other(starts: bool) -> None:
+async def test_remaining_rows_are_judged_by_the_patient_checker_and_doubtful_ones_again_by_the_other_checker(
+    starts: bool,
+) -> None:
     with nothing_left():
         patient = CheckerHere()
         patient.refusal = "" if starts else "no process"
@@ -179,7 +183,7 @@ class SlowChecker(CheckerHere):
         return judged
 
 
-async def test_each_batch_of_the_rest_is_followed_by_a_pause_of_three_times_its_duration() -> None:
+async def test_each_batch_of_the_remaining_rows_is_followed_by_a_pause_of_three_times_its_duration() -> None:
     with nothing_left():
         patient = SlowChecker()
         bench = Bench(first_rows=64, patient=patient)
@@ -210,7 +214,7 @@ async def test_a_batch_that_took_long_is_not_followed_by_a_long_pause(monkeypatc
         await bench.close()
 
 
-async def test_rows_that_changed_before_the_rest_was_judged_are_judged_before_they_are_served() -> None:
+async def test_rows_that_changed_before_the_remaining_rows_were_judged_are_judged_before_they_are_served() -> None:
     with nothing_left():
         bench = Bench(first_rows=64)
         rows = [row(f"c{n}", f"x = {n}") for n in range(300)]
@@ -257,7 +261,7 @@ async def test_a_row_whose_verdict_does_not_last_is_judged_again(bench: Bench) -
     assert len(bench.checker.judged) == judged
 
 
-async def test_a_bug_in_judging_the_rest_is_logged_and_cycles_continue(
+async def test_a_bug_in_judging_the_remaining_rows_is_logged_and_cycles_continue(
     monkeypatch: pytest.MonkeyPatch, logs: LogLines
 ) -> None:
     with nothing_left():
@@ -313,7 +317,7 @@ async def test_the_gate_works_after_a_cancelled_cycle(bench: Bench) -> None:
     assert bench.codes == {"if": "pass", "else": "new = 1"}
 
 
-async def test_the_number_of_unchecked_rows_falls_while_the_rest_is_judged() -> None:
+async def test_the_number_of_unchecked_rows_falls_while_the_remaining_rows_are_judged() -> None:
     seen: list[int] = []
 
     class Watching(CheckerHere):

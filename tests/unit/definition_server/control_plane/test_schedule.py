@@ -18,7 +18,7 @@ seconds = st.floats(0.001, 1000, allow_nan=False)
 
 
 @given(first=st.floats(0.01, 10), factor=st.floats(1, 100), calls=st.integers(2, 40))
-def test_delays_double_from_the_first_to_the_most_and_stay_there(first: float, factor: float, calls: int) -> None:
+def test_delays_double_from_the_first_to_the_longest_and_stay_there(first: float, factor: float, calls: int) -> None:
     most = first * factor
     backoff = Backoff(first, most)
     delays = [backoff.next() for _ in range(calls)]
@@ -26,7 +26,7 @@ def test_delays_double_from_the_first_to_the_most_and_stay_there(first: float, f
     assert all(later == min(most, earlier * 2) for earlier, later in pairwise(delays))
 
 
-def test_a_reset_begins_the_delays_again() -> None:
+def test_a_reset_restarts_with_the_first_delay() -> None:
     backoff = Backoff(0.5, 30.0)
     before = [backoff.next() for _ in range(4)]
     backoff.reset()
@@ -49,11 +49,11 @@ def test_a_new_slot_is_not_in_a_crash_loop() -> None:
     assert not looping_after()
 
 
-def test_the_limit_of_short_runs_in_a_row_is_a_crash_loop() -> None:
+def test_as_many_short_runs_in_a_row_as_the_limit_are_a_crash_loop() -> None:
     assert looping_after(0.1, 29.9, 0.0)
 
 
-def test_fewer_short_runs_are_no_crash_loop() -> None:
+def test_fewer_short_runs_are_not_a_crash_loop() -> None:
     assert not looping_after(0.1, 0.1)
 
 

@@ -1,4 +1,4 @@
-"""Which catalogue is served, with which generation and key, and which log lines that writes."""
+"""The catalogue that is served, its generation and key, and the log lines about it."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ async def test_the_served_catalogue_is_signed_once_with_a_new_key_if_the_table_c
     assert (line["version_hash"], line["generation"]) == (version, 2)
     assert not logged(logs, "Another catalogue is served")
     catalogue = server.synchronizer.catalogue
-    assert catalogue.newest is catalogue.served, "the newest has the new signature, too"
+    assert catalogue.newest is catalogue.served, "the newest catalogue has the new signature too"
     stored = await catalogue.disk.load_version(version, signer)
-    assert stored is not None, "and its file of the history the new MAC"
+    assert stored is not None, "and its file in the history has the new MAC"
     del stored
 
 
@@ -66,7 +66,7 @@ async def test_generations_rise_with_each_pin_unpin_acceptance_and_change(server
     await server.written()
     server.restart()
     assert await server.synchronizer.restore()
-    assert server.generations == [5], "that of the stored one"
+    assert server.generations == [5], "the generation of the stored catalogue"
     await change(server, "newer")
     assert server.generations == [5, 6]
 
@@ -89,7 +89,7 @@ async def test_a_stored_catalogue_is_restored_once_and_logged_with_its_age_and_t
     server.clock.advance(-1000.0)
     server.restart()
     assert await server.synchronizer.restore() is True
-    assert server.synchronizer.state.restored_age_seconds == 0.0, "a clock that was set back makes no age"
+    assert server.synchronizer.state.restored_age_seconds == 0.0, "the age is 0 if the clock was set back"
     assert logged(logs, "Serving the last-known-good snapshot")[1]["reason"] == "the database has not answered yet"
 
 
@@ -143,7 +143,7 @@ async def test_a_published_catalogue_is_known_and_its_changes_are_noted(diskless
     assert (changes[second].added, changes[second].changed, changes[second].examples) == (0, 1, ("~ c00",))
     assert diskless.synchronizer.catalogue.knows(first)
     assert await diskless.cycle(row("c00"), *ALL[1:]) is Outcome.PUBLISHED
-    assert list(changes) == [second, first], "the one that was published last is the last"
+    assert list(changes) == [second, first], "the version that was published last is at the end"
 
 
 async def test_an_accepted_version_that_is_no_longer_held_is_published_after_a_restart(server: Server) -> None:

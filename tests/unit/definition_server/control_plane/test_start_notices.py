@@ -34,5 +34,5 @@ def test_each_variable_that_may_be_a_mistake_is_named(logs: LogLines, monkeypatc
     monkeypatch.setattr(start_notices, "notices", lambda _: found)
     log_notices(cast(Any, SimpleNamespace(avap_internal_key="key", snapshot_dir=Path("/srv"))), lasting=True)
     (line,) = logs
-    assert line["event"] == "A variable of the environment may not be meant so"
+    assert line["event"] == "An environment variable may be wrong"
     assert (line["variable"], line["reason"]) == ("WORKER", "it is not known; WORKERS is")

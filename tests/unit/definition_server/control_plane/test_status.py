@@ -287,7 +287,7 @@ def test_a_slot_without_a_worker_reports_restarts_and_crash_loop(
 # -- the requests ----------------------------------------------------------------------------------------------------
 
 
-def test_requests_are_those_of_all_slots_with_and_without_a_worker(
+def test_the_requests_of_all_workers_are_counted_even_of_those_that_have_ended(
     reader: StatusReader, supervisor: StandInSupervisor
 ) -> None:
     pages = [supervisor.page() for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The last-known-good file is complete or absent, even if its writer is killed; a damaged one is never served."""
+"""The last-known-good file is complete or absent, even if its writer is killed. A damaged file is never served."""
 
 from __future__ import annotations
 
@@ -430,7 +430,7 @@ def test_a_foreign_file_is_moved_aside_even_if_it_was_not_loaded(
 
 @pytest.mark.parametrize("content", ["content", ""], ids=["with content", "empty"])
 @pytest.mark.parametrize("kind", ["a file", "a directory"])
-def test_a_directory_under_the_name_for_evidence_loses_neither_the_evidence_nor_the_next_catalogue(
+def test_if_a_directory_has_the_name_for_evidence_the_evidence_is_kept_and_the_next_catalogue_stored(
     store: SnapshotStore, kind: str, content: str
 ) -> None:
     (store.path.with_name(FILE_NAME + ".refused") / content).mkdir(parents=True)

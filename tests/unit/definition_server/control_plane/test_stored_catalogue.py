@@ -17,7 +17,9 @@ LATE = "Stored catalogue and pins not known in time"
 
 
 class Disk:
-    """A disk that answers when the test allows it, with the content that the test has set. It plays the wishes, too."""
+    """A disk that answers when the test allows it, with the content that the test has set. It is also a stand-in for
+    the operators' wishes.
+    """
 
     def __init__(self) -> None:
         self.answers = asyncio.Event()
@@ -107,7 +109,7 @@ async def test_files_signed_with_the_previous_key_get_the_mac_of_the_present_key
         ({"a": StoreError("a is damaged"), "b": None, "c": "C"}, ["a", "b", "c"], "C"),
         ({"a": None, "b": None, "c": None, "d": "D"}, ["a", "b", "c"], None),
     ],
-    ids=["no history", "the newest", "the third", "not the fourth"],
+    ids=["no history", "the newest", "the third", "the fourth is not tried"],
 )
 async def test_a_missing_file_is_replaced_by_the_newest_usable_of_three_catalogues_in_the_history(
     bench: Bench, history: dict[str, Any], tried: list[str], found: str | None, logs: LogLines

@@ -1,4 +1,4 @@
-"""Two real worker processes under a supervisor: replaced when they end or hang, rolled, drained.
+"""Two real worker processes under a supervisor, which replaces them when they end or hang, rolls them and drains them.
 
 Failures that an integration test cannot produce are in `test_supervision`.
 """

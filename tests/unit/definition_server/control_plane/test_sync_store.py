@@ -266,7 +266,7 @@ async def test_a_disk_that_answers_after_its_load_was_cancelled_leaves_no_descri
     background.close()  # the disk works again at the end: see `hanging` and `_nothing_left`
 
 
-async def test_a_save_that_begins_as_another_ends_is_waited_for_by_itself(tmp_path: Path) -> None:
+async def test_a_save_that_begins_as_another_ends_is_awaited_until_its_own_end(tmp_path: Path) -> None:
     """An operator's command may store while a cycle stores."""
     writes: list[asyncio.Future[Any]] = []
 

@@ -29,7 +29,7 @@ class RangedSource:
         self.basis = "basis"
         self.error: SourceError | None = None
         self.read_ranges: Collection[int] | None = ()
-        """The ranges of the last reading; None: it was of all rows."""
+        """The ranges of the last reading; None if it read all rows."""
 
     def change(self, number: int) -> None:
         self.versions[number] += "1"
@@ -66,8 +66,9 @@ class Bench:
         self.snapshot: Snapshot | None = None
 
     async def read(self, *, unconditional: bool = False) -> Collection[int] | None:
-        """Read and build. Returns the ranges that were read; None: all rows. The build must hold every row in its
-        present state."""
+        """Read and build. Returns the ranges that were read; None if all rows were read. The build must hold every row
+        in its present state.
+        """
         found = await self.reader.read(self.signer, serving=True, unconditional=unconditional)
         assert found is not None
         self.snapshot = Snapshot(found.builder.build(generation=1, created_at_ns=1).to_bytes())

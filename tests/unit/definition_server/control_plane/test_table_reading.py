@@ -176,7 +176,7 @@ def test_bytecode_is_read_from_a_table_of_the_right_columns_that_the_role_may_re
     assert bytecode_fault(relation(*BYTECODE[1:])) == "it has no column command_name"
 
 
-def test_the_sums_of_versions_are_those_of_the_tables_that_are_read() -> None:
+def test_versions_are_summed_over_exactly_the_tables_that_are_read() -> None:
     alone, both = plan().versions_sql(), plan(relation(*BYTECODE)).versions_sql()
     assert (alone.count("FROM obex_dapl_functions)"), alone.count("avap_bytecode")) == (1, 0)
     assert (both.count("FROM obex_dapl_functions)"), both.count("FROM avap_bytecode)")) == (1, 1)
@@ -188,7 +188,7 @@ def test_the_sums_of_versions_are_those_of_the_tables_that_are_read() -> None:
     assert plan().exists_sql() == "SELECT FROM obex_dapl_functions LIMIT 0"
 
 
-def test_a_size_is_that_of_the_four_texts_which_are_cast_only_if_their_octets_are_unknown() -> None:
+def test_a_size_is_the_sum_of_four_texts_and_a_text_is_cast_only_if_its_octets_are_not_known_otherwise() -> None:
     plain = " + ".join(f"coalesce(octet_length(t.{name}), 0)::bigint" for name in DEFINITIONS[1:])
     assert plan().sizes_sql(MB) == (
         f"SELECT CASE WHEN octets <= 8388 THEN 0 WHEN octets <= 83886 THEN 1 WHEN octets <= 838860 THEN 2 "
@@ -235,7 +235,7 @@ def test_ranges_have_a_count_and_a_fingerprint_and_their_sizes_are_counted_by_cl
     assert "ctid >= '(24,0)'::tid AND ctid < '(40,0)'::tid" in plan().sizes_of_ranges_sql(MB, 16, [(24, 40)])
 
 
-def test_rows_of_a_class_are_those_above_the_one_before_and_within_its_own() -> None:
+def test_a_class_has_the_rows_above_the_limit_of_the_previous_class_and_within_its_own() -> None:
     octets = plan()._octets(MB)
     texts = "t.id::bigint, t.name::text, t.type::text, t.interface::text, t.code::text"
     where = [plan().rows_sql(number, MB).partition(" WHERE ")[2] for number in range(5)]
@@ -280,7 +280,7 @@ def test_rows_of_ranges_are_read_from_their_blocks_with_the_number_of_their_rang
 @pytest.mark.parametrize("too_large", [False, True])
 @pytest.mark.parametrize("made", [plan(), plan(id=column("numeric")), plan(name=column("bytea"))],
                          ids=["plain", "numeric id", "octets"])  # fmt: skip
-def test_results_become_rows_with_or_without_a_range(made: Plan, too_large: bool) -> None:
+def test_a_result_is_read_as_a_row_with_or_without_a_range(made: Plan, too_large: bool) -> None:
     values = (5, b"if", b"function", b"[]", b"pass")
     fault = Unserved.TOO_LARGE if too_large else None
     assert made.rows([values], too_large=too_large) == [Row(*values, fault=fault)]

@@ -1,4 +1,6 @@
-"""Exports and their endpoints by the standard variables, and spans of sampled calls; no exporter is started."""
+"""The standard variables decide the exports and their endpoints, and sampled calls become spans. No exporter is
+started.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ def test_the_standard_variables_decide_the_exports_and_their_endpoints(
     assert (telemetry is None) == (endpoints == (None, None))
 
 
-def test_an_endpoint_that_is_no_url_is_refused() -> None:
+def test_an_endpoint_that_is_not_a_url_is_refused() -> None:
     (problem,) = failure(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318").problems
     assert "it is not an HTTP URL" in str(problem)
 
@@ -91,7 +93,7 @@ def test_a_sampled_call_is_a_span_of_its_own_with_its_status() -> None:
     assert missing.trace_id != broken.trace_id
 
 
-def test_a_failure_is_logged_once_until_another_or_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_logged_once_until_another_failure_or_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[tuple[str, dict[str, Any]]] = []
 
     def note(level: str) -> Callable[..., None]:
@@ -158,7 +160,7 @@ def test_spans_are_exported_every_second_metrics_at_their_interval_and_both_at_t
     assert exporter.closed == 1
 
 
-def test_an_interval_below_a_second_is_that_of_spans_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interval_below_a_second_applies_to_spans_too(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Telemetry(load(OTEL_EXPORTER_OTLP_ENDPOINT=BASE, OTEL_METRIC_EXPORT_INTERVAL="200"), service_status)
     waited: list[float] = []
     monkeypatch.setattr(made._stopping, "wait", lambda seconds: waited.append(seconds) or len(waited) == 3)

@@ -1,4 +1,4 @@
-"""The octets that were read are judged, even if the files change afterwards; a refusal names the variable."""
+"""The octets that were read are checked, even if the files change afterwards. A refusal names the variable."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shown(authority: Authority) -> Certificate:
 
 @pytest.fixture
 def settings(authority: Authority, shown: Certificate) -> Settings:
-    """Valid settings, which name the files as they are now."""
+    """Settings that name the present files, and are checked with them."""
     return load_settings(
         Settings,
         DATABASE_URL="postgresql://h/d",

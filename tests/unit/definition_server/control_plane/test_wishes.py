@@ -1,4 +1,4 @@
-"""Pins and accepted hashes: which of them count, and which are read back from disk."""
+"""Pins and accepted hashes: which of them are in effect, and which are read back from disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> WishesFile:
     return WishesFile(tmp_path)
 
 
-# -- which of them count ---------------------------------------------------------------------------------------------
+# -- which are in effect ---------------------------------------------------------------------------------------------
 
 
 def test_there_is_no_pin_and_no_acceptance_by_default() -> None:
@@ -170,7 +170,7 @@ def test_a_file_is_used_with_the_mac_of_the_key_or_without_a_key_with_any_mac_or
         assert json.loads(file.path.read_text())["pin"]["version"] == A, "the file stays readable for people"
 
 
-def test_the_layout_of_the_text_is_not_part_of_the_mac_and_no_mac_of_a_snapshot_takes_its_place() -> None:
+def test_the_mac_does_not_depend_on_the_layout_of_the_text_and_a_snapshots_mac_is_not_accepted_for_it() -> None:
     document = json.loads(PINNED.to_json(OURS))
     assert Wishes.from_json(json.dumps(dict(reversed(document.items()))), OURS) == PINNED
     content = json.dumps(
@@ -199,7 +199,7 @@ def test_a_link_in_place_of_the_file_is_not_used(file: WishesFile, tmp_path: Pat
 
 @pytest.mark.parametrize("read", [True, False], ids=["read before", "not read"])
 @pytest.mark.parametrize("kind", ["fifo", "directory", "file that others may write"])
-def test_something_else_in_the_place_of_the_file_is_not_used_and_is_moved_aside_by_the_next_write(
+def test_another_object_in_place_of_the_file_is_not_used_and_is_moved_aside_by_the_next_write(
     file: WishesFile, kind: str, read: bool
 ) -> None:
     if kind == "fifo":
@@ -219,7 +219,7 @@ def test_something_else_in_the_place_of_the_file_is_not_used_and_is_moved_aside_
 
 
 @pytest.mark.parametrize("suffix", ["refused", "damaged"])
-def test_a_directory_under_the_name_for_evidence_loses_neither_the_evidence_nor_the_next_write(
+def test_if_a_directory_has_the_name_for_evidence_the_evidence_is_kept_and_the_next_write_succeeds(
     file: WishesFile, suffix: str
 ) -> None:
     (file.path.with_name(f"wishes.json.{suffix}") / "content").mkdir(parents=True)

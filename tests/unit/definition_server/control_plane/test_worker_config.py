@@ -31,7 +31,7 @@ def test_calls_are_sampled_if_traces_are_exported(variables: dict[str, str], one
         ("auto", "native", True), ("auto", "grpcio", False),
     ],
 )  # fmt: skip
-def test_answers_name_the_catalogue_by_setting_and_by_default_only_on_the_native_transport(
+def test_answers_name_the_catalogue_if_the_setting_says_so_and_by_default_on_the_native_transport(
     setting: str, transport: str, named: bool
 ) -> None:
     assert worker_config(load(VERSION_METADATA=setting, TRANSPORT=transport), 5).version_metadata is named

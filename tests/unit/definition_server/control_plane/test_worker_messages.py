@@ -43,7 +43,7 @@ class Process:
 
 
 class Page:
-    """The stats page of a worker, in a descriptor that the test has."""
+    """A stand-in for the stats page of a worker, with a descriptor of the test."""
 
     def __init__(self) -> None:
         self.descriptor, self._other = os.pipe()
@@ -61,7 +61,7 @@ class Page:
 
 
 class Started:
-    """A worker as its master sees it, and the worker's end of the socket."""
+    """The master's object for a worker, and the worker's end of the socket."""
 
     def __init__(self, *, by_path: bool) -> None:
         ours, theirs = Channel.pair()
@@ -292,4 +292,6 @@ def test_a_worker_may_send_a_thousand_messages_at_once_and_fifty_a_second() -> N
     taken = sum(budget.take(100.0) for _ in range(1000))
     assert (taken, [budget.take(101.0) for _ in range(51)]) == (1000, [True] * 50 + [False])
     budget = _MessageBudget(100.0)
-    assert [budget.take(500.0) for _ in range(1001)] == [True] * 1000 + [False], "no more than a thousand are saved up"
+    assert [budget.take(500.0) for _ in range(1001)] == [True] * 1000 + [False], (
+        "a pause allows no more than a thousand"
+    )

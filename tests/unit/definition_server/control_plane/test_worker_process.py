@@ -1,4 +1,4 @@
-"""A worker's process as the master sees it, without a process."""
+"""The master's object for a worker process. No process is started."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Stats:
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[WorkerProcess, Channel]]:
-    """A worker of the master, and the worker's end of the control socket."""
+    """The master's object for a worker, and the worker's end of the control socket."""
     ours, theirs = Channel.pair()
     process = Process()
     worker = WorkerProcess(

@@ -1,4 +1,4 @@
-"""The master believes only counts that a worker could have reached, and a worker never changes the counts of others."""
+"""The master uses only counts that a worker could have reached, and a worker cannot change the counts of others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from definition_server.ipc.stats import METHODS, SLOT_SIZE, Slot, Word, map_own,
 
 PID = 4711
 MOST = 20_000_000
-"""Of a worker in a second; and it has one second more."""
+"""The most that a count may grow in a second. A reading may be above this by one second more."""
 
 
 class Clock:
@@ -30,7 +30,7 @@ class Clock:
 
 
 class Worker:
-    """A page as the master sees it, and as its worker writes it."""
+    """A page with the master's object for it and the object through which the worker writes it."""
 
     def __init__(self, stats: WorkerStats, clock: Clock) -> None:
         self.stats = stats
@@ -153,7 +153,7 @@ def test_counts_may_grow_with_the_time_between_two_readings(worker: Worker) -> N
 def test_a_leap_is_judged_by_the_time_since_the_last_plausible_reading(
     worker: Worker, seconds: float, above: int
 ) -> None:
-    for _ in range(3):  # only the last of these counts
+    for _ in range(3):  # only the last of these readings matters
         worker.clock.now += 100
         worker.stats.read()
     worker.clock.now += seconds
@@ -162,7 +162,7 @@ def test_a_leap_is_judged_by_the_time_since_the_last_plausible_reading(
     assert (worker.stats.fault is None) is (above == 0)
 
 
-def test_a_page_that_was_closed_shows_what_was_read_last(worker: Worker) -> None:
+def test_a_page_that_was_closed_shows_the_last_reading(worker: Worker) -> None:
     honest_work(worker.slot, worker.clock)
     last = worker.stats.close()
     assert last.requests["200"] == 1
@@ -170,7 +170,7 @@ def test_a_page_that_was_closed_shows_what_was_read_last(worker: Worker) -> None
     assert worker.stats.read() == worker.stats.close() == last
 
 
-def test_a_heartbeat_has_no_age_below_nothing(worker: Worker) -> None:
+def test_the_age_of_a_heartbeat_is_never_negative(worker: Worker) -> None:
     worker.clock.now -= 5
     assert worker.stats.heartbeat_age_seconds == 0.0
 
@@ -184,7 +184,7 @@ def judged(*, before: dict[str, Any] | None = None, elapsed: float = 1.0, **afte
     return judge(first, replace(first, **after), pid=PID, elapsed=elapsed)
 
 
-def test_a_process_id_is_the_workers_or_that_of_a_page_that_was_not_begun() -> None:
+def test_a_process_id_is_that_of_the_worker_or_zero_until_the_worker_has_begun() -> None:
     assert judge(NOTHING, replace(NOTHING, pid=PID), pid=PID, elapsed=1.0) is None
     assert judge(NOTHING, NOTHING, pid=PID, elapsed=1.0) is None
     assert judged(pid=PID + 1) == "the process id is that of another process"
@@ -204,7 +204,9 @@ LEAPS = {
 
 @pytest.mark.parametrize("name", LEAPS)
 @pytest.mark.parametrize(("elapsed", "most"), [(0.0, MOST), (1.0, 2 * MOST), (2.5, 7 * MOST // 2)])
-def test_a_count_may_grow_by_twenty_million_a_second_and_one_second_more(name: str, elapsed: float, most: int) -> None:
+def test_a_count_may_grow_by_twenty_million_for_each_second_and_for_one_second_more(
+    name: str, elapsed: float, most: int
+) -> None:
     before = {name: 7}
     assert judged(before=before, elapsed=elapsed, **{name: 7 + most}) is None
     assert judged(before=before, elapsed=elapsed, **{name: 7 + most + 1}) == LEAPS[name]
@@ -240,7 +242,7 @@ def test_generations_do_not_go_back_and_connections_have_a_limit() -> None:
     assert judged(connections=2_000_001) == "2000001 connections"
 
 
-def test_the_time_of_requests_is_a_day_for_each_and_one_more() -> None:
+def test_the_time_of_requests_may_be_a_day_for_each_request_and_one_day_more() -> None:
     method = METHODS[0]
     one = {method: (1, *NOTHING.latency[method][1:])}
     sums = NOTHING.latency_sum_seconds

@@ -169,7 +169,9 @@ def test_the_interval_doubles_if_less_than_four_mebibytes_were_returned(
 
 
 @pytest.mark.parametrize(("growth", "given_back"), [(16 * MB - 1, False), (16 * MB, True)])
-def test_growth_of_sixteen_mebibytes_is_notable(process: Process, growth: int, given_back: bool) -> None:
+def test_memory_is_given_back_only_after_growth_of_sixteen_mebibytes(
+    process: Process, growth: int, given_back: bool
+) -> None:
     process.resident += growth
     process.check()
     assert process.check() is given_back
@@ -197,7 +199,7 @@ def test_intervals_double_up_to_ten_minutes(process: Process) -> None:
     assert waited == [5, 10, 20, 40, 80, 160, 320, 600, 600, 600]
 
 
-def test_memory_of_its_own_is_resident_memory_that_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measured_memory_is_resident_memory_that_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     page = 4096
     monkeypatch.setattr(allocator.os, "sysconf", {"SC_PAGESIZE": page}.__getitem__)
     freed = freed_memory()

@@ -391,7 +391,7 @@ def test_a_worker_that_leaves_every_connection_to_others_does_so_for_a_second_at
     ],
     ids=["10 ms", "longer", "20 ms", "a pause"],
 )
-def test_a_storm_has_lasted_ten_milliseconds_without_a_pause_of_twenty(
+def test_connections_for_ten_milliseconds_without_a_pause_of_twenty_are_a_storm(
     fleet: Fleet, times: tuple[int, ...], accepts: bool
 ) -> None:
     fleet.hold(33, 32, 32, 32)

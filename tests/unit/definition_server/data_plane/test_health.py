@@ -170,7 +170,7 @@ async def test_the_list_has_the_state_of_every_service(health: Health, stub: Any
 
 
 @pytest.mark.parametrize("method", ["Check", "List", "Watch"])
-async def test_a_request_that_is_no_message_is_refused_by_each_method(
+async def test_a_request_that_is_not_a_message_is_refused_by_each_method(
     server: tuple[grpc.aio.Server, int], method: str
 ) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server[1]}") as channel:

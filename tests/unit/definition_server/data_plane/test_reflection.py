@@ -103,9 +103,7 @@ def extension(containing_type: str, number: int) -> Any:
         ),
     ],
 )
-async def test_a_file_is_answered_first_and_what_it_imports_after_it(
-    pool: Any, request_: Any, found: list[str]
-) -> None:
+async def test_a_file_is_sent_before_the_files_that_it_imports(pool: Any, request_: Any, found: list[str]) -> None:
     (answer,) = await answers(Reflection([], pool), request_)
     assert files(answer) == found
 
@@ -158,7 +156,7 @@ async def test_a_request_without_a_query_ends_the_stream_as_invalid(pool: Any) -
     assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid MessageRequest: it has no request")
 
 
-async def test_streams_that_wait_end_when_told_to_and_later_ones_with_their_first_answer(pool: Any) -> None:
+async def test_at_the_end_waiting_streams_end_at_once_and_later_streams_after_their_first_answer(pool: Any) -> None:
     served = Reflection(["a.S"], pool)
     waits, ended = 0, 0
 
@@ -197,7 +195,7 @@ def test_fields_and_methods_of_the_v1_service_have_types_of_its_own_package() ->
     assert {name.rpartition(".")[0] for name in types} == {".grpc.reflection.v1"}
 
 
-def test_a_pool_is_told_of_version_1_once_and_is_described_the_same_messages() -> None:
+def test_version_1_is_added_to_a_pool_once_with_the_same_messages() -> None:
     pool = descriptor_pool.DescriptorPool()
     reflection._describe_v1(pool)
     reflection._describe_v1(pool)

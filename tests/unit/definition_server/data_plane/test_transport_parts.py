@@ -144,7 +144,7 @@ def test_a_port_that_is_taken_is_named(host: str, shown: str) -> None:
     assert f"{shown.format(port)}: Address already in use" in str(refused.value)
 
 
-def test_the_fifth_catalogue_back_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_from_before_the_last_four_swaps_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(asyncio, "get_running_loop", lambda: SimpleNamespace(time=lambda: now[0]))
     times, allowed = SwapTimes(), []
@@ -298,7 +298,7 @@ async def test_first_calls_that_get_no_answer_are_logged_and_their_connection_is
     assert client.fileno() < 0
 
 
-async def test_first_calls_have_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_first_calls_of_a_worker_have_a_limit_of_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[float | None] = []
     made = asyncio.timeout
     monkeypatch.setattr(asyncio, "timeout", lambda seconds: limits.append(seconds) or made(0))

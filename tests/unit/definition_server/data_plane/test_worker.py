@@ -317,7 +317,9 @@ async def test_an_announced_drain_waits_and_the_wait_is_part_of_its_time(
     assert alone.transport.calls == calls
 
 
-async def test_the_first_drain_counts_and_the_end_of_the_master_begins_one(alone: Alone) -> None:
+async def test_only_the_first_order_to_drain_has_an_effect_and_the_end_of_the_master_begins_a_drain(
+    alone: Alone,
+) -> None:
     alone.worker._leave_soon(messages.Drain(True, 1.0, 2.0))
     alone.worker._leave_soon(messages.Drain(False, 0.0, 0.0))
     assert alone.worker._drain.result() == messages.Drain(True, 1.0, 2.0)

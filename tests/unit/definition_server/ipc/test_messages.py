@@ -108,7 +108,7 @@ def test_a_message_of_the_maximum_size_is_decoded(message: Message) -> None:
         "boolean", "text for a number", "object", "number for a list",
     ],
 )  # fmt: skip
-def test_a_message_with_more_or_something_else_is_refused(datagram: bytes) -> None:
+def test_a_message_with_a_value_above_a_limit_or_of_another_type_is_refused(datagram: bytes) -> None:
     with pytest.raises(MessageError, match="not a control message"):
         decode(datagram, FROM_WORKER)
 
@@ -133,7 +133,7 @@ def test_only_a_finite_number_is_accepted_as_a_time(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", None, []], ids=str)
-def test_only_true_and_false_answer_yes_or_no(value: object) -> None:
+def test_a_boolean_field_accepts_only_true_and_false(value: object) -> None:
     for said in (True, False):
         assert decode(encode(Freshness(said)), FROM_MASTER) == Freshness(said)
     with pytest.raises(MessageError, match="neither true nor false"):

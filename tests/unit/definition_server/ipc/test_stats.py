@@ -227,7 +227,9 @@ def test_a_peer_reads_the_counts_that_a_worker_writes(page: StatsPage, slot: Slo
 
 
 @pytest.mark.parametrize("accepting", [True, False])
-def test_a_peer_is_asked_whether_it_accepts_how_much_it_holds_and_when_its_loop_last_ran(accepting: bool) -> None:
+def test_a_page_shows_peers_whether_its_worker_accepts_how_much_it_holds_and_when_its_loop_last_ran(
+    accepting: bool,
+) -> None:
     slot = unshared_slot()
     if accepting:
         slot.start_accepting()
@@ -239,7 +241,7 @@ def test_a_peer_is_asked_whether_it_accepts_how_much_it_holds_and_when_its_loop_
 
 
 @pytest.mark.parametrize(("word", "room"), [(0, Room.FREE), (1, Room.FULL), (2, Room.TAKEN), (2**64 - 1, Room.TAKEN)])
-def test_the_room_of_a_worker_is_one_of_three_for_any_written_value(word: int, room: Room) -> None:
+def test_any_value_that_a_worker_writes_is_read_as_one_of_three_states_of_room(word: int, room: Room) -> None:
     slot = unshared_slot()
     slot._words[Word.ROOM] = word
     assert slot.read().room is room

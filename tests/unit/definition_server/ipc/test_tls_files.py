@@ -23,7 +23,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["server", "mutual"])
-def test_a_context_loads_the_memory_by_its_path_as_often_as_it_likes(mutual: bool, tmp_path: Path) -> None:
+def test_a_context_can_load_the_memory_by_its_path_any_number_of_times(mutual: bool, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     made = authority.sign("server")
     contents = [path.read_bytes() for path in (made.cert, made.key, *([authority.cert] if mutual else []))]

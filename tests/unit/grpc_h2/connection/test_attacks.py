@@ -121,7 +121,7 @@ def test_refused_streams_overflow_the_bucket():
 
 
 @pytest.mark.requirement("B-made-you-reset", "A45")
-def test_resets_that_we_send_with_no_error_or_cancel_are_no_glitches():
+def test_resets_that_we_send_with_no_error_or_cancel_are_not_glitches():
     peer = Peer()
     for stream in ids(2 * BUCKET):
         peer.send(headers(stream, request_block(HANDLED)))

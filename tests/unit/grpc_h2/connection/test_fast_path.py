@@ -102,12 +102,12 @@ UNTIL_NOW = {
     "a call under way": (wire.call(3, HANDLED),),
     "as many calls as may be": (wire.call(3, HANDLED), wire.call(5, HANDLED), wire.call(7, HANDLED)),
     "HEADERS alone": (wire.headers(3, wire.request_block(STATIC)),),
-    "as many HEADERS as may be": (
+    "several HEADERS and a PING": (
         b"".join(wire.headers(stream, wire.request_block(STATIC)) for stream in (3, 5, 7)) + wire.ping(),
     ),
     "a part of a frame": (wire.headers(3, wire.request_block(STATIC))[:7],),
     "a part of a block": (wire.headers(3, wire.request_block(STATIC), end_headers=False),),
-    "the window of a stream to come": (wire.window_update(3, 1),),
+    "a window for the next stream": (wire.window_update(3, 1),),
     "a reset": (wire.rst_stream(1),),
     "two calls in one": (wire.call(3) + wire.call(5),),
     "a call and a half": (wire.call(3) + wire.call(5)[:20],),

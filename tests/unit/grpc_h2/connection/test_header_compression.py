@@ -118,7 +118,7 @@ def metadata_of(peer: Peer, stream: int) -> list[tuple[str, str | bytes]]:
 
 @pytest.mark.requirement("A26")
 @three_ways
-def test_an_oversize_entry_empties_the_table_and_is_no_error(feed: Feed):
+def test_an_oversize_entry_empties_the_table_and_is_not_an_error(feed: Feed):
     peer = Peer(feed).send(
         headers(1, request_block(HANDLED) + inserting(b"a", b"1")),
         headers(3, request_block(HANDLED) + indexed(62)),

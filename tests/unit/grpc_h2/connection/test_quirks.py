@@ -213,7 +213,7 @@ def test_a_cancel_of_grpcio_ends_its_call_only(feed: Feed, path: bytes):
     "extra", [plain(b"Bad", b"x"), plain(b"a-bin", b"*"), plain(b"a", b"x" * 16_000), plain(b"a", b"") * 101]
 )
 @pytest.mark.parametrize("path", [STATIC, HANDLED])
-def test_window_updates_of_grpcio_for_failed_calls_are_no_glitch(feed: Feed, path: bytes, extra: bytes):
+def test_window_updates_of_grpcio_for_failed_calls_are_not_a_glitch(feed: Feed, path: bytes, extra: bytes):
     peer = Peer(feed, hello=GRPCIO_HELLO)
     # A hundred calls are sent at once and in chunks. A call sent octet by octet takes a hundred times as long, so ten
     # such calls are enough.
@@ -229,7 +229,7 @@ def test_window_updates_of_grpcio_for_failed_calls_are_no_glitch(feed: Feed, pat
 
 @pytest.mark.requirement("C-grpcio-window-updates")
 @three_ways
-def test_window_updates_of_grpcio_for_refused_streams_are_no_glitch(feed: Feed):
+def test_window_updates_of_grpcio_for_refused_streams_are_not_a_glitch(feed: Feed):
     peer = Peer(feed, hello=GRPCIO_HELLO, limits=Limits(max_concurrent_streams=1)).send(
         headers(1, request_block(HANDLED))
     )
@@ -251,7 +251,7 @@ def test_a_grpcio_client_that_leaves_without_goaway_cancels_its_handler():
 
 @pytest.mark.requirement("C-grpcio-bdp-ping", "A49")
 @three_ways
-def test_pings_of_grpcio_with_any_payload_after_data_are_no_strikes(feed: Feed):
+def test_pings_of_grpcio_with_any_payload_after_data_are_not_strikes(feed: Feed):
     peer = Peer(feed, hello=GRPCIO_HELLO)
     for number in range(50):
         stream = 2 * number + 1

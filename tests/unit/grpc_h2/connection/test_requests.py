@@ -90,7 +90,7 @@ def test_a_malformed_request_is_a_stream_error(feed: Feed, name: str, end: str):
 
 @pytest.mark.requirement("A29")
 @three_ways
-def test_other_octets_in_values_are_no_error(feed: Feed):
+def test_other_octets_in_values_are_not_an_error(feed: Feed):
     odd = bytes(range(1, 256)).replace(b"\n", b"").replace(b"\r", b"")
     assert odd[:1] != b" "
     peer = Peer(feed).send(requested(request_block() + plain(b"a", odd) + plain(b"b", b"") + plain(b"c", b"x  y")))

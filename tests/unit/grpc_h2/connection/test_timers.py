@@ -294,7 +294,7 @@ def test_the_third_ping_strike_ends_the_connection(feed: Feed):
 
 @pytest.mark.requirement("A49", "C-go-bdp-ping", "C-grpcio-bdp-ping")
 @three_ways
-def test_a_ping_after_every_answer_is_no_strike(feed: Feed):
+def test_a_ping_after_every_answer_is_not_a_strike(feed: Feed):
     peer = Peer(feed)
     for stream in range(1, 200, 2):
         peer.send(call(stream))
@@ -305,7 +305,7 @@ def test_a_ping_after_every_answer_is_no_strike(feed: Feed):
 
 
 @pytest.mark.requirement("A49")
-def test_pings_at_the_allowed_interval_are_no_strikes():
+def test_pings_at_the_allowed_interval_are_not_strikes():
     peer = Peer(limits=Limits(keepalive_time=inf)).send(handled(1))
     for _ in range(20):
         peer.advance(10.1)

@@ -98,7 +98,7 @@ def test_a_value_with_nul_cr_lf_or_an_edge_space_is_malformed(name: bytes, value
 
 @pytest.mark.requirement("A29")
 @pytest.mark.parametrize("value", [b"", b"a b\tc", b"\x01\x7f\x80\xff", b"caf\xc3\xa9"])
-def test_any_other_octets_in_a_value_are_no_error(value: bytes) -> None:
+def test_any_other_octets_in_a_value_are_not_an_error(value: bytes) -> None:
     ((_, text),) = interpret((*CALL, (b"x", value))).metadata
     assert text in (value.decode("latin-1"), value.decode("utf-8", "replace"))
 

@@ -298,7 +298,7 @@ def test_the_name_of_an_entry_that_its_own_insertion_evicts_can_be_used() -> Non
 
 
 @pytest.mark.requirement("A26")
-def test_an_entry_larger_than_the_table_empties_it_and_is_no_error() -> None:
+def test_an_entry_larger_than_the_table_empties_it_and_is_not_an_error() -> None:
     subject = decoder(100)
     subject.decode(literal(b"a", b"1"))
     assert subject.decode(literal(b"b", b"2" * 68)) == ((b"b", b"2" * 68),)

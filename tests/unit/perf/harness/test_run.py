@@ -274,7 +274,7 @@ def test_a_gate_whose_own_server_is_missing_is_invalid() -> None:
     assert not outcome.passed(record(done))
 
 
-def test_the_knee_is_searched_until_the_server_does_not_follow() -> None:
+def test_the_rate_is_raised_until_the_server_does_not_keep_up() -> None:
     there = Machine(ours=100.0)
     scenario = Scenario("up", "t", "w", "open", rate="saturate", definitions=1, answer_octets=300)
     done = session(there)

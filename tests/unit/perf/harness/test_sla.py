@@ -65,7 +65,7 @@ def test_a_limit_within_the_interval_needs_more_rounds_and_then_the_median_decid
         assert "the median of 6 rounds decides" in found.reason
 
 
-def test_an_interval_beyond_the_blur_gives_no_verdict() -> None:
+def test_an_interval_beyond_the_limit_by_more_than_the_blur_gives_no_verdict() -> None:
     figures = [60.0, 105, 106, 107, 108, 109]
     assert judge(gate(blur=50.0), runs("ours", figures), NOISE).verdict == KEPT
     found = judge(gate(blur=10.0), runs("ours", figures), NOISE)
@@ -245,7 +245,7 @@ def test_a_wrong_gate_or_table_is_refused_with_its_reason(tmp_path: Path, text: 
     assert told in str(caught.value)
 
 
-def test_the_objective_of_the_guide_is_a_gate_at_the_share_of_a_worker() -> None:
+def test_a_gate_demands_the_guides_objective_at_the_rate_of_one_worker() -> None:
     """P95 below 1 ms at 35,000 calls a second on four cores: on each core, and on each worker of the overlay, which
     leaves a core to the master.
     """
