@@ -252,6 +252,34 @@ def test_a_range_with_a_faulty_or_duplicate_row_is_read_again(row: Row) -> None:
     assert previous.ranges.keys() == set(range(10)) - read_again
 
 
+@pytest.mark.parametrize("held", [True, False], ids=["held", "left out"])
+def test_a_range_with_a_row_that_the_gate_does_not_serve_is_read_again(held: bool) -> None:
+    _, before = previous_of(some(100))
+    builder = SnapshotBuilder()
+    builder.add(some(100))
+    name = b"name0057"
+    if held:
+        message = before.answer(name)
+        assert message is not None
+        builder.hold(name, message, Unserved.CODE_INVALID)
+    else:
+        builder.leave_out(name, Unserved.CODE_INVALID)
+    previous = builder.as_previous(Snapshot(builder.build(generation=2, created_at_ns=2).to_bytes()))
+    assert previous is not None
+    assert previous.ranges.keys() == set(range(10)) - {5}, "the gate judges the row in the next build, too"
+
+
+@pytest.mark.parametrize("order", [(9, 3, -4, None), (None, -4, 3, 9), (-4, 9, None, 3)], ids=str)
+def test_of_several_faulty_rows_of_a_name_the_one_with_the_highest_id_gives_the_reason(
+    order: tuple[int | None, ...],
+) -> None:
+    faults = {9: Unserved.TOO_LARGE, 3: Unserved.INTERFACE_INVALID, -4: Unserved.INVALID_ID, None: Unserved.DUPLICATE}
+    for ids, highest in ((order, 9), ([each for each in order if each in (None, -4)], -4)):
+        builder = SnapshotBuilder()
+        builder.add(Row(each, b"name", None, None, b"pass", fault=faults[each]) for each in ids)
+        assert dict(builder.faults()) == {b"name": faults[highest]}, "a row without an id is the lowest"
+
+
 @pytest.mark.parametrize("code", [b"other", None], ids=["both can be served", "neither can be served"])
 def test_the_same_row_is_served_in_any_order_if_two_rows_share_name_and_id(code: bytes | None) -> None:
     rows = [Row(7, b"name", None, None, code), Row(7, b"name", None, b"[]", code and b"code", fault=None)]

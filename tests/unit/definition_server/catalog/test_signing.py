@@ -93,6 +93,43 @@ def test_key_ids_differ_between_keys_and_from_the_id_without_a_key(key: str, oth
     assert Signer(key).key_id != UNSIGNED
 
 
+@given(KEYS)
+def test_a_key_id_is_derived_from_the_key_by_its_purpose_and_by_the_version(key: str) -> None:
+    for version, purpose in ((1, b"AVAP definition server: key id"), (2, b"AVAP definition server: key id 2")):
+        assert Signer(key, version).key_id == hmac.new(key.encode("utf-8"), purpose, hashlib.sha256).digest()[:8]
+
+
+# -- MACs of files ---------------------------------------------------------------------------------------------------
+
+FILES = {
+    b"AVAP definition server: last-known-good file": (Signer.file_mac, Signer.made_file_mac),
+    b"AVAP definition server: wishes": (Signer.wishes_mac, Signer.made_wishes_mac),
+}
+"""The purpose from which the key of a file is derived → its MAC, and the check."""
+
+
+@pytest.mark.parametrize("purpose", FILES, ids=["snapshot", "wishes"])
+@given(KEYS, st.binary(max_size=80))
+def test_the_mac_of_a_file_is_made_with_a_key_that_is_derived_for_it(purpose: bytes, key: str, octets: bytes) -> None:
+    mac, _ = FILES[purpose]
+    derived = hmac.new(key.encode("utf-8"), purpose, hashlib.sha256).digest()
+    assert mac(Signer(key), octets) == hmac.new(derived, octets, hashlib.sha256).digest()
+
+
+@pytest.mark.parametrize("purpose", FILES, ids=["snapshot", "wishes"])
+def test_the_mac_of_a_file_is_valid_for_these_octets_under_the_present_and_the_previous_key(purpose: bytes) -> None:
+    mac, made = FILES[purpose]
+    other_mac, _ = next(each for name, each in FILES.items() if name != purpose)
+    previous = Signer("previous")
+    present = Signer("present", previous=previous)
+    assert made(present, mac(present, b"octets"), b"octets")
+    assert made(present, mac(previous, b"octets"), b"octets")
+    assert not made(previous, mac(present, b"octets"), b"octets")
+    assert not made(present, mac(Signer("another"), b"octets"), b"octets")
+    assert not made(present, mac(present, b"octets"), b"other octets")
+    assert not made(present, other_mac(present, b"octets"), b"octets"), "each kind of file has its own key"
+
+
 # -- version 2 -------------------------------------------------------------------------------------------------------
 
 OCTETS = st.binary(max_size=40)

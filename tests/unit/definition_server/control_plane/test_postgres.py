@@ -15,6 +15,7 @@ from psycopg.pq import ConnStatus
 from psycopg.waiting import Ready, Wait
 from tests.support.logs import captured_logs, logged
 
+from definition_server.control_plane import postgres
 from definition_server.control_plane.database_address import Host
 from definition_server.control_plane.postgres import PostgresSource, _Connection, _passes, _Reading
 from definition_server.control_plane.source import ReadLimits, SourceError
@@ -298,6 +299,35 @@ async def test_a_connection_that_was_closed_between_readings_is_replaced_twice_a
     assert len(tried) == attempts
     assert source._connections == attempts - kept
     assert new == [not kept, *[True] * (attempts - 1)], "whether each transaction was the first on its connection"
+
+
+async def test_a_reading_gets_the_number_of_its_connection_and_another_number_than_the_readings_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[tuple[object, ...]] = []
+
+    class Begun:
+        plan = SimpleNamespace(mistrust="a standby")
+        bytecode_fault = None
+
+        def __init__(self, connection: Any, limited: object, limits: object, of_connection: str, number: int) -> None:
+            steps.append((connection, of_connection, number))
+
+        async def begin(self, seconds: float, *, first: bool) -> None:
+            steps.append((seconds, first))
+
+    monkeypatch.setattr(postgres, "_Reading", Begun)
+    one, two = Connection(), Connection()
+    source = Source(ONE_HOST, ["10.0.0.1"])
+    source.connections = [one, two]
+    with captured_logs() as lines:
+        for _ in range(2):
+            assert isinstance(await source._begin(), Begun)
+        await source.close()
+        await source._begin()
+    assert steps == [(one, "1", 1), (5.0, True), (one, "1", 2), (5.0, False), (two, "2", 3), (5.0, True)]
+    assert len(logged(lines, "The table is read whole in every cycle", reason="a standby")) == 1
+    assert one.closed
 
 
 async def test_a_statement_that_is_not_answered_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,3 +263,23 @@ def test_a_write_that_fails_leaves_the_old_file(file: WishesFile, monkeypatch: p
             file.write(Wishes((B,)))
     assert file.read() == Wishes((A,))
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
+
+
+def test_the_file_is_synced_before_the_rename_and_the_directory_before_the_return(
+    file: WishesFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        acts.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().suffix or 'directory'}")
+        fsync(descriptor)
+
+    def noting_replace(path: Path, target: Path) -> Path:
+        acts.append(f"rename {path.suffix} to {target.suffix}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "replace", noting_replace)
+    file.write(Wishes((A,)))
+    assert acts == ["fsync .tmp", "rename .tmp to .json", "fsync directory"]

@@ -37,6 +37,18 @@ def test_every_call_is_counted_and_one_in_each_interval_is_noted() -> None:
     assert sampling.take() is None
 
 
+def test_the_tenth_call_of_ten_is_noted_and_not_an_earlier_one() -> None:
+    sampling = CallSampling(unshared_slot(), 10)
+    for _ in range(2):
+        sampling.count_many(0, 0, 8, 1)
+        sampling.count(0, 0, 2)
+        assert sampling.take() is None
+        sampling.count(0, 0, 3)
+        report = sampling.take()
+        assert report is not None
+        assert report.elapsed_ns == (3,)
+
+
 def test_a_batch_larger_than_the_sampling_interval_is_noted_once() -> None:
     sampling = CallSampling(unshared_slot(), 10)
     sampling.count_many(1, 0, 64, 100)

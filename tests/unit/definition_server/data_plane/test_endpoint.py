@@ -179,6 +179,8 @@ FRAGMENTS = st.sampled_from(
 @example(b"\x0a\x06\x03if")
 @example(b"\x0a\x01\x03if")
 @example(b"\x12\x02if")
+@example(b"\x0a\x80\x00".ljust(130, b"i"))  # from 128 on, the octet after the tag is not the length
+@example(b"\x0a\xff\x01".ljust(257, b"i"))
 def test_any_bytes_are_read_exactly_as_a_protobuf_parser_reads_them(request_bytes: bytes) -> None:
     served = engine("if", "else", "ü")
     assert served.snapshot is not None

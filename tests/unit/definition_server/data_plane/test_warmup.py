@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -98,4 +100,39 @@ async def test_a_warm_up_that_fails_stops_its_transport_and_lets_messages_be_log
     with pytest.raises(OSError, match="no descriptor"):
         await warmup.WarmUp(config).run()
     assert broken.stopped == [0]
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+class Cycle:
+    """An object that only the garbage collector frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+class Littering(Broken):
+    """A transport whose stop leaves a `Cycle`."""
+
+    async def start(self) -> None:
+        pass
+
+    async def set_serving(self, serving: bool) -> None:
+        pass
+
+    async def call_all_paths(self, *_: object) -> None:
+        assert logging.root.manager.disable == logging.INFO, "no line about the worker as its own client"
+
+    async def stop(self, timeout: float) -> None:
+        self.litter = weakref.ref(Cycle())
+
+
+async def test_the_garbage_of_a_warm_up_is_collected_before_all_other_objects_are_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    littering, left = Littering(), list[Cycle | None]()
+    monkeypatch.setattr(warmup, "create_transport", lambda *_: littering)
+    monkeypatch.setattr(gc, "freeze", lambda: left.append(littering.litter()))
+    config = Configure("127.0.0.1", 0, "grpcio", False, 0.0, 4, "production", "INFO", 5.0)
+    await warmup.WarmUp(config).run()
+    assert left == [None], "an object that is frozen is never freed"
     assert logging.root.manager.disable == logging.NOTSET

@@ -180,6 +180,40 @@ def test_an_accept_error_is_logged_and_pauses_accepting_for_a_tenth_of_a_second(
     assert os.strerror(number) in cast(Any, caplog.records[0]).error
 
 
+class Established:
+    """A protocol with a transport."""
+
+    established = True
+
+
+async def test_a_bug_while_a_connection_is_set_up_is_logged_and_its_cancellation_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        raise KeyError("a bug")
+
+    with socket.socket() as listening, socket.socket() as connection:
+        listener = Listener(
+            listening, policy=None, tls=None, objection=None, protocol=cast(Any, None), admission=Admission(),
+            scheduler=cast(Any, None), handshake_timeout=1.0, client_log=RateLimitedLog(LOG),
+        )  # fmt: skip
+        protocol = cast(Any, Established())
+        failed, cancelled = asyncio.create_task(fail()), asyncio.create_task(asyncio.sleep(9))
+        cancelled.cancel()
+        await asyncio.wait((failed, cancelled))
+        for task in (failed, cancelled):
+            listener._setups[protocol] = task
+            listener._waiting.add(protocol)
+            listener._set_up(protocol, connection, task)
+            assert not listener.busy
+            assert not listener._waiting
+            assert connection.fileno() >= 0, "an established connection is closed by its transport"
+    (record,) = caplog.records
+    assert (record.levelno, record.message) == (logging.ERROR, "A connection was not established")
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], KeyError)
+
+
 def test_the_number_of_omitted_log_lines_is_reported_ten_seconds_later_or_at_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -245,6 +245,17 @@ def test_a_wrong_window_increment_is_a_stream_error(feed: Feed, increments: list
 
 @pytest.mark.requirement("A21")
 @three_ways
+@pytest.mark.parametrize(("over", "code"), [(0, None), (1, FLOW_CONTROL_ERROR)], ids=["largest", "larger"])
+def test_the_window_of_a_call_that_waits_for_its_data_is_checked_when_it_grows(feed: Feed, over: int, code: int | None):
+    peer = Peer(feed).send(headers(1, request_block()), window_update(1, LARGEST_WINDOW - 65535 + over))
+    if code is not None:
+        peer.assert_reset(1, code)
+    else:
+        peer.send(data(1, grpc_message(b"world"), end_stream=True)).assert_answered(1)
+
+
+@pytest.mark.requirement("A21")
+@three_ways
 @pytest.mark.parametrize(("increments", "code"), [([0], PROTOCOL_ERROR), ([2**30, 2**30], FLOW_CONTROL_ERROR)])
 def test_a_wrong_window_increment_of_the_connection_is_a_connection_error(feed: Feed, increments: list[int], code: int):
     peer = Peer(feed).send(*(window_update(0, increment) for increment in increments))
