@@ -263,3 +263,13 @@ def test_a_write_that_fails_leaves_the_old_file(file: WishesFile, monkeypatch: p
             file.write(Wishes((B,)))
     assert file.read() == Wishes((A,))
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
+
+
+def test_the_temporary_file_of_a_writer_that_was_killed_is_removed_after_an_hour(file: WishesFile) -> None:
+    old, recent = file.path.with_name("wishes.a.tmp"), file.path.with_name("wishes.b.tmp")
+    for path in (old, recent):
+        path.touch()
+    os.utime(old, (1, 1))
+    file.write(Wishes((A,)))
+    assert not old.exists()
+    assert recent.exists(), "another server may still write it"
