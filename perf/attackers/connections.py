@@ -83,11 +83,8 @@ async def idle(crew: Crew) -> None:
         loop = asyncio.get_running_loop()
         while True:
             with socket.socket() as sock:
-                sock.setblocking(False)
                 try:
-                    sock.bind((crew.address(number), 0))
-                    await loop.sock_connect(sock, ("127.0.0.1", crew.job.port))
-                    crew.done["connected"] += 1
+                    await _connect(crew, sock, number)
                     if number % 2 and not crew.job.tls:
                         await loop.sock_sendall(sock, wire.opening())
                     if crew.done["connected"] >= crew.job.connections:
@@ -118,6 +115,14 @@ async def health_checks(crew: Crew) -> None:
     await crew.finished()
 
 
+async def _connect(crew: Crew, sock: socket.socket, number: int) -> None:
+    """Connect from the address of the attacker ``number``, and count the connection."""
+    sock.setblocking(False)
+    sock.bind((crew.address(number), 0))
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", crew.job.port))
+    crew.done["connected"] += 1
+
+
 async def _connect_and_send(crew: Crew, octets: bytes, *, endless: bool) -> None:
     loop = asyncio.get_running_loop()
 
@@ -126,11 +131,8 @@ async def _connect_and_send(crew: Crew, octets: bytes, *, endless: bool) -> None
         while endless or left:
             left -= 1
             with socket.socket() as sock:
-                sock.setblocking(False)
                 try:
-                    sock.bind((crew.address(number), 0))
-                    await loop.sock_connect(sock, ("127.0.0.1", crew.job.port))
-                    crew.done["connected"] += 1
+                    await _connect(crew, sock, number)
                     if octets:
                         await loop.sock_sendall(sock, octets)
                         async with asyncio.timeout(1.0):

@@ -173,7 +173,4 @@ def main(given: Sequence[str] | None = None) -> int:
         measure(create_database(database.url, "catalogue_100k"), arguments, figures)
     finally:
         database.close()
-    figures.finish()
-    figures.show()
-    print(f"stored in {figures.save('catalogue-100k')}")
-    return 0 if figures.kept else 1
+    return figures.close("catalogue-100k")

@@ -97,6 +97,13 @@ class Figures:
         self.duration_seconds = round(time.monotonic() - self._began, 1)
         self.machine |= machine.after()
 
+    def close(self, name: str) -> int:
+        """Finish, print and store the record. Returns the exit code of the command: 1 if a promise is not kept."""
+        self.finish()
+        self.show()
+        print(f"stored in {self.save(name)}")
+        return 0 if self.kept else 1
+
     def save(self, name: str) -> Path:
         """Write ``perf/results/<date>-<name>.json``."""
         return keep(asdict(self) | {"rows": [asdict(row) | {"kept": row.kept} for row in self.rows]}, name)

@@ -357,7 +357,4 @@ def main(given: Sequence[str] | None = None) -> int:
         finally:
             for each in made:
                 each.close()
-    figures.finish()
-    figures.show()
-    print(f"stored in {figures.save(arguments.name)}")
-    return 0 if figures.kept else 1
+    return figures.close(arguments.name)

@@ -224,7 +224,4 @@ def main(given: Sequence[str] | None = None) -> int:
         measure(create_database(database.url, "row_gate"), arguments, figures)
     finally:
         database.close()
-    figures.finish()
-    figures.show()
-    print(f"stored in {figures.save('row-gate')}")
-    return 0 if figures.kept else 1
+    return figures.close("row-gate")

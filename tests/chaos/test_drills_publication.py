@@ -6,15 +6,11 @@ there.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -22,6 +18,7 @@ import pytest
 from tests.conftest import StartServer
 from tests.support import wire
 from tests.support.client import Client
+from tests.support.operator_command import answer
 from tests.support.polling import until
 from tests.support.server import ServerProcess
 from tests.support.table import Table
@@ -317,20 +314,6 @@ def test_a_pin_by_a_policy_that_is_swapped_by_symlink_holds_under_load(
     assert client.failures == []
 
 
-def command(directory: Path, *arguments: str) -> Any:
-    """The answer of an operator's command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "definition_server", *arguments, "--json"],
-        env={"PATH": os.environ["PATH"], "SNAPSHOT_DIR": str(directory)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize("variant", ["", "loses_the_pin_in_a_cycle"], ids=["as_it_is", "where_a_cycle_ends_it"])
 def test_a_pin_by_command_holds_while_the_table_changes_and_is_poisoned(
     filled: Table, start_server: StartServer, tmp_path: Path, variant: str
@@ -341,7 +324,7 @@ def test_a_pin_by_command_holds_while_the_table_changes_and_is_poisoned(
         first, good = version_of(server), client.catalogue
         update(filled, 5, "x = 1")
         until(lambda: client.catalogue["command5"] == "x = 1", server.tail, seconds=LATE_SECONDS)
-        assert command(tmp_path, "pin", first[:12], "--for", "1h")["version_hash"] == first
+        assert answer("pin", first[:12], "--for", "1h", directory=tmp_path)["version_hash"] == first
         if variant:
             until(lambda: client.catalogue["command5"] == "x = 1", server.tail, seconds=LATE_SECONDS)
             return
@@ -353,7 +336,7 @@ def test_a_pin_by_command_holds_while_the_table_changes_and_is_poisoned(
         cycles = server.metric("avap_sync_cycles_total", outcome="unchanged")
         until(lambda: server.metric("avap_sync_cycles_total", outcome="unchanged") > cycles + 3, server.tail)
         assert client.catalogue == good
-        command(tmp_path, "unpin")
+        answer("unpin", directory=tmp_path)
         until(lambda: client.catalogue["command3"] == "x = 1", server.tail, seconds=LATE_SECONDS)
         assert client.catalogue["command5"] == "x = 1"
         assert client.catalogue["command0"] == good["command0"]

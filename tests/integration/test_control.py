@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -10,10 +9,10 @@ import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.conftest import StartServer
+from tests.support.operator_command import answer, run
 from tests.support.polling import until
 from tests.support.server import ServerProcess
 from tests.support.table import Table
@@ -32,23 +31,6 @@ def server(start_server: StartServer, table: Table, directory: Path) -> ServerPr
     running = start_server(table.url, SNAPSHOT_DIR=str(directory), SYNC_INTERVAL_SECONDS="300").wait_ready()
     running.wait_log("Control socket open")
     return running
-
-
-def run(*arguments: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """One command, in the environment that `kubectl exec` gives it."""
-    return subprocess.run(
-        [sys.executable, "-m", "definition_server", *arguments],
-        env={"PATH": os.environ["PATH"], "SNAPSHOT_DIR": str(directory), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def answer(*arguments: str, directory: Path) -> Any:
-    done = run(*arguments, "--json", directory=directory)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_status_shows_the_served_catalogue_and_the_workers(server: ServerProcess, directory: Path) -> None:

@@ -12,7 +12,7 @@ from tests.support import providers
 from tests.support.families import sample
 from tests.support.providers import DatabaseServer, create_database, drop_database
 
-from definition_server.cli.sample_catalogue import CREATE_TABLE_SQL
+from definition_server.catalog.restore_sql import CREATE_TABLE_SQL
 
 DEADLINE_SECONDS = 30.0
 POLL_SECONDS = 0.05

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 from tests.conftest import StartServer
 from tests.support.load import Load
+from tests.support.operator_command import answer, run
 from tests.support.polling import until
 from tests.support.server import ServerProcess
 from tests.support.table import Table
@@ -52,22 +48,6 @@ def server(start_server: StartServer, table: Table, directory: Path, policy: Pat
     running = start_server(table.url, SNAPSHOT_DIR=str(directory), PUBLICATION_POLICY=str(policy)).wait_ready()
     running.wait_log("Control socket open")
     return running
-
-
-def run(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "definition_server", *arguments],
-        env={"PATH": os.environ["PATH"], "SNAPSHOT_DIR": str(directory)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def answer(*arguments: str, directory: Path) -> Any:
-    done = run(*arguments, "--json", directory=directory)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def served(server: ServerProcess) -> set[str]:

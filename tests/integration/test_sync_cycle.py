@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 from tests.support.server import ServerProcess
 from tests.support.table import Table, shared_table
 
-from definition_server.cli.sample_catalogue import CREATE_TABLE_SQL
+from definition_server.catalog.restore_sql import CREATE_TABLE_SQL
 
 pytestmark = pytest.mark.any_transport
 

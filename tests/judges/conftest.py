@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.integration.test_serving import ROWS
 from tests.judges.serve import TRANSPORTS
 from tests.judges.tools import command
 from tests.support.certificates import Authority
+from tests.support.providers import DatabaseServer, create_database, drop_database
+from tests.support.server import ServerProcess
+from tests.support.table import Table
 
 STOP_SECONDS = 20
 
@@ -34,6 +38,16 @@ def judged_server(transport: str, *options: str) -> Iterator[int]:
                 process.kill()
                 raise
         assert code == 0
+
+
+@contextmanager
+def definition_server(postgres: DatabaseServer, name: str, **settings: str) -> Iterator[ServerProcess]:
+    """A definition server that is ready, with `ROWS` in a database of that name."""
+    url = create_database(postgres.url, name)
+    Table(url).add(ROWS)
+    with ServerProcess(url, **settings) as process:
+        yield process.wait_ready()
+    drop_database(postgres.url, name)
 
 
 @pytest.fixture(scope="session")

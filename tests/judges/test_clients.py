@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 from tests.integration.test_serving import ROWS, expected
+from tests.judges.conftest import definition_server
 from tests.judges.serve import TRANSPORTS
 from tests.judges.tools import go_programs, java_program, may_build, node_program, run, tonic_program
-from tests.support.providers import DatabaseServer, create_database, drop_database
+from tests.support.providers import DatabaseServer
 from tests.support.server import KEY, ServerProcess
-from tests.support.table import Table
 
 from definition_server.rpc import avap_pb2
 
@@ -52,12 +52,8 @@ def descriptors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def server(request: pytest.FixtureRequest, postgres: DatabaseServer) -> Iterator[ServerProcess]:
     """A definition server on each transport in turn."""
-    name = f"judges_{request.param}"
-    url = create_database(postgres.url, name)
-    Table(url).add(ROWS)
-    with ServerProcess(url, TRANSPORT=request.param) as process:
-        yield process.wait_ready()
-    drop_database(postgres.url, name)
+    with definition_server(postgres, f"judges_{request.param}", TRANSPORT=request.param) as process:
+        yield process
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -114,11 +110,10 @@ def restless(postgres: DatabaseServer) -> Iterator[ServerProcess]:
     """A definition server that drains every connection after a quarter of a second. With a shorter time, a busy
     client's next connection might be drained before its calls are sent, and gRPC repeats a refused call only once.
     """
-    url = create_database(postgres.url, "judges_restless")
-    Table(url).add(ROWS)
-    with ServerProcess(url, TRANSPORT="native", MAX_CONNECTION_AGE_SECONDS="0.25") as process:
-        yield process.wait_ready()
-    drop_database(postgres.url, "judges_restless")
+    with definition_server(
+        postgres, "judges_restless", TRANSPORT="native", MAX_CONNECTION_AGE_SECONDS="0.25"
+    ) as process:
+        yield process
 
 
 @pytest.mark.parametrize("stack", [stack for stack in STACKS if stack != "tonic"])

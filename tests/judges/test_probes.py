@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 from tests.integration.test_serving import ROWS
+from tests.judges.conftest import definition_server
 from tests.judges.serve import TRANSPORTS
 from tests.judges.tools import go_programs, may_build, run
-from tests.support.providers import DatabaseServer, create_database, drop_database
+from tests.support.providers import DatabaseServer
 from tests.support.server import KEY, ServerProcess
-from tests.support.table import Table
 
 pytestmark = may_build
 
@@ -24,12 +24,8 @@ NOT_FOUND = 3
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def server(request: pytest.FixtureRequest, postgres: DatabaseServer) -> Iterator[ServerProcess]:
-    name = f"probes_{request.param}"
-    url = create_database(postgres.url, name)
-    Table(url).add(ROWS)
-    with ServerProcess(url, TRANSPORT=request.param, REFLECTION="true") as process:
-        yield process.wait_ready()
-    drop_database(postgres.url, name)
+    with definition_server(postgres, f"probes_{request.param}", TRANSPORT=request.param, REFLECTION="true") as process:
+        yield process
 
 
 @pytest.mark.parametrize(("service", "code"), [("", 0), ("avap.DefinitionEngine", 0), ("nothing", NOT_FOUND)])

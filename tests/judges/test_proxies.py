@@ -16,14 +16,14 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.test_serving import ROWS
+from tests.judges.conftest import definition_server
 from tests.judges.proxies import PROXIES, proxy
 from tests.judges.serve import TRANSPORTS
 from tests.judges.tools import go_programs, may_build, node_program, run
 from tests.support.client import Client
 from tests.support.polling import until
-from tests.support.providers import DatabaseServer, create_database, drop_database
+from tests.support.providers import DatabaseServer
 from tests.support.server import KEY, ServerProcess
-from tests.support.table import Table
 
 from definition_server.rpc import avap_pb2
 
@@ -47,12 +47,8 @@ REFUSALS = ("flood", "evict", "refus", "reject", "strike")
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def server(request: pytest.FixtureRequest, postgres: DatabaseServer) -> Iterator[ServerProcess]:
     """A definition server on each transport in turn, with the default limits."""
-    name = f"proxies_{request.param}"
-    url = create_database(postgres.url, name)
-    Table(url).add(ROWS)
-    with ServerProcess(url, TRANSPORT=request.param) as process:
-        yield process.wait_ready()
-    drop_database(postgres.url, name)
+    with definition_server(postgres, f"proxies_{request.param}", TRANSPORT=request.param) as process:
+        yield process
 
 
 @pytest.fixture(params=(DIRECT, *PROXIES))

@@ -8,7 +8,9 @@ from tests.support.h2_wire import (
     SETTINGS_ACK,
     Feed,
     call,
+    headers,
     ping,
+    request_block,
     whole,
 )
 
@@ -46,6 +48,11 @@ class Keys:
         if any(name == "authorization" and value in self.valid for name, value in metadata):
             return None
         return StaticAnswer.failure(16, "who are you?", answer_id=16)
+
+
+def handled(stream: int, *, end_stream: bool = True) -> bytes:
+    """The HEADERS of a call that the test handles."""
+    return headers(stream, request_block(HANDLED), end_stream=end_stream)
 
 
 def some_router(keys: Keys | None = None) -> Router:

@@ -46,6 +46,8 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX
     range(1, 7)
 )
 
+LARGEST_WINDOW = 2**31 - 1
+
 Fields = Iterable[tuple[bytes, bytes]]
 
 

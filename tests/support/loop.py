@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from tests.support.polling import DEADLINE_SECONDS, pause
+from tests.support.polling import DEADLINE_SECONDS, Wait
 
 T = TypeVar("T")
 
 
 async def eventually(what: Callable[[], T], told: str | Callable[[], str], *, seconds: float = DEADLINE_SECONDS) -> T:
     """`polling.until` for a coroutine: the loop runs between two calls of ``what``."""
-    began = time.monotonic()
+    wait = Wait(told, seconds)
     while True:
         answer = what()
         if answer:
             return answer
-        waited = time.monotonic() - began
-        if waited > seconds:
-            raise AssertionError(f"not within {seconds:g} s: {told if isinstance(told, str) else told()}")
-        await asyncio.sleep(pause(waited))
+        await asyncio.sleep(wait.pause())
 
 
 async def promptly(work: Awaitable[T], *, seconds: float = DEADLINE_SECONDS) -> T:

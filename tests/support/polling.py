@@ -19,19 +19,29 @@ def until(what: Callable[[], T], told: str | Callable[[], str], *, seconds: floa
     Raises:
         AssertionError: after ``seconds``, saying ``told``.
     """
-    began = time.monotonic()
-    while True:
-        answer = what()
-        if answer:
-            return answer
-        waited = time.monotonic() - began
-        if waited > seconds:
-            raise AssertionError(f"not within {seconds:g} s: {told if isinstance(told, str) else told()}")
-        time.sleep(pause(waited))
+    wait = Wait(told, seconds)
+    while not (answer := what()):
+        time.sleep(wait.pause())
+    return answer
 
 
-def pause(waited: float) -> float:
-    """Seconds until the next poll after ``waited`` seconds: a tenth of them, within limits. A poll often takes
-    milliseconds in the test and in the server, and tests run side by side on few CPUs.
-    """
-    return min(MOST_POLL_SECONDS, max(POLL_SECONDS, waited / 10))
+class Wait:
+    """A wait that ends after ``seconds``."""
+
+    def __init__(self, told: str | Callable[[], str], seconds: float) -> None:
+        self._told = told
+        self._seconds = seconds
+        self._began = time.monotonic()
+
+    def pause(self) -> float:
+        """Seconds until the next poll: a tenth of those that have passed, within limits. A poll often takes
+        milliseconds in the test and in the server, and tests run side by side on few CPUs.
+
+        Raises:
+            AssertionError: if the time is over.
+        """
+        waited = time.monotonic() - self._began
+        if waited > self._seconds:
+            told = self._told if isinstance(self._told, str) else self._told()
+            raise AssertionError(f"not within {self._seconds:g} s: {told}")
+        return min(MOST_POLL_SECONDS, max(POLL_SECONDS, waited / 10))

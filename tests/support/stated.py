@@ -6,7 +6,7 @@ The numbers are found in the source of the module, so a test that compares all o
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -16,8 +16,26 @@ _LONGEST_TABLE = 20
 """The most numbers in a tuple or table. Longer tables are those of a standard; other tests compare them with it."""
 
 
-def modules_of(package: str) -> list[str]:
-    """The names of the modules below ``package``, relative to it."""
+def deviations(package: str, stated: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """A line for each number on which the modules below ``package`` and the table ``stated`` of a test differ.
+
+    The table has the form module → name → value; modules are named relative to ``package``.
+    """
+    found = _flat({module: stated_by(f"{package}.{module}") for module in _modules(package)})
+    expected = _flat(stated)
+    absent = "absent"
+    return [
+        f"{name} is {found.get(name, absent)}, stated: {expected.get(name, absent)}"
+        for name in sorted(found | expected)
+        if found.get(name, absent) != expected.get(name, absent)
+    ]
+
+
+def _flat(table: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    return {f"{module}: {name}": value for module, numbers in table.items() for name, value in numbers.items()}
+
+
+def _modules(package: str) -> list[str]:
     folder = SERVICE.joinpath(*package.split("."))
     paths = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py") if path.name != "__init__.py")
     return sorted(".".join(path.parts) for path in paths)

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from tests.support.providers import DatabaseServer, create_database, drop_database
 
-from definition_server.cli.sample_catalogue import CREATE_TABLE_SQL
+from definition_server.catalog.restore_sql import CREATE_TABLE_SQL
 
 COLUMNS = ("name", "type", "interface", "code")
 

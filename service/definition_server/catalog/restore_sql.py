@@ -33,6 +33,21 @@ from definition_server.catalog.signing import SignatureError, payload_of
 BATCH_OCTETS = 64 * 1024
 """The largest size of one INSERT, unless a single row is larger."""
 
+CREATE_TABLE_SQL = """\
+CREATE TABLE IF NOT EXISTS obex_dapl_functions (
+    id SERIAL PRIMARY KEY,
+    name VARCHAR(100),
+    interface TEXT,
+    description TEXT,
+    type VARCHAR(50),
+    logic BOOLEAN,
+    componenttype VARCHAR(50),
+    service VARCHAR(50),
+    command VARCHAR(50),
+    code TEXT
+)"""
+"""Makes the table as deployments have it."""
+
 _NAME, _TYPE, _INTERFACE, _CODE, _ID = 1, 2, 3, 4, 6
 _TEXTS = (_NAME, _TYPE, _INTERFACE, _CODE)
 _SPECIAL = re.compile(r"[\\\x00-\x08\x0b-\x1f\x7f]")
@@ -94,7 +109,7 @@ def _shown(name: bytes) -> str:
 
 def script(rows: Iterable[TableRow], *, version_hash: str) -> Iterator[str]:
     """The script, in pieces of bounded size."""
-    yield _HEAD.format(version_hash=re.sub(r"[^0-9a-f]", "", version_hash))
+    yield _HEAD.format(version_hash=re.sub(r"[^0-9a-f]", "", version_hash), create_table=CREATE_TABLE_SQL)
     batch: list[str] = []
     bytecode: list[str] = []
     octets = number = with_bytecode = 0
@@ -155,18 +170,7 @@ BEGIN
     END IF;
 END
 $restore$;
-CREATE TABLE IF NOT EXISTS obex_dapl_functions (
-    id SERIAL PRIMARY KEY,
-    name VARCHAR(100),
-    interface TEXT,
-    description TEXT,
-    type VARCHAR(50),
-    logic BOOLEAN,
-    componenttype VARCHAR(50),
-    service VARCHAR(50),
-    command VARCHAR(50),
-    code TEXT
-);
+{create_table};
 LOCK TABLE obex_dapl_functions IN SHARE ROW EXCLUSIVE MODE;
 CREATE TEMPORARY TABLE restored (number BIGINT, id BIGINT, name TEXT COLLATE "C", type TEXT, interface TEXT, code TEXT)
     ON COMMIT DROP;

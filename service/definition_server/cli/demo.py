@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from definition_server.api_keys import METADATA_KEY
+from definition_server.catalog.restore_sql import CREATE_TABLE_SQL
 from definition_server.cli.embedded_postgres import (
     EmbeddedPostgres,
     PostgresBinariesNotFound,
@@ -25,7 +26,7 @@ from definition_server.cli.embedded_postgres import (
 )
 from definition_server.cli.exits import CommandFailed, Exit, settings_or_exit
 from definition_server.cli.reference import settings_epilog
-from definition_server.cli.sample_catalogue import COLUMNS, CREATE_TABLE_SQL, as_csv, load_sample_catalogue
+from definition_server.cli.sample_catalogue import COLUMNS, as_csv, load_sample_catalogue
 from definition_server.environment import forget_libpq_variables
 from definition_server.inherited import MASTERS, early_signals
 from definition_server.settings import Settings

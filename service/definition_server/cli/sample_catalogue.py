@@ -19,20 +19,6 @@ from typing import Any
 COLUMNS = ("name", "interface", "description", "type", "logic", "componenttype", "service", "command", "code")
 """The table's columns except ``id``, in the order of the table, of ``SampleCommand``'s fields and of ``as_csv``."""
 
-CREATE_TABLE_SQL = """\
-CREATE TABLE IF NOT EXISTS obex_dapl_functions (
-    id SERIAL PRIMARY KEY,
-    name VARCHAR(100),
-    interface TEXT,
-    description TEXT,
-    type VARCHAR(50),
-    logic BOOLEAN,
-    componenttype VARCHAR(50),
-    service VARCHAR(50),
-    command VARCHAR(50),
-    code TEXT
-)"""
-
 NULL = r"\N"
 """The form of None in the output of ``as_csv``. Unlike a text, it has no quotes."""
 

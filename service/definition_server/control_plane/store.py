@@ -14,11 +14,12 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from mmap import mmap
 from pathlib import Path
 from tempfile import mkdtemp, mkstemp
+from typing import BinaryIO
 
 from definition_server.catalog.layout import FOOTER_SIZE, Footer, SnapshotError
 from definition_server.catalog.signing import Signer
@@ -53,15 +54,15 @@ class NotOurs(StoreError):
     """The file may have been written by another user or program, so it is not used."""
 
 
-class SnapshotStore:
-    """Keeps one snapshot in ``directory``, in the file ``name``."""
+class OwnFile:
+    """A file that only this server writes, as a whole or not at all."""
 
-    def __init__(self, directory: Path, name: str = FILE_NAME) -> None:
-        self.path = directory / name
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._not_ours = False
 
-    def save(self, descriptor: int, signer: Signer | None = None) -> None:
-        """Replace the stored snapshot by the sealed memory behind ``descriptor``, with the MAC of ``signer``.
+    def _replace(self, write: Callable[[BinaryIO], object]) -> None:
+        """Replace the file by one that ``write`` fills, or leave it as it is.
 
         Temporary file, ``fsync``, rename, ``fsync`` of the directory: a reader finds the old file or the new one, even
         after a power failure. Blocks; run it in a thread.
@@ -77,13 +78,8 @@ class SnapshotStore:
             temporary = Path(name)
             try:
                 with os.fdopen(number, "wb") as file:
-                    _copy(descriptor, number)
-                    if signer is not None:
-                        footer = os.pread(descriptor, FOOTER_SIZE, os.fstat(descriptor).st_size - FOOTER_SIZE)
-                        # os.write is not used: when the disk becomes full, it may write only a part of the MAC, and
-                        # only its result would show that.
-                        file.write(_MAC_MAGIC + signer.file_mac(footer))
-                        file.flush()
+                    write(file)
+                    file.flush()
                     os.fsync(number)
                 make_room(self.path, refused=self._not_ours)
                 self._not_ours = False
@@ -97,6 +93,49 @@ class SnapshotStore:
                 os.close(directory)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
+
+    def _remove_temporaries(self) -> None:
+        """Remove the files of a writer that was killed. A recent file stays, because another server may be writing it
+        to the same directory.
+        """
+        for temporary in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
+            with suppress(OSError):  # the file is gone, a directory, or of another account: storing matters more
+                if time.time() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
+                    temporary.unlink()
+
+    def _refused(self, reason: str) -> NotOurs:
+        self._not_ours = True
+        return NotOurs(f"{self.path} is not used: {reason}")
+
+    def _check_owner(self, found: os.stat_result) -> None:
+        fault = fault_of_owner(found)
+        if fault is not None:
+            raise self._refused(fault)
+
+
+class SnapshotStore(OwnFile):
+    """Keeps one snapshot in ``directory``, in the file ``name``."""
+
+    def __init__(self, directory: Path, name: str = FILE_NAME) -> None:
+        super().__init__(directory / name)
+
+    def save(self, descriptor: int, signer: Signer | None = None) -> None:
+        """Replace the stored snapshot by the sealed memory behind ``descriptor``, with the MAC of ``signer``. Blocks;
+        run it in a thread.
+
+        Raises:
+            StoreError: if that fails. The old file is then unchanged.
+        """
+
+        def write(file: BinaryIO) -> None:
+            _copy(descriptor, file.fileno())
+            if signer is not None:
+                footer = os.pread(descriptor, FOOTER_SIZE, os.fstat(descriptor).st_size - FOOTER_SIZE)
+                # os.write is not used: when the disk becomes full, it may write only a part of the MAC, and only its
+                # result would show that.
+                file.write(_MAC_MAGIC + signer.file_mac(footer))
+
+        self._replace(write)
 
     def load(self, signer: Signer | None = None) -> tuple[Snapshot, int] | None:
         """The stored snapshot, copied to sealed memory and then verified; with the memory's descriptor.
@@ -141,11 +180,6 @@ class SnapshotStore:
             raise
         return snapshot, descriptor
 
-    def _check_owner(self, found: os.stat_result) -> None:
-        fault = fault_of_owner(found)
-        if fault is not None:
-            raise self._refused(fault)
-
     def _check_mac(self, snapshot: Snapshot, mac: bytes | None, signer: Signer | None) -> None:
         if signer is None:
             return
@@ -153,10 +187,6 @@ class SnapshotStore:
             raise self._refused("it has no MAC: it was not written by a server with AVAP_INTERNAL_KEY")
         if not signer.made_file_mac(mac, bytes(snapshot.buffer[-FOOTER_SIZE:])):
             raise self._refused("its MAC is not ours: it was changed, or written with another AVAP_INTERNAL_KEY")
-
-    def _refused(self, reason: str) -> NotOurs:
-        self._not_ours = True
-        return NotOurs(f"{self.path} is not used: {reason}")
 
     def others_may_write(self) -> bool:
         """Whether every user may replace files in the directory. The files themselves are checked one by one in any
@@ -167,15 +197,6 @@ class SnapshotStore:
         except OSError:
             return False
         return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
-
-    def _remove_temporaries(self) -> None:
-        """Remove the files of a writer that was killed. A recent file stays, because another server may be writing it
-        to the same directory.
-        """
-        for temporary in self.path.parent.glob(f"{self.path.stem}.*{_TEMPORARY_SUFFIX}"):
-            with suppress(OSError):  # the file is gone, a directory, or of another account: storing matters more
-                if time.time() - temporary.lstat().st_mtime > _ABANDONED_SECONDS:
-                    temporary.unlink()
 
 
 def fault_of_owner(found: os.stat_result) -> str | None:

@@ -21,11 +21,10 @@ import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any
 
 from definition_server.catalog.signing import Signer
-from definition_server.control_plane.store import OPEN_FLAGS, NotOurs, StoreError, fault_of_owner, keep_aside, make_room
+from definition_server.control_plane.store import OPEN_FLAGS, OwnFile, StoreError, keep_aside
 from definition_server.observability.reasons import Reason
 
 FILE_NAME = "wishes.json"
@@ -173,12 +172,11 @@ class Merged:
         )
 
 
-class WishesFile:
+class WishesFile(OwnFile):
     """``SNAPSHOT_DIR/wishes.json``. Blocks; run it in a thread."""
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / FILE_NAME
-        self._not_ours = False
+        super().__init__(directory / FILE_NAME)
 
     def read(self, signer: Signer | None = None) -> Wishes:
         """The stored wishes; empty if there is no file.
@@ -193,9 +191,7 @@ class WishesFile:
         try:
             number = os.open(self.path, OPEN_FLAGS)
             try:
-                fault = fault_of_owner(os.fstat(number))
-                if fault is not None:
-                    raise self._refused(fault)
+                self._check_owner(os.fstat(number))
                 with os.fdopen(number, "rb", closefd=False) as file:
                     octets = file.read(_MOST_OCTETS + 1)
             finally:
@@ -219,37 +215,13 @@ class WishesFile:
                 kept = f"cannot be kept beside it ({problem.strerror})"
             raise StoreError(f"{self.path} is damaged ({error}); it {kept}, and nothing in it takes effect") from None
 
-    def _refused(self, reason: str) -> NotOurs:
-        self._not_ours = True
-        return NotOurs(f"{self.path} is not used: {reason}")
-
     def write(self, wishes: Wishes, signer: Signer | None = None) -> None:
         """Replace the file, with the MAC of ``signer``, or leave it as it is.
 
         Raises:
             StoreError: if that fails.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            number, name = mkstemp(".tmp", f"{self.path.stem}.", self.path.parent)
-            temporary = Path(name)
-            try:
-                with os.fdopen(number, "wb") as file:
-                    file.write(wishes.to_json(signer).encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-                make_room(self.path, refused=self._not_ours)
-                self._not_ours = False
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror}", Reason.DISK_FAILED) from error
+        self._replace(lambda file: file.write(wishes.to_json(signer).encode()))
 
 
 def _mac_of(document: dict[str, Any], signer: Signer) -> str:

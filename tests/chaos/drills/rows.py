@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from definition_server.catalog.definition import DEFAULT_INTERFACE, DEFAULT_TYPE, content_fields, content_hash
-from definition_server.cli.sample_catalogue import CREATE_TABLE_SQL
+from definition_server.catalog.restore_sql import CREATE_TABLE_SQL
 
 _TAG = re.compile(rb"# (\w+) of version (\d+)\n")
 

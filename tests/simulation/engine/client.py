@@ -13,7 +13,6 @@ from tests.support.h2_replies import Replies, Result
 
 from grpc_h2 import Limits
 
-LARGEST_WINDOW = 2**31 - 1
 REFUSED_STREAM = 7
 ROUNDING = 1e-9
 """Seconds by which sums of instants may differ."""
@@ -78,7 +77,7 @@ class Client:
         self.changes = list(plan.changes)
         self.settings_sent = 0
         self.pings: list[bytes] = []
-        self.last_id = LARGEST_WINDOW
+        self.last_id = wire.LARGEST_WINDOW
         """The largest stream id that the server serves, according to its GOAWAY."""
         self.broken = False
         """Whether the client's transport is broken."""
@@ -122,10 +121,10 @@ class Client:
     def _done(self) -> bool:
         return (
             not self.outbox
-            and (not self.to_come or self.last_id < LARGEST_WINDOW)
+            and (not self.to_come or self.last_id < wire.LARGEST_WINDOW)
             and not self.open_calls
-            and (self.last_id < LARGEST_WINDOW or len(self.replies.pongs) == len(self.pings))
-            and (self.last_id < LARGEST_WINDOW or self.replies.settings_acks == self.settings_sent)
+            and (self.last_id < wire.LARGEST_WINDOW or len(self.replies.pongs) == len(self.pings))
+            and (self.last_id < wire.LARGEST_WINDOW or self.replies.settings_acks == self.settings_sent)
         )
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ class Client:
         return bool(actions)
 
     def _may_open(self, open_calls: list[Call]) -> bool:
-        if not self.to_come or self.last_id < LARGEST_WINDOW or len(open_calls) >= self.plan.together:
+        if not self.to_come or self.last_id < wire.LARGEST_WINDOW or len(open_calls) >= self.plan.together:
             return False
         if self.clock() < self.resting_until:
             return False

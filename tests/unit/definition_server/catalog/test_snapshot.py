@@ -11,14 +11,12 @@ import re
 import sys
 import tracemalloc
 from array import array
-from collections.abc import Iterator
 from mmap import MAP_SHARED, PAGESIZE, PROT_READ, mmap
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.hypothesis_profiles import examples
-from tests.support.leftovers import nothing_left
 from tests.support.resident import resident_octets
 
 from definition_server.catalog import arranging as arranging_module
@@ -37,11 +35,7 @@ from definition_server.catalog.signing import Signer
 from definition_server.catalog.snapshot import Difference, Snapshot, diff
 from definition_server.rpc import avap_pb2
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 CHECKS = re.compile(r"(truncated|magic|format|footer checksum|size|index|body|content checksum): ")

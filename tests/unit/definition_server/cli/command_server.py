@@ -111,24 +111,32 @@ def invoke(command: click.Command, *arguments: str, **environment: str | None) -
     return result
 
 
-def spawn(command: str, *arguments: str, environment: dict[str, str | None], **streams: Any) -> Any:
-    """Run the command in a process of its own, in which SIGINT has its default action even if this process ignores
-    it."""
+def spawn(
+    command: str, *arguments: str, environment: dict[str, str | None], module: str = "client", **streams: Any
+) -> Any:
+    """Run the command of ``module`` in a process of its own, in which SIGINT has its default action even if this
+    process ignores it."""
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"from definition_server.cli.client import {command}; {command}()"
+        f"from definition_server.cli.{module} import {command}; {command}()"
     )
     variables = {**os.environ, "COLUMNS": "100", "TERM": "xterm-256color", **environment}
     given = {name: value for name, value in variables.items() if value is not None and name != "NO_COLOR"}
     return subprocess.Popen([sys.executable, "-c", program, *arguments], env=given, **streams)
 
 
-def on_a_terminal(command: str, *arguments: str, environment: dict[str, str | None], stdout: Any = None) -> str:
+def on_a_terminal(
+    command: str,
+    *arguments: str,
+    environment: dict[str, str | None],
+    module: str = "client",
+    stdout: Any = None,
+) -> str:
     """The command's output on a terminal; only its stderr if ``stdout`` is given."""
     controller, terminal = pty.openpty()
     try:
         target = terminal if stdout is None else stdout
-        process = spawn(command, *arguments, environment=environment, stdout=target, stderr=terminal)
+        process = spawn(command, *arguments, environment=environment, module=module, stdout=target, stderr=terminal)
     finally:
         os.close(terminal)
     shown = b""

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import pytest
 
+from definition_server.catalog.restore_sql import CREATE_TABLE_SQL
 from definition_server.cli.sample_catalogue import (
     COLUMNS,
-    CREATE_TABLE_SQL,
     NULL,
     SampleCommand,
     as_csv,

@@ -6,15 +6,13 @@ import base64
 import hashlib
 import json
 import os
-import pty
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.unit.definition_server.cli.command_server import on_a_terminal
 
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row
@@ -53,25 +51,9 @@ def inspect(path: Path, *options: str) -> Result:
     return result
 
 
-def on_a_terminal(path: Path, *options: str) -> str:
-    controller, terminal = pty.openpty()
-    program = "from definition_server.cli.snapshot import snapshot; snapshot()"
-    command = [sys.executable, "-c", program, "inspect", str(path), *options]
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    environment |= {"COLUMNS": "120", "TERM": "xterm-256color"}
-    try:
-        process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
-    finally:
-        os.close(terminal)
-    shown = b""
-    with os.fdopen(controller, "rb", buffering=0) as screen, process:
-        try:
-            while octets := screen.read(65_536):
-                shown += octets
-        except OSError:  # EIO: the command has closed the terminal
-            pass
-    assert process.returncode == 0, shown
-    return shown.decode()
+def inspected_on_a_terminal(path: Path, *options: str) -> str:
+    environment: dict[str, str | None] = {"COLUMNS": "120"}
+    return on_a_terminal("snapshot", "inspect", str(path), *options, environment=environment, module="snapshot")
 
 
 def test_the_facts_of_a_whole_snapshot_are_printed(file: Path) -> None:
@@ -149,7 +131,7 @@ def test_the_json_output_has_the_facts_and_the_list(file: Path) -> None:
 
 
 def test_the_list_on_a_terminal_is_a_table_without_foreign_escapes(file: Path) -> None:
-    shown = on_a_terminal(file, "--list")
+    shown = inspected_on_a_terminal(file, "--list")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
     assert re.search(rf"plus +function +{len(CODE)} +[0-9a-f]{{64}}", plain)
     assert r"tab\tñ\x1b[2J" in plain
@@ -164,8 +146,8 @@ def test_one_definition_is_printed_by_name(file: Path) -> None:
 
 
 def test_one_definition_on_a_terminal_is_highlighted(file: Path) -> None:
-    assert re.search(r"\x1b\[[0-9;]+mdef\x1b", on_a_terminal(file, "--name", "plus"))
-    assert "none" in on_a_terminal(file, "--name", "tab\tñ\x1b[2J")
+    assert re.search(r"\x1b\[[0-9;]+mdef\x1b", inspected_on_a_terminal(file, "--name", "plus"))
+    assert "none" in inspected_on_a_terminal(file, "--name", "tab\tñ\x1b[2J")
 
 
 def test_one_signed_definition_as_json_holds_its_package(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A synchronizer with the operator's commands, with and without a directory."""
+"""A synchronizer with the operator's commands, with and without a directory; a publisher; the log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from tests.support.fakes import FakeSource
-from tests.support.leftovers import nothing_left
 from tests.support.logs import LogLines, captured_logs
 from tests.support.polling import DEADLINE_SECONDS
 from tests.unit.definition_server.control_plane.publication_server import (
@@ -16,12 +15,14 @@ from tests.unit.definition_server.control_plane.publication_server import (
 )
 
 from definition_server.control_plane import catalogue_disk, last_known_good, stored_catalogue
+from definition_server.control_plane.publisher import Publisher
 
 
 @pytest.fixture
-def nothing_is_left() -> Iterator[None]:
-    with nothing_left():
-        yield
+def publisher() -> Iterator[Publisher]:
+    publisher = Publisher()
+    yield publisher
+    publisher.close()
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ import asyncio
 import errno
 import resource
 import socket
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, cast
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.logs import LogLines, logged
 from tests.support.loop import eventually
 
 from definition_server.control_plane import admin_port
 from definition_server.control_plane.admin_http import Answer, Request, text_answer
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 LARGE = text_answer(HTTPStatus.OK, "x" * 4_000_000)
 """More octets than a socket accepts at once."""
@@ -77,12 +77,6 @@ class Port:
 
     def ended(self, _: object) -> None:
         self.ended_connections += 1
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 class Client:

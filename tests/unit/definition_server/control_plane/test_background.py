@@ -11,16 +11,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.loop import promptly
 
 from definition_server.control_plane.background import Background
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.fixture

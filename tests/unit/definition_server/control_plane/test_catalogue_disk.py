@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.logs import LogLines, logged
 from tests.support.loop import eventually
 from tests.support.snapshots import published
@@ -26,13 +25,9 @@ from definition_server.control_plane.publisher import Publication
 from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.sync_state import SyncState
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 KEY, OTHER = Signer("key"), Signer("other key")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 class Bench:

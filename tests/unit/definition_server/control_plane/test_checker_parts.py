@@ -5,29 +5,24 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.support.leftovers import nothing_left
 
 from definition_server.catalog.content_check import ANSWER, MODULE, Flaw
 from definition_server.control_plane import checker as module
 from definition_server.control_plane.checker import Checker, Content, Judgement
 from definition_server.control_plane.checker_process import HEADER
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 BAD, FINE = Judgement(Flaw.CODE), Judgement(Flaw.NONE)
 
 
 def content(octets: int) -> Content:
     return Content(MODULE, b"n", b"", b"c" * (octets - 1))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 # -- rows that are sent at once --------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Iterator
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.loop import eventually
 from tests.support.snapshots import opened
 
@@ -18,6 +17,8 @@ from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane import delayed_release
 from definition_server.control_plane.background import Background
 from definition_server.control_plane.delayed_release import DelayedRelease
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 class Memory:
@@ -32,12 +33,6 @@ class Memory:
         memory = self.__dict__.pop("_memory")
         weakref.finalize(memory, lambda: self.freed_in.append(threading.get_ident()))
         return Snapshot(memoryview(memory))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 @pytest.fixture

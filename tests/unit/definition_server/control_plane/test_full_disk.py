@@ -15,7 +15,7 @@ import pytest
 from tests.support.logs import LogLines
 from tests.unit.definition_server.control_plane.publication_server import Server, change
 
-from definition_server.control_plane import store, wishes
+from definition_server.control_plane import store
 from definition_server.control_plane.source import SourceError
 from definition_server.observability.reasons import Reason
 
@@ -63,7 +63,6 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, step: str, concerns: Callable[[st
     with monkeypatch.context() as patch:
         if step == "create":
             patch.setattr(store, "mkstemp", mkstemp)
-            patch.setattr(wishes, "mkstemp", mkstemp)
         elif step == "write":
             patch.setattr(os, "fsync", fsync)
         else:

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.logs import LogLines, logged
 from tests.support.snapshots import published
 
@@ -19,11 +18,7 @@ from definition_server.control_plane.publisher import Publication
 from definition_server.control_plane.store import StoreError
 from definition_server.observability.reasons import Reason
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 class Store:

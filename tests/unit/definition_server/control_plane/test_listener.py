@@ -9,18 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.polling import until
 
 from definition_server.control_plane import listener
 from definition_server.control_plane.listener import PortInUse, listen, reason_text, reserve_port
 from grpc_h2 import BACKLOG
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 NOBODY = 65534
 
@@ -40,12 +40,6 @@ class Clock:
         self.now += seconds
         self.naps += 1
         self.during_nap()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 @pytest.fixture

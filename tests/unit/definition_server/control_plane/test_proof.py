@@ -9,7 +9,6 @@ from contextlib import closing
 
 import pytest
 from tests.support.fakes import FakeClock, FakeSource
-from tests.support.leftovers import nothing_left
 from tests.support.logs import captured_logs, logged
 from tests.support.snapshots import row
 
@@ -22,17 +21,13 @@ from definition_server.control_plane.sync import Outcome, Synchronizer
 from definition_server.control_plane.sync_state import PinState, SyncState
 from definition_server.observability.reasons import Reason
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 
 def down() -> SourceError:
     """A new exception each time, because a raised exception refers to the frames that it passed, and so to their
     catalogues."""
     return SourceError("no route", Reason.DATABASE_UNREACHABLE)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 class Bench:

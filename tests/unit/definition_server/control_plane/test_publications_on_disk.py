@@ -43,6 +43,28 @@ def wait_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_disk, "LOAD_PATIENCE_SECONDS", 0.05)
 
 
+async def pinned(server: Server) -> tuple[str, str]:
+    """Publish two versions and pin the first. Returns both."""
+    await server.cycle()
+    old = server.version
+    new = await change(server, "new")
+    await server.publications.pin(old, None)
+    await server.written()
+    return old, new
+
+
+async def started_on_a_hanging_disk(
+    server: Server, table: str, monkeypatch: pytest.MonkeyPatch
+) -> asyncio.Task[Outcome]:
+    """Start again while the disk does not answer, until the version of the ``table`` is served. Returns the cycle."""
+    wait_little(monkeypatch)
+    server.disk.works.clear()
+    server.restart()
+    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
+    await eventually(lambda: server.versions == [table], "the table is served")
+    return cycling
+
+
 async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_logs_that(
     server: Server, logs: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,16 +80,8 @@ async def test_a_start_with_a_hanging_disk_waits_for_a_bounded_time_and_logs_tha
 async def test_a_pin_on_a_slow_disk_takes_effect_when_the_disk_answers(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await server.cycle()
-    old = server.version
-    new = await change(server, "new")
-    await server.publications.pin(old, None)
-    await server.written()
-    wait_little(monkeypatch)
-    server.disk.works.clear()
-    server.restart()
-    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
-    await eventually(lambda: server.versions == [new], "the table is served")
+    old, new = await pinned(server)
+    cycling = await started_on_a_hanging_disk(server, new, monkeypatch)
     server.disk.works.set()
     await promptly(cycling)
     await server.written()
@@ -80,20 +94,11 @@ async def test_a_publication_before_the_disk_has_answered_does_not_overwrite_the
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
-    await server.cycle()
-    old = server.version
-    new = await change(server, "new")
-    await server.publications.pin(old, None)
-    await server.written()
+    old, new = await pinned(server)
     gate = HoldingGate()
     gate.names = frozenset({b"c00"})  # the file holds a count of held rows together with the pin
     server.options["gate"] = gate
-    wait_little(monkeypatch)
-    server.disk.works.clear()
-    server.restart()
-    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
-    await eventually(lambda: server.versions == [new], "the table is served")
-    await promptly(cycling)
+    await promptly(await started_on_a_hanging_disk(server, new, monkeypatch))
     server.disk.works.set()
     await server.written()
     assert WishesFile(server.directory).read().pinned == Pin(old)
@@ -148,17 +153,8 @@ async def test_an_acceptance_before_the_disk_has_answered_keeps_the_pin_on_disk(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
-    await server.cycle()
-    old = server.version
-    new = await change(server, "new")
-    await server.publications.pin(old, None)
-    await server.written()
-    wait_little(monkeypatch)
-    server.disk.works.clear()
-    server.restart()
-    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
-    await eventually(lambda: server.versions == [new], "the table is served")
-    await promptly(cycling)
+    old, new = await pinned(server)
+    await promptly(await started_on_a_hanging_disk(server, new, monkeypatch))
     assert await promptly(server.synchronizer.cycle(lambda _: 60.0)) is Outcome.UNCHANGED
     server.source.replace(*FEW)
     assert await promptly(server.synchronizer.cycle(lambda _: 60.0)) is Outcome.HELD
@@ -177,17 +173,8 @@ async def test_a_pin_that_was_made_before_the_disk_answered_is_stored_once_it_an
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.directory is not None
-    await server.cycle()
-    old = server.version
-    new = await change(server, "new")
-    await server.publications.pin(old, None)
-    await server.written()
-    wait_little(monkeypatch)
-    server.disk.works.clear()
-    server.restart()
-    cycling = asyncio.create_task(server.synchronizer.cycle(lambda _: 60.0))
-    await eventually(lambda: server.versions == [new], "the table is served")
-    await promptly(cycling)
+    _, new = await pinned(server)
+    await promptly(await started_on_a_hanging_disk(server, new, monkeypatch))
     note = await promptly(server.publications.pin(new, None))
     assert note is not None
     assert "not answered" in note

@@ -6,11 +6,10 @@ import fcntl
 import mmap
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from tests.support.leftovers import descriptors_before, nothing_left, open_descriptors
+from tests.support.leftovers import descriptors_before, open_descriptors
 from tests.support.snapshots import built, published
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -26,18 +25,7 @@ from definition_server.control_plane.publisher import (
 from definition_server.control_plane.resident_memory import give_back_heap
 from definition_server.ipc.memory import SEALS
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    publisher = Publisher()
-    yield publisher
-    publisher.close()
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def is_open(descriptor: int) -> bool:

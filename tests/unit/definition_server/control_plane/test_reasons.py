@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import psycopg
 import pytest
 from psycopg import errors
 from tests.support.fakes import FakeSource, service_status
-from tests.support.leftovers import nothing_left
 from tests.support.logs import captured_logs
 
 from definition_server.catalog.builder import CatalogTooLarge
@@ -29,14 +27,10 @@ from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.worker_stats import FleetStats
 from definition_server.observability.reasons import Reason
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 SECRET = "hunter2"
 TEXT = f"postgresql://reader:{SECRET}@db.internal/avap: connection refused"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from tests.support.fakes import FakeClock, FakeSource
 from tests.support.gate import CheckerHere, refresh
 from tests.support.leftovers import nothing_left
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.loop import eventually
 from tests.support.snapshots import row
 
@@ -72,12 +72,6 @@ async def bench() -> AsyncIterator[Bench]:
         bench = Bench()
         yield bench
         await bench.close()
-
-
-@pytest.fixture
-def logs() -> Iterator[LogLines]:
-    with captured_logs() as lines:
-        yield lines
 
 
 async def test_a_bad_row_is_held_while_others_advance_in_the_same_cycle(bench: Bench, logs: LogLines) -> None:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.snapshots import published
 
 from definition_server import __version__
@@ -29,6 +28,8 @@ from definition_server.control_plane.worker_stats import FleetStats, WorkerStats
 from definition_server.ipc.stats import METHODS, STATUSES, Slot, map_own
 from definition_server.observability.reasons import Reason
 from definition_server.observability.status_page import status_page
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @dataclass
@@ -72,19 +73,6 @@ class StandInSupervisor:
         self.slots.append(
             SimpleNamespace(number=len(self.slots), worker=worker, restarts=restarts, crash_loop=crash_loop)
         )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    publisher = Publisher()
-    yield publisher
-    publisher.close()
 
 
 @pytest.fixture

@@ -12,13 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.leftovers import nothing_left
 from tests.support.snapshots import built
 
 from definition_server.catalog.layout import FOOTER_SIZE
@@ -27,14 +25,10 @@ from definition_server.control_plane import store as store_module
 from definition_server.control_plane.store import FILE_NAME, NotOurs, SnapshotStore, StoreError, has_mac_of, without_mac
 from definition_server.ipc.memory import create_sealed
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 OLD = built("old", generation=1).to_bytes()
 NEW = built("if", "else", "end", generation=2).to_bytes()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 @pytest.fixture

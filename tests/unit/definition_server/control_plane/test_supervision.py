@@ -15,7 +15,7 @@ import grpc
 import pytest
 from tests.support.client import Client
 from tests.support.leftovers import child_processes
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.polling import until
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -38,19 +38,6 @@ async def eventually(what: Callable[[], object], told: str) -> None:
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {SECONDS:g} s: {told}") from None
-
-
-@pytest.fixture
-def logs() -> Iterator[LogLines]:
-    with captured_logs() as lines:
-        yield lines
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    publisher = Publisher()
-    yield publisher
-    publisher.close()
 
 
 def publish(publisher: Publisher, *names: str) -> None:

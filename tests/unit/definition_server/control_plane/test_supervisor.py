@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.support.client import Client
 from tests.support.leftovers import child_processes, nothing_left, open_descriptors
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.loop import end, eventually, promptly
 from tests.support.snapshots import published
 
@@ -40,19 +40,6 @@ LONG = 120.0
 def _nothing_left() -> Iterator[None]:
     with nothing_left(c_core=True):
         yield
-
-
-@pytest.fixture
-def logs() -> Iterator[LogLines]:
-    with captured_logs() as lines:
-        yield lines
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    publisher = Publisher()
-    yield publisher
-    publisher.close()
 
 
 @pytest.fixture

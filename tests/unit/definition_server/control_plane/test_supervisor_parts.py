@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.snapshots import published
 
 from definition_server.control_plane import supervisor as module
@@ -19,12 +18,6 @@ from definition_server.control_plane.supervisor import Supervisor
 from definition_server.ipc.messages import Certificate, Configure, Drain, Freshness, Keys
 
 CONFIG = Configure("127.0.0.1", 0, "native", False, 0.0, 2, "production", "ERROR", 5.0)
-
-
-@pytest.fixture
-def logs() -> Iterator[LogLines]:
-    with captured_logs() as lines:
-        yield lines
 
 
 class Worker:

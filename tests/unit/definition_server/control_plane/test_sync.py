@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 import pytest
 import structlog
 from tests.support.fakes import FakeClock, FakeSource
-from tests.support.leftovers import nothing_left
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.loop import eventually
 from tests.support.resident import resident_octets
 from tests.support.snapshots import row
@@ -34,6 +33,8 @@ from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_state import Outcome
 from definition_server.observability.logs import configure_logs
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 NEXT_ATTEMPT = 12.345678
 
@@ -80,23 +81,11 @@ class Bench:
         return self.publisher.current
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
-
-
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     bench = Bench(FakeSource(row("if"), row("else")), Publisher())
     yield bench
     bench.close()
-
-
-@pytest.fixture
-def logs() -> Iterator[LogLines]:
-    with captured_logs() as lines:
-        yield lines
 
 
 async def test_the_first_cycle_publishes_the_table(bench: Bench) -> None:

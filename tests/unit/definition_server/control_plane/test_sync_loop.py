@@ -8,15 +8,14 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from tests.support.fakes import FakeSource
-from tests.support.leftovers import nothing_left
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.loop import end, eventually, other_tasks
 from tests.support.snapshots import published, row
 
@@ -29,6 +28,8 @@ from definition_server.control_plane.store import SnapshotStore
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_loop import SyncLoop
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 NEVER = 3600.0
 """An interval or a patience that is longer than any test waits."""
 
@@ -37,28 +38,9 @@ RESTORED = "Serving the last-known-good snapshot"
 StartLoop = Callable[..., SyncLoop]
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    publisher = Publisher()
-    yield publisher
-    publisher.close()
-
-
 @pytest.fixture
 def source() -> FakeSource:
     return FakeSource(row("if"))
-
-
-@pytest.fixture
-def logs() -> Iterator[LogLines]:
-    with captured_logs() as lines:
-        yield lines
 
 
 @pytest.fixture

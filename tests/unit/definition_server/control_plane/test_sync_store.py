@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 from tests.support.fakes import FakeClock, FakeSource
-from tests.support.leftovers import nothing_left
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.loop import end, eventually, promptly
 from tests.support.snapshots import published, row
 
@@ -32,6 +31,8 @@ from definition_server.control_plane.source import SourceError
 from definition_server.control_plane.store import SnapshotStore, StoreError
 from definition_server.control_plane.sync import Synchronizer
 from definition_server.control_plane.sync_state import Outcome
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 NOT_STORED = "Last-known-good snapshot not stored"
 NOT_USABLE = "Last-known-good snapshot not usable"
@@ -57,19 +58,6 @@ class HangingStore(SnapshotStore):
     def load(self, signer: Signer | None = None) -> tuple[Snapshot, int] | None:
         assert self.disk_works.wait(60)
         return super().load(signer)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    publisher = Publisher()
-    yield publisher
-    publisher.close()
 
 
 @pytest.fixture
@@ -98,12 +86,6 @@ def make(source: FakeSource, publisher: Publisher) -> Iterator[Make]:
             return stack.enter_context(closing(Synchronizer(source, publisher, store=store, **how)))
 
         yield made
-
-
-@pytest.fixture
-def logs() -> Iterator[LogLines]:
-    with captured_logs() as lines:
-        yield lines
 
 
 async def cycle(synchronizer: Synchronizer, *, unconditional: bool = False) -> Outcome:
@@ -263,7 +245,7 @@ async def test_a_disk_that_answers_after_its_load_was_cancelled_leaves_no_descri
     load = asyncio.ensure_future(LastKnownGood(hanging, background, on_stored_late=lambda: None).load(None))
     await asyncio.sleep(0)  # its thread is started
     await end(load)
-    background.close()  # the disk works again at the end: see `hanging` and `_nothing_left`
+    background.close()  # the disk works again at the end: see `hanging` and `nothing_is_left`
 
 
 async def test_a_save_that_begins_as_another_ends_is_awaited_until_its_own_end(tmp_path: Path) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.support.certificates import Authority, Certificate
-from tests.support.leftovers import nothing_left
 
 from definition_server.control_plane import tls_reader
 from definition_server.control_plane.tls_reader import read_tls_files
 from definition_server.environment import SettingsError, load_settings
 from definition_server.settings import Settings
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.fixture

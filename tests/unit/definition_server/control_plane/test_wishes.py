@@ -283,3 +283,13 @@ def test_the_file_is_synced_before_the_rename_and_the_directory_before_the_retur
     monkeypatch.setattr(Path, "replace", noting_replace)
     file.write(Wishes((A,)))
     assert acts == ["fsync .tmp", "rename .tmp to .json", "fsync directory"]
+
+
+def test_the_temporary_file_of_a_writer_that_was_killed_is_removed_after_an_hour(file: WishesFile) -> None:
+    old, recent = file.path.with_name("wishes.a.tmp"), file.path.with_name("wishes.b.tmp")
+    for path in (old, recent):
+        path.touch()
+    os.utime(old, (1, 1))
+    file.write(Wishes((A,)))
+    assert not old.exists()
+    assert recent.exists(), "another server may still write it"

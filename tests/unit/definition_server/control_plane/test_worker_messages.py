@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.support.logs import LogLines, captured_logs, logged
+from tests.support.logs import LogLines, logged
 from tests.support.snapshots import published
 
 from definition_server.control_plane.publisher import Publication
@@ -108,12 +108,6 @@ async def started() -> AsyncIterator[Started]:
     made = Started(by_path=True)
     yield made
     await made.close()
-
-
-@pytest.fixture
-def logs() -> Any:
-    with captured_logs() as lines:
-        yield lines
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.support.leftovers import nothing_left
 from tests.support.loop import eventually, promptly
 
 from definition_server.data_plane.health import FRESHNESS, HEALTH_SERVICE, LIVENESS, Health, Refusals
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 State = health_pb2.HealthCheckResponse
 SERVICES = ["", "avap.DefinitionEngine"]
@@ -27,12 +28,6 @@ GRPCIO = Refusals(grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
 
 def register(health: Health, server: grpc.aio.Server) -> None:
     server.add_registered_method_handlers(HEALTH_SERVICE, dict(health.handlers()))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left(c_core=True):
-        yield
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ import pytest
 from tests.support.client import Client, failure
 from tests.support.leftovers import open_descriptors
 from tests.support.polling import until
+from tests.unit.definition_server.data_plane.served_transport import CONFIGURE, KEY
 
 from definition_server.catalog.builder import BuiltSnapshot, SnapshotBuilder
 from definition_server.catalog.definition import Row
@@ -32,18 +33,6 @@ from definition_server.ipc.stats import StatsPage
 
 pytestmark = [pytest.mark.slow, pytest.mark.any_transport]
 
-KEY = "the key"
-CONFIGURE = messages.Configure(
-    host="127.0.0.1",
-    port=0,
-    transport="",
-    reflection=False,
-    max_connection_age_seconds=0.0,
-    threadpool_size=2,
-    app_env="production",
-    log_level="INFO",
-    drain_timeout_seconds=5.0,
-)
 PROGRAM = "import sys; from definition_server.data_plane.worker import main; sys.exit(main(sys.argv[1:]))"
 UNPREPARED = """
 from definition_server.data_plane.transports.native import NativeSwap

@@ -16,15 +16,10 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.support.leftovers import nothing_left
 
 from definition_server.ipc.memory import SEALS, NotSealedError, create_sealed, map_sealed
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @contextmanager

@@ -5,21 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.certificates import Authority
-from tests.support.leftovers import nothing_left
 
 from definition_server.ipc.memory import SEALS, NotSealedError, create_sealed
 from definition_server.ipc.tls_files import TlsFiles
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["server", "mutual"])

@@ -12,19 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.support.leftovers import nothing_left
 from tests.support.polling import until
 
 from definition_server.observability import line_writer
 from definition_server.observability.line_writer import MOST_LINES, LineWriter
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 GAP = "-- {} missing --\n"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    with nothing_left():
-        yield
 
 
 class Sink:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.h2_peer import ANSWER, HANDLED, REFUSING, Peer
+from tests.support.h2_peer import ANSWER, REFUSING, Peer, handled
 from tests.support.h2_wire import (
     CANCEL,
     CONTINUATION,
@@ -23,13 +23,6 @@ from tests.support.h2_wire import (
     three_ways,
     window_update,
 )
-
-LARGEST_WINDOW = 2**31 - 1
-
-
-def handled(stream: int, *, end_stream: bool = True) -> bytes:
-    return headers(stream, request_block(HANDLED), end_stream=end_stream)
-
 
 BODY = grpc_message(bytes(16_000))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, Peer
+from tests.support.h2_peer import ANSWER, GUARDED, HANDLED, REFUSING, Peer, handled
 from tests.support.h2_wire import (
     DATA,
     FLOW_CONTROL_ERROR,
     HEADER_TABLE_SIZE,
     HEADERS,
     INITIAL_WINDOW_SIZE,
+    LARGEST_WINDOW,
     MAX_FRAME_SIZE,
     PROTOCOL_ERROR,
     WINDOW_UPDATE,
@@ -30,13 +31,6 @@ from tests.support.h2_wire import (
 
 from grpc_h2.connection.limits import Limits
 from grpc_h2.connection.stream import Stream
-
-LARGEST_WINDOW = 2**31 - 1
-
-
-def handled(stream: int, *, end_stream: bool = True) -> bytes:
-    return headers(stream, request_block(HANDLED), end_stream=end_stream)
-
 
 # --- the client's HPACK table --------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from tests.support.h2_peer import ANSWER, HANDLED, Peer
+from tests.support.h2_peer import ANSWER, Peer, handled
 from tests.support.h2_wire import (
     CANCEL,
     ENHANCE_YOUR_CALM,
@@ -37,10 +37,6 @@ from tests.support.h2_wire import (
 from grpc_h2.connection.limits import Limits
 
 LARGEST_ID = 2**31 - 1
-
-
-def handled(stream: int, *, end_stream: bool = True) -> bytes:
-    return headers(stream, request_block(HANDLED), end_stream=end_stream)
 
 
 def drain_ping(peer: Peer) -> bytes:
