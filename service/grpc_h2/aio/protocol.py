@@ -219,7 +219,7 @@ class Http2Protocol(Secured):
             self._loop.time(),
             random.uniform(-1, 1),
             budget=self._host.strangers,
-            on_eviction=self.wake,
+            on_eviction=self._evicted,
         )
         self.established = True
         self._host.connected(self)
@@ -304,6 +304,13 @@ class Http2Protocol(Secured):
         if not self._waking and not self._transport.is_closing():
             self._waking = True
             self._loop.call_soon(self._woken)
+
+    def _evicted(self) -> None:
+        """The connection was ended because the server is short of memory. If the peer reads nothing, GOAWAY would not
+        arrive, and the octets that wait for the peer would stay in memory, so the transport is dropped."""
+        self.wake()
+        if not self.connection.wants_read:
+            self._loop.call_soon(self.abort)
 
     def drain(self) -> None:
         """Serve the calls that the client has begun, accept no more, and close. A connection that is not established
