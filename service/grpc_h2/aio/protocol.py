@@ -292,8 +292,11 @@ class Http2Protocol(Secured):
 
     def resume_writing(self) -> None:
         """The transport's buffer has room."""
+        if self._lingering_close is None:
+            self._transport.set_write_buffer_limits()  # the default: see `_note_unread`
         self.connection.resume_writing(self._loop.time())
         self._settle()
+        self._tick_soon()
         if not self.closing and self.connection.backlog:
             self._defer()
 
@@ -616,9 +619,17 @@ class Http2Protocol(Secured):
             self._timer_at = instant
             self._timer = self._loop.call_at(instant, self._tick)
 
+    def _note_unread(self) -> None:
+        """Notice a peer that stopped reading before the transport's buffer was full. From now on the buffer counts as
+        full until it is empty, so that its octets are included in the budget, and the peer has a time limit to read
+        them."""
+        if self.connection.wants_read and self._transport.get_write_buffer_size():
+            self._transport.set_write_buffer_limits(0)
+
     def _tick(self) -> None:
         self._timer = None
         self._tick_is_soon = False
+        self._note_unread()
         events = self.connection.tick(self._loop.time())
         if events:
             self._dispatch(events)

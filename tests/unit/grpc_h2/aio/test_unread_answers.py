@@ -36,12 +36,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 class Listening:
     """Registers a method with large answers for clients, and listens over TLS too."""
 
-    def __init__(self, certificate: Certificate) -> None:
+    def __init__(self, certificate: Certificate, size: int = len(ANSWER)) -> None:
         self._certificate = certificate
+        self._answer = StaticAnswer.unary(ANSWER[:size])
         self.secure_port = 0
 
     def __call__(self, server: Server) -> None:
-        server.add_static_unary(STATIC.decode(), lambda message: StaticAnswer.unary(ANSWER), lambda metadata: None)
+        server.add_static_unary(STATIC.decode(), lambda message: self._answer, lambda metadata: None)
         credentials = TlsCredentials(self._certificate.cert, self._certificate.key)
         self.secure_port = server.add_secure_port("127.0.0.1:0", credentials)
 
@@ -91,6 +92,47 @@ def test_clients_that_ask_for_large_answers_and_read_nothing_stay_within_the_bud
             honest.send(call(1))
             honest.until(lambda: honest.replies.stream(1).ended)
             assert honest.replies.stream(1).messages == [ANSWER]
+
+
+def _write_buffer(server: ServerThread) -> int:
+    """The octets in the buffer of the only connection's transport."""
+    (protocol,) = server.server._protocols
+    return protocol._transport.get_write_buffer_size()
+
+
+def _answered(server: ServerThread) -> int:
+    """The last stream of the only connection."""
+    (protocol,) = server.server._protocols
+    return protocol.connection._streams.last_id
+
+
+@pytest.mark.requirement("B-held-octets", "B-slow-read")
+@pytest.mark.parametrize("reads", [False, True], ids=["never reads", "reads later"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_octets_that_do_not_fill_the_transport_are_counted_and_must_be_read_in_time(
+    loop: str, reads: bool, certificate: Certificate
+) -> None:
+    limits = Limits(stall_timeout=PATIENCE if reads else 0.5, drain_timeout=0.05)
+    with (
+        ServerThread(LOOPS[loop], Listening(certificate, 30 * KIB), limits=limits) as server,
+        RawClient(server.port, WIDE, receive_buffer=4096) as client,
+    ):
+        until(lambda: server.server.connections, "the client is connected")
+        budget, stream = server.server.budget, -1
+        while not server.call(_write_buffer, server):
+            stream += 2
+            client.send(call(stream))
+            until(lambda told=stream: server.call(_answered, server) >= told, "the call is answered")
+        assert 0 < server.call(_write_buffer, server) < 64 * KIB, "the transport is not full"
+        if not reads:
+            until(lambda: not server.server.connections, "the time to read is over")
+            assert budget.held == 0
+            return
+        until(lambda: budget.held, "the octets are counted")
+        client.until(lambda: client.replies.stream(stream).ended)
+        until(lambda: not budget.held, "they were read")
+        client.send(call(stream + 2))
+        client.until(lambda: client.replies.stream(stream + 2).ended)
 
 
 class FullTransport(asyncio.Transport):
