@@ -219,7 +219,7 @@ class Http2Protocol(Secured):
             self._loop.time(),
             random.uniform(-1, 1),
             budget=self._host.strangers,
-            on_eviction=self.wake,
+            on_eviction=self._evicted,
         )
         self.established = True
         self._host.connected(self)
@@ -294,8 +294,11 @@ class Http2Protocol(Secured):
 
     def resume_writing(self) -> None:
         """The transport's buffer has room."""
+        if self._lingering_close is None:
+            self._transport.set_write_buffer_limits()  # the default: see `_note_unread`
         self.connection.resume_writing(self._loop.time())
         self._settle()
+        self._tick_soon()
         if not self.closing and self.connection.backlog:
             self._defer()
 
@@ -306,6 +309,13 @@ class Http2Protocol(Secured):
         if not self._waking and not self._transport.is_closing():
             self._waking = True
             self._loop.call_soon(self._woken)
+
+    def _evicted(self) -> None:
+        """The connection was ended because the server is short of memory. If the peer reads nothing, GOAWAY would not
+        arrive, and the octets that wait for the peer would stay in memory, so the transport is dropped."""
+        self.wake()
+        if not self.connection.wants_read:
+            self._loop.call_soon(self.abort)
 
     def drain(self) -> None:
         """Serve the calls that the client has begun, accept no more, and close. A connection that is not established
@@ -613,9 +623,17 @@ class Http2Protocol(Secured):
             self._timer_at = instant
             self._timer = self._loop.call_at(instant, self._tick)
 
+    def _note_unread(self) -> None:
+        """Notice a peer that stopped reading before the transport's buffer was full. From now on the buffer counts as
+        full until it is empty, so that its octets are included in the budget, and the peer has a time limit to read
+        them."""
+        if self.connection.wants_read and self._transport.get_write_buffer_size():
+            self._transport.set_write_buffer_limits(0)
+
     def _tick(self) -> None:
         self._timer = None
         self._tick_is_soon = False
+        self._note_unread()
         events = self.connection.tick(self._loop.time())
         if events:
             self._dispatch(events)

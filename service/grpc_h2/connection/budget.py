@@ -5,7 +5,8 @@ The limits of one connection are modest, but ten thousand connections may reach 
 reports to one `Budget` how much it holds for its peer: input, header blocks, bodies, output that waits, streams. When a
 connection holds more than before and the sum is beyond the limit, the connection that holds most is ended
 (`Share.evict`); it may be another connection. One connection is ended at a time: each further addition ends one more,
-until the sum is within the limit.
+until the sum is within the limit. Octets that the transport of an ended connection still holds are included in the sum
+until they are released, but the connection is not chosen again: otherwise it would protect all others.
 
 The connection that holds most is found without a walk over all connections: shares are kept in classes by the binary
 order of magnitude of their octets, and only members of the highest class are compared, at most `_COMPARED` of them. So
@@ -27,7 +28,7 @@ _COMPARED: Final = 256
 class Budget:
     """The octets that the connections of one process may hold for their peers. Not thread-safe."""
 
-    __slots__ = ("_classes", "evictions", "held", "limit")
+    __slots__ = ("_classes", "_ended", "evictions", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         """``limit``: the most octets that all connections may hold together."""
@@ -38,9 +39,12 @@ class Budget:
         self.evictions = 0
         """The number of connections that were ended."""
         self._classes: list[dict[Share, None]] = [{} for _ in range(_CLASSES)]
+        self._ended: dict[Share, None] = {}
+        """Shares of connections that were ended and still hold octets. They belong to no class."""
 
     def join(self, evict: Callable[[], None]) -> Share:
-        """The share of a new connection; ``evict`` ends the connection and reduces its share, before it returns."""
+        """The share of a new connection; ``evict`` ends the connection and reduces its share, before it returns.
+        Only octets that its transport holds may remain."""
         return Share(self, evict)
 
     def moved(self, share: Share, before: int) -> None:
@@ -49,9 +53,13 @@ class Budget:
         self.held += octets - before
         old, new = before.bit_length(), octets.bit_length()
         if old != new:
-            self._classes[old].pop(share, None)
-            if octets:
-                self._classes[new][share] = None
+            if share in self._ended:
+                if not octets:
+                    del self._ended[share]
+            else:
+                self._classes[old].pop(share, None)
+                if octets:
+                    self._classes[new][share] = None
         if octets > before and self.held > self.limit:
             self._relieve()
 
@@ -59,12 +67,15 @@ class Budget:
         for members in reversed(self._classes):
             if members:
                 self.evictions += 1
-                max(islice(members, _COMPARED), key=_octets).evict()
+                share = max(islice(members, _COMPARED), key=_octets)
+                del members[share]
+                self._ended[share] = None
+                share.evict()
                 return
 
     def check_invariants(self) -> None:
         """Assert that the total is the sum of the shares, and that each share is in its class."""
-        shares = [share for members in self._classes for share in members]
+        shares = [share for members in (*self._classes, self._ended) for share in members]
         assert self.held == sum(share.octets for share in shares)
         assert all(share.octets for share in shares)
         for order, members in enumerate(self._classes):

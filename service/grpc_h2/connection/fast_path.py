@@ -200,7 +200,7 @@ class FastPath:
         updates = more_frames = 0
         uncopied = False
         window = first_window = flow.send_window
-        floor = window - limits.octets_per_turn
+        floor = window - limits.octets_per_turn + self._outbound.ready
         largest = flow.initial_send_window
         first = expected = streams.last_id + 2
         received = 0
@@ -262,7 +262,15 @@ class FastPath:
                 if answer_payload is not None:
                     answer = answer_payload(data[body:position])
                 if answer is None or answer.pieces is None or answer.size > window or answer.size > largest:
-                    if answer is None or answer.framed is None or answer.size > window or answer.size > largest:
+                    # A large answer takes its turn behind streams that wait to send. If it overtook them, they might
+                    # wait for ever while the connection's window is small.
+                    if (
+                        answer is None
+                        or answer.framed is None
+                        or answer.size > window
+                        or answer.size > largest
+                        or self._outbound.waiting
+                    ):
                         added = pending_windows.pop(stream_id, 0)
                         return body - frames.HEADER_LENGTH, False, Opened(stream_id, route, added)
                     # The pieces are queued without a copy: if they were joined here, each peer that reads slowly would
@@ -286,7 +294,7 @@ class FastPath:
                 streams.use_up_to(expected - 2)
                 abuse.answered((expected - first) // 2, len(replies) + more_frames, updates)
             if replies:
-                self._outbound.commit(replies, uncopied=uncopied)
+                self._outbound.commit(replies, first_window - window, uncopied=uncopied)
                 self._timers.stream_ended()
                 increment = flow.commit(received, first_window - window)
                 if increment:

@@ -40,6 +40,7 @@ class Outbound:
         "held",
         "out",
         "paused",
+        "ready",
         "size_update_due",
         "unsent",
         "waiting",
@@ -48,6 +49,8 @@ class Outbound:
     def __init__(self, flow: FlowControl) -> None:
         self._flow = flow
         self.out: list[bytes] = []
+        self.ready = 0
+        """Octets of DATA in the whole answers that ``out`` holds."""
         self.paused = False
         """Whether the transport accepts no more output."""
         self.size_update_due = False
@@ -86,9 +89,10 @@ class Outbound:
         """Queue control frames, which flow control does not delay."""
         self.out += control_frames
 
-    def commit(self, replies: list[bytes], *, uncopied: bool) -> None:
-        """The fast path: queue whole answers that flow control has admitted. The list belongs to this object from now
-        on. ``uncopied``: whether the list has large pieces, which connections share."""
+    def commit(self, replies: list[bytes], octets: int, *, uncopied: bool) -> None:
+        """The fast path: queue whole answers with ``octets`` of DATA that flow control has admitted. The list belongs
+        to this object from now on. ``uncopied``: whether the list has large pieces, which connections share."""
+        self.ready += octets
         if uncopied:
             self._uncopied = True
         if self.out:
@@ -159,6 +163,7 @@ class Outbound:
         else:
             pieces = [out[0] if len(out) == 1 else b"".join(out)]
         out.clear()
+        self.ready = 0
         return pieces
 
     def take(self, budget: int) -> tuple[list[Piece], dict[Stream, None], int]:
@@ -169,7 +174,7 @@ class Outbound:
         """
         sent: dict[Stream, None] = {}
         gathered: list[Piece] = []
-        small, self.out = self.out, []
+        small, self.out, self.ready = self.out, [], 0
         if self._uncopied:
             self._uncopied = False
             gathered += small

@@ -25,7 +25,8 @@ metadata."""
 _MOST_METADATA: Final = 2048
 LARGEST_FRAMED: Final = 20 * frames.DEFAULT_FRAME_SIZE
 """Octets of the largest message that is kept in frames, prefix included: a catalogue of some hundred commands. It is
-sent whole and ahead of other streams' data, so this limit is little more than `Limits.octets_per_turn`."""
+sent whole, and other streams of the connection wait meanwhile, so this limit is little more than
+`Limits.octets_per_turn`."""
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 

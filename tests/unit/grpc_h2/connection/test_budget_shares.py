@@ -15,15 +15,21 @@ LIMIT = 1000
 class Connections:
     """Connections that end when the budget evicts them; each end is noted."""
 
-    def __init__(self, count: int, limit: int = LIMIT) -> None:
+    def __init__(self, count: int, limit: int = LIMIT, *, unread: int = 0) -> None:
+        """``unread``: the octets that the transport of an ended connection still holds."""
         self.budget = Budget(limit)
         self.ended: list[int] = []
+        self.unread = unread
         self.shares = [self._join(number) for number in range(count)]
 
     def _join(self, number: int) -> Share:
         def evict() -> None:
             self.ended.append(number)
-            self.shares[number].leave()
+            share = self.shares[number]
+            if self.unread:
+                share.hold(min(share.octets, self.unread))
+            else:
+                share.leave()
 
         return self.budget.join(evict)
 
@@ -93,3 +99,34 @@ def test_only_the_first_256_connections_are_compared() -> None:
     connections.budget.limit = 1
     connections.shares[0].hold(521)
     assert connections.ended == [100], "the last one is heavier, and not looked at"
+
+
+def test_a_connection_whose_transport_still_holds_octets_after_its_end_is_not_chosen_again() -> None:
+    connections = Connections(4, unread=500)
+    for number, octets in enumerate((500, 400, 90, 0)):
+        connections.shares[number].hold(octets)
+    connections.shares[3].hold(11)
+    assert connections.ended == [0]
+    assert connections.budget.held == 1001, "the octets are included until they are released"
+    connections.shares[3].hold(12)
+    assert connections.ended == [0, 1], "the next largest one ends"
+    connections.budget.check_invariants()
+    for number in (0, 1):
+        connections.shares[number].leave()
+    assert connections.budget.held == 90 + 12
+    connections.budget.check_invariants()
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 700)), max_size=60), st.integers(1, 400))
+def test_each_addition_above_the_limit_ends_one_more_connection(moves: list[tuple[int, int]], unread: int) -> None:
+    connections = Connections(6, unread=unread)
+    budget, ended = connections.budget, connections.ended
+    for number, octets in moves:
+        if number in ended:
+            continue
+        share, before = connections.shares[number], len(ended)
+        above = octets > share.octets and budget.held - share.octets + octets > LIMIT
+        share.hold(octets)
+        assert len(ended) == len(set(ended)) == before + above
+        assert budget.held == sum(each.octets for each in connections.shares)
+        budget.check_invariants()

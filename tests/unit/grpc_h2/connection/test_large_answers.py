@@ -8,8 +8,11 @@ from tests.support.h2_wire import (
     DATA,
     HELLO,
     INITIAL_WINDOW_SIZE,
+    MAX_FRAME_SIZE,
     SETTINGS_ACK,
     call,
+    frame,
+    ping,
     settings,
     split_frames,
     window_update,
@@ -89,19 +92,42 @@ def test_two_window_updates_for_each_frame_of_a_ready_answer_are_allowed() -> No
     peer.assert_answered(199, bytes(MEMORY[:300_000]))
 
 
-def test_a_turn_ends_when_ready_answers_have_spent_its_budget_of_octets() -> None:
+BETWEEN = {
+    "nothing": b"",
+    "PING": ping(),
+    "WINDOW_UPDATE": window_update(0, 1),
+    "an unknown frame": frame(0x99, 0, 0),
+    "SETTINGS": settings((MAX_FRAME_SIZE, 65_536)),
+}
+"""Frames that the fast path leaves to ``inbound.py``, so that they end a batch."""
+
+
+@pytest.mark.requirement("B-long-reads")
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+@pytest.mark.parametrize("size", [16_000, 100_000, 200_000, 262_000])
+def test_a_turn_ends_when_ready_answers_have_spent_its_budget_of_octets(size: int, between: bytes) -> None:
     limits = Limits()
     connection = Connection(router(), limits, 0.0)
-    connection.receive_data(HELLO + SETTINGS_ACK + b"".join(WIDE), 0.0)
+    connection.receive_data(HELLO + SETTINGS_ACK + b"".join(WIDE) + asked(1, size), 0.0)
     connection.data_to_send()
-    connection.receive_data(b"".join(asked(stream, 200_000) for stream in range(1, 41, 2)), 0.1)
-    turns = 0
+    octets = b""
+    connection.receive_data(b"".join(asked(stream, size) + between for stream in range(3, 123, 2)), 0.1)
     while True:
-        octets = b"".join(connection.data_to_send())
-        assert len(octets) < limits.octets_per_turn + LARGEST_FRAMED + 1000
-        turns += bool(split_frames(octets)[0])
+        written = b"".join(connection.data_to_send())
+        assert len(written) < limits.octets_per_turn + size + 3000
+        octets += written
         if not connection.backlog:
             break
         connection.receive_data(b"", 0.2)
-    assert turns == 10, "two answers in each"
-    assert len(connection.answered) == 20
+    assert len(connection.answered) == 61
+    assert sum(len(each.payload) for each in split_frames(octets)[0] if each.kind == DATA) == 60 * (size + 5)
+
+
+@pytest.mark.requirement("A20")
+def test_ready_answers_leave_a_waiting_stream_its_share_of_the_connection_window() -> None:
+    peer = Peer(router=router()).send(settings((INITIAL_WINDOW_SIZE, 2**31 - 1)), asked(1, 300_000))
+    assert len(peer.result(1).body) == 65_535, "it waits for the window of the connection"
+    for stream in range(3, 43, 2):
+        peer.send(window_update(0, 60_005), asked(stream, 60_000))
+    assert peer.result(1).ended
+    peer.assert_answered(1, bytes(MEMORY[:300_000]))
