@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain, compress
 from operator import ne
 
 from definition_server.catalog import assembly, wire
 from definition_server.catalog.arranging import Arranging
+from definition_server.catalog.blank_code import has_blank_code, is_blank
 from definition_server.catalog.definition import (
     DEFAULT_INTERFACE,
     DEFAULT_TYPE,
@@ -34,7 +36,7 @@ from definition_server.catalog.definition import (
 )
 from definition_server.catalog.layout import FOOTER_SIZE, SLOT, Footer, slot_count
 from definition_server.catalog.previous_build import Arrangement, PreviousBuild
-from definition_server.catalog.signing import UNSIGNED, Binding, Signer, payload_of
+from definition_server.catalog.signing import OVERHEAD, UNSIGNED, Binding, Signer, payload_of
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.catalog.validation import (
     LARGE_DEFINITION,
@@ -123,6 +125,8 @@ class SnapshotBuilder:
         # name → id, and name → content hash, of the served definitions.
         self._ids: dict[bytes, int] = {}
         self._digests: dict[bytes, bytes] = {}
+        # The names of served definitions whose code is blank.
+        self._blank: set[bytes] = set()
         # name → encoded ``CommandResponse``, for commands that are not taken from the previous snapshot. Each is the
         # field of ``CatalogResponse`` that holds it: one piece of the body.
         self._fields: dict[bytes, bytes] = {}
@@ -157,6 +161,7 @@ class SnapshotBuilder:
             for name in previous.ranges[number]:
                 del self._ids[name], self._digests[name]
             self._doubtful.update(previous.ranges[number])
+        self._blank = {name for name in previous.blank if name in self._ids}
         if self._known is not None:
             self._differed = dict.fromkeys(self._compare(self._known))
         self.findings.source_rows += len(self._ids)
@@ -181,8 +186,8 @@ class SnapshotBuilder:
             self._faults[name] = reason, row._replace(type=None, interface=None, code=None, avbc_code=None)
 
     def _add_served(self, row: Row) -> None:
-        row_id, given, _, _, _, _, _, _, number = row
-        name = given or b""
+        row_id, name, _, _, code, _, _, _, number = row
+        name, code = name or b"", code or b""
         order = _NO_ID if row_id is None else row_id
         digest, field = self._encode(row)
         earlier = self._ids.get(name)
@@ -191,6 +196,11 @@ class SnapshotBuilder:
         self._ids[name] = order
         self._digests[name] = digest
         self._fields[name] = field
+        # Few rows begin with white space: this runs for each row of a full reading.
+        if code[:1] <= b" " and is_blank(code):
+            self._blank.add(name)
+        elif earlier is not None:
+            self._blank.discard(name)
         if number is None:
             self._not_kept.add(None)
         else:
@@ -264,6 +274,11 @@ class SnapshotBuilder:
         """
         return self._digests.copy()
 
+    @property
+    def blank(self) -> AbstractSet[bytes]:
+        """The names in `digests` whose code is empty or only white space."""
+        return self._blank
+
     def differing(self, known: Mapping[bytes, bytes]) -> list[bytes]:
         """The names in `digests` whose content hash is not the one in ``known``, or that ``known`` lacks."""
         digests = self._digests
@@ -322,6 +337,10 @@ class SnapshotBuilder:
         self._disputed.add(name)
         self._ids[name], self._digests[name] = _NO_ID, bytes(message[-64:])
         self._fields[name] = wire.field(wire.COMMANDS, message)
+        if has_blank_code(message, 0 if self._signer is None else OVERHEAD):
+            self._blank.add(name)
+        else:
+            self._blank.discard(name)
 
     def leave_out(self, name: bytes, reason: Unserved) -> None:
         """Serve nothing under ``name``, and count the row that is left out under ``reason``."""
@@ -331,6 +350,7 @@ class SnapshotBuilder:
         self._doubtful.add(name)
         del self._ids[name], self._digests[name]
         self._fields.pop(name, None)
+        self._blank.discard(name)
         self.findings.note(reason, Row(_id(order), name, None, None, None))
 
     def _withdraw(self, name: bytes) -> None:
@@ -467,7 +487,7 @@ class SnapshotBuilder:
         for name in others:
             self._ids.pop(name, None)
             self._digests.pop(name, None)
-        return PreviousBuild(snapshot, arrangement, kept, others, (self._ids, self._digests))
+        return PreviousBuild(snapshot, arrangement, kept, others, self._blank, (self._ids, self._digests))
 
 
 def _content(field: bytes) -> bytes:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from definition_server.catalog import wire
+from definition_server.catalog.blank_code import has_blank_code, has_blank_code_after
 from definition_server.catalog.definition import shown
 from definition_server.catalog.signing import OVERHEAD, UNSIGNED
 from definition_server.catalog.snapshot import Snapshot
@@ -29,10 +30,6 @@ SMALL_GROWTH = 1 << 20
 """The guard never holds a catalogue for growing by so many octets at once."""
 
 _NAMES = 10
-
-_CODE_TAG = wire.CODE << 3 | wire.LENGTH_DELIMITED
-_LONGEST_BLANK = 1024
-"""Code of more octets than this is not examined: it counts as not blank."""
 
 
 class Concern(StrEnum):
@@ -86,10 +83,27 @@ class Contents:
             names.append(name)
             if with_hashes:
                 hashes[name] = bytes(message[-64:])
-            if _is_blank(message, start + length, overhead):
+            if has_blank_code_after(message, start + length, overhead):
                 blank.append(name)
         octets = len(snapshot.body) - overhead * len(names)
         return cls(snapshot.version_hash, frozenset(names), octets, frozenset(blank), hashes)
+
+    @classmethod
+    def built(
+        cls, snapshot: Snapshot, digests: Mapping[bytes, bytes], blank: AbstractSet[bytes], *, with_hashes: bool = False
+    ) -> Contents:
+        """The same as `of`, from the data of the builder that built ``snapshot``, which is not read.
+
+        Args:
+            snapshot: The catalogue.
+            digests: The content hash of each of its commands, by name.
+            blank: The names of its commands whose code is blank.
+            with_hashes: Whether the result has the hashes.
+        """
+        overhead = 0 if snapshot.footer.key_id == UNSIGNED else OVERHEAD
+        octets = len(snapshot.body) - overhead * len(digests)
+        hashes = digests if with_hashes else {}
+        return cls(snapshot.version_hash, frozenset(digests), octets, frozenset(blank), hashes)
 
     def after(self, later: Snapshot, changed: Iterable[bytes], *, with_hashes: bool = False) -> Contents:
         """The contents of ``later``, in which only the names in ``changed`` may differ. O(changed), or O(names) if
@@ -102,7 +116,7 @@ class Contents:
         if not names >= there or len(names) != later.count:
             names = (names - found.keys()) | there
         blank = {
-            name for name, message in found.items() if message is not None and _has_blank_code(message, overhead)
+            name for name, message in found.items() if message is not None and has_blank_code(message, overhead)
         } | (self.blank - found.keys())
         hashes: dict[bytes, bytes] = {}
         if with_hashes:
@@ -118,24 +132,6 @@ class Contents:
     def changed_in(self, later: Contents) -> AbstractSet[bytes]:
         """The commands whose content is different in ``later``."""
         return {name for name, digest in self.hashes.items() if later.hashes.get(name, digest) != digest}
-
-
-def _has_blank_code(message: bytes, overhead: int) -> bool:
-    length, start = wire.read_varint(message, 1)
-    return _is_blank(memoryview(message), start + length, overhead)
-
-
-def _is_blank(message: memoryview, position: int, overhead: int) -> bool:
-    """Whether the code of a ``CommandResponse`` is blank. ``position``: the offset of the type, directly behind the
-    name.
-    """
-    for _ in range(2):  # This skips type and interface, which are always present.
-        length, start = wire.read_varint(message, position + 1)
-        position = start + length
-    if position >= len(message) or message[position] != _CODE_TAG:
-        return True
-    length, start = wire.read_varint(message, position + 1)
-    return length - overhead <= _LONGEST_BLANK and not bytes(message[start + overhead : start + length]).strip()
 
 
 @dataclass(frozen=True, slots=True)

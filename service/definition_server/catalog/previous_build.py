@@ -69,6 +69,8 @@ class PreviousBuild:
     """The names of the rows in each range."""
     others: AbstractSet[bytes]
     """The names of rows that are in none of ``ranges``. The snapshot may have a command of such a name, or none."""
+    blank: AbstractSet[bytes]
+    """The names whose code is blank; some may be in none of ``ranges``."""
     _tables: tuple[dict[bytes, int], dict[bytes, bytes]] | None
     """The ids and the content hashes of all names in ``ranges``."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -259,7 +259,7 @@ class ServedCatalogue:
                 advance = await self._advance(publication, elapsed, len(rows_held))
                 settled = None
         if settled is None:
-            return await self._keep(advance, builder.changed_since(advance.served_before))
+            return await self._keep(advance, builder)
         await self._wishes.note_fewer_held(version, len(rows_held))
         await self.store_again()
         return settled
@@ -274,6 +274,7 @@ class ServedCatalogue:
                 candidate,
                 self.newest,
                 changed=builder.changed_since(self.newest),
+                builder=builder,
                 held=rows_held,
                 held_before=0 if self.newest is None else self._wishes.rows_held_in(self.newest.version_hash),
                 now=asyncio.get_running_loop().time(),
@@ -340,17 +341,18 @@ class ServedCatalogue:
                 await self._settle()
         return _Advance(to_keep, served_before, published, elapsed(), accepted, rows_held)
 
-    async def _keep(self, advance: _Advance, changed: Iterable[bytes] | None = None) -> bool:
+    async def _keep(self, advance: _Advance, builder: SnapshotBuilder | None = None) -> bool:
         """Store and log the result of `_advance`. Runs without the lock, because a disk may hang.
 
         Args:
             advance: The result of `_advance`.
-            changed: The names that may differ from the catalogue that was served before; None: any name.
+            builder: Has built the catalogue; None: it was held meanwhile, and its builder is gone.
 
         Returns:
             Whether it was published.
         """
         snapshot = advance.to_keep.snapshot
+        changed = None if builder is None else builder.changed_since(advance.served_before)
         try:
             with span("store"):
                 self.disk.add(advance.to_keep, self._signer, self._spare())
@@ -367,7 +369,7 @@ class ServedCatalogue:
             log.info("Catalogue waits for the end of the pin", version_hash=snapshot.version_hash, count=snapshot.count)
         # The encoded rows have been freed by now.
         self._background.soon(partial(give_back, snapshot, heap=changed is None))
-        await self._guard.prepare(snapshot)
+        await self._guard.prepare(snapshot, builder)
         return advance.published
 
     def _spare(self) -> frozenset[str]:

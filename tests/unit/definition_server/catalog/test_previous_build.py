@@ -179,7 +179,8 @@ def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
             table.change(*change)
         rows = list(table.rows.values())
         random.shuffle(rows)
-        whole = built(SnapshotBuilder(signer, known), rows, last, known)
+        full = SnapshotBuilder(signer, known)
+        whole = built(full, rows, last, known)
         builder, kept = SnapshotBuilder(signer, known), set[int]()
         if previous is not None:
             kept = (previous.ranges.keys() & table.ranges()) - table.changed
@@ -191,6 +192,11 @@ def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
         assert b"".join(chunks(list(part[2].pieces))) == whole[2].to_bytes()
         before, last = last, Snapshot(part[2].to_bytes())
         last.verify()
+        for counted in (False, True):
+            # The guard judges the same, whether it has read the catalogue or asks the builder.
+            read_in_full = Contents.of(last, with_hashes=counted)
+            for each in (full, builder):
+                assert Contents.built(last, each.digests(), each.blank, with_hashes=counted) == read_in_full
         changed = builder.changed_since(before)
         assert (changed is None) == (previous is None)
         if before is not None and changed is not None:
@@ -317,6 +323,42 @@ def test_contents_with_the_same_names_share_them_in_memory() -> None:
     assert later == Contents.of(after)
     assert later.names is known.names
     assert known.lost_in(later) == {b"name0009"}
+
+
+BLANK, CODE = Row(1, b"a", None, None, b" \n", range=0), Row(2, b"a", None, None, b"code", range=1)
+
+
+@pytest.mark.parametrize("signer", [None, Signer("key")], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(
+    ("rows", "last", "then", "blank"),
+    [
+        ([BLANK._replace(code=b"")], None, "serve", True),
+        ([BLANK._replace(code=b"\t" * 1024)], None, "serve", True),
+        ([BLANK._replace(code=b"\t" * 1025)], None, "serve", False),
+        ([BLANK._replace(code=b"\tx")], None, "serve", False),
+        ([BLANK, CODE], None, "serve", False),
+        ([CODE, BLANK], None, "serve", False),
+        ([BLANK._replace(id=3), CODE], None, "serve", True),
+        ([BLANK], CODE, "hold", False),
+        ([CODE], BLANK, "hold", True),
+        ([BLANK], None, "leave out", False),
+    ],
+    ids=["empty", "1024 octets", "1025 octets", "not only white space", "replaced by code", "after code",
+         "wins its name", "held at code", "held at blank code", "left out"],
+)  # fmt: skip
+def test_the_builder_knows_which_code_is_blank(
+    rows: list[Row], last: Row | None, then: str, blank: bool, signer: Signer | None
+) -> None:
+    builder = SnapshotBuilder(signer)
+    builder.add(rows)
+    if then == "hold":
+        assert last is not None
+        builder.hold(b"a", builder.encode(last), Unserved.CODE_INVALID)
+    elif then == "leave out":
+        builder.leave_out(b"a", Unserved.CODE_INVALID)
+    assert builder.blank == ({b"a"} if blank else set())
+    snapshot = Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes())
+    assert Contents.built(snapshot, builder.digests(), builder.blank) == Contents.of(snapshot)
 
 
 def test_nothing_is_taken_over_from_another_snapshot() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from tests.support.snapshots import opened, row
 
+from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.guard import Concern, Judgement, Thresholds
 from definition_server.catalog.snapshot import Snapshot
 from definition_server.control_plane.catalogue_guard import CatalogueGuard
@@ -135,6 +136,34 @@ async def test_each_catalogue_is_read_once_for_any_number_of_comparisons() -> No
     assert bench.background.works == 3
     await bench.guard.prepare(FIRST)
     assert bench.background.works == 4, "a catalogue that is not the newest is read again"
+
+
+async def test_a_catalogue_whose_builder_is_known_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = SnapshotBuilder()
+    builder.add(row(f"c{number:03}", "pass") for number in range(100))
+    few = Snapshot(builder.build(generation=1, created_at_ns=0).to_bytes())
+    bench, judged = Bench(), Bench()
+    expected = await judged.judge(few, FIRST)
+    await bench.guard.prepare(FIRST)
+    monkeypatch.setattr(Snapshot, "messages", unread)
+    assert await bench.judge(few, FIRST, builder=builder) == expected
+    assert expected is not None
+    later = Bench()
+    await later.guard.prepare(few, builder)
+    assert await later.judge(few, None) is None
+
+
+async def test_a_held_catalogue_that_is_accepted_is_not_read_again() -> None:
+    bench = Bench()
+    assert await bench.judge(FEW, FIRST) is not None
+    works = bench.background.works
+    await bench.guard.passed(FEW, FIRST, 1.0, excused=True)
+    await bench.guard.prepare(FEW)
+    assert bench.background.works == works
+
+
+def unread(_: Snapshot) -> None:
+    raise AssertionError("the catalogue was read")
 
 
 @pytest.mark.parametrize("lost", [7, 20])
