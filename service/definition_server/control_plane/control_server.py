@@ -108,10 +108,14 @@ class ControlServer:
         self._socket = None
         try:
             await self._start(opened)
-        except BaseException:  # a socket that nothing serves would count as open, and would keep the next one out
+        except BaseException as error:  # a socket that nothing serves would count as open, and keep the next one out
             opened.remove()
             opened.listening.close()
-            raise
+            if not isinstance(error, OSError):
+                raise
+            unusable = SocketUnusable.because_of(error, self._path)
+            self._report(str(unusable), unusable.remedy)
+            return
         self._socket = opened
         self.problem = None
         log.info("Control socket open", path=str(self._path.absolute()))
