@@ -107,6 +107,7 @@ STATED: dict[str, dict[str, object]] = {
     "row_gate": {
         "FIRST_SECONDS": 0.2,
         "FIRST_ROWS": 500,
+        "FIRST_LONGEST_SECONDS": 30.0,
         "_BATCH_ROWS": 64,
         "_BATCH_OCTETS": MIB,
         "_NAMES_LOGGED": 10,
