@@ -36,15 +36,21 @@ Check: TypeAlias = Callable[[str], str | None]
 _BYTE_ORDER_MARK = "\ufeff"
 _LARGEST_SECRET_FILE = 1024 * 1024
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_DIGITS = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _WITH_UNIT = re.compile(r"[+-]?[0-9][0-9.,_]*\s*[a-zA-Z%µ]+")
 _SEPARATED = re.compile(r"[+-]?[0-9][0-9.,_' ]*")
-_USER_INFORMATION = re.compile(r"//[^/?#\s]*@")
+_USER_INFORMATION = re.compile(r"((?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//).*@|[^/:@]+:.*@", re.DOTALL)
+"""Up to the last @, because a password that was not percent-encoded may have any character. A path is not a URL."""
 _FLAGS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
 
 _SIMILARITY = 0.85
 """The least similarity of two names, by `difflib`. Such names differ in one or two letters. HOSTNAME, which every
 container has, is not similar to HOST (0.67).
+"""
+_ONE_LETTER = 0.96
+"""The similarity of two names of 13 letters or more that differ in one letter. Such a misspelling is more likely than
+that the end of a longer name is missing: MAX_CONNECTION is MAX_CONNECTIONS, and not MAX_CONNECTION_AGE_SECONDS.
 """
 _SHORTEST_PART = 7
 """The fewest letters of a name that is considered the beginning of another name."""
@@ -170,6 +176,7 @@ def load_settings(
                 break
     values |= contents
     values |= overrides
+    values = {name: value for name, value in values.items() if value is not None}
     settings = None
     try:
         settings = cls(**values)
@@ -272,9 +279,10 @@ def _shown(field: FieldInfo, value: object) -> str | None:
     return f"{value:g}" if isinstance(value, float) else without_user_information(str(value))
 
 
-def without_user_information(text: str) -> str:
-    """``text`` without the user and password of URLs in it."""
-    return _USER_INFORMATION.sub("//********@", text)
+def without_user_information(value: str) -> str:
+    """``value`` without the user and password, if it is a URL or resembles one."""
+    found = _USER_INFORMATION.match(value)
+    return value if found is None else f"{found[1] or ''}********{value[found.end() - 1 :]}"
 
 
 def _given(variable: str, field: FieldInfo) -> str | None:
@@ -321,6 +329,8 @@ def _number(text: str, *, whole: bool) -> str:
         raise ValueError(
             "it is an address, as Kubernetes sets for a Service of that name (enableServiceLinks: false ends that)"
         )
+    if _DIGITS.fullmatch(text):
+        raise ValueError("it has too many digits")
     if whole and _DECIMAL.fullmatch(text):
         raise ValueError("it is not a whole number")
     if _WITH_UNIT.fullmatch(text):
@@ -363,8 +373,13 @@ def _secret_files(cls: type[EnvironmentSettings], overridden: Container[str]) ->
                 continue
             except _UnusableFile as unusable:
                 reason, action = unusable.args
-        problems.append(Problem(f"{variable}_FILE", path, reason, action))
+        problems.append(Problem(f"{variable}_FILE", _shown_path(path), reason, action))
     return contents, problems
+
+
+def _shown_path(path: str) -> str:
+    """``path``, unless it may be the secret itself in place of a path."""
+    return path if path.startswith(("/", "./", "../")) or os.path.lexists(path) else "********"
 
 
 class _UnusableFile(Exception):
@@ -386,7 +401,9 @@ def _read_secret(path: str) -> str:
         if isinstance(error, UnicodeDecodeError):
             raise _UnusableFile("its content is not UTF-8 text", "Write the secret as text") from None
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise _UnusableFile(f"it cannot be read ({why})", "Name a file that the server may read") from None
+        raise _UnusableFile(
+            f"it cannot be read ({why})", "Name a file that the server may read; the secret itself is not a name"
+        ) from None
     if len(octets) > _LARGEST_SECRET_FILE:
         raise _UnusableFile("it has more than 1 MiB", "Name the file that holds the secret alone")
     if not text.removeprefix(_BYTE_ORDER_MARK).strip():
@@ -456,6 +473,8 @@ def _meant(name: str, names: set[str]) -> str | None:
     for prefix in ("AVAP_", "DEFINITION_"):
         if upper.removeprefix(prefix) in names and upper != upper.removeprefix(prefix):
             return upper.removeprefix(prefix)
+    if nearest := difflib.get_close_matches(upper, sorted(names), n=1, cutoff=_ONE_LETTER):
+        return nearest[0]
     if len(upper) >= _SHORTEST_PART:
         longer = [known for known in sorted(names) if known.startswith(f"{upper}_") and not known.endswith("_FILE")]
         longer += [known for known in sorted(names) if known.startswith(f"{upper}_") and known.endswith("_FILE")]

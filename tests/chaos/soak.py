@@ -146,6 +146,7 @@ def soak(options: Options, tell: Callable[[str], object]) -> Soak:
             _under_load(found, stage, [faults[each] for each in chosen], tell)
             outcome.written = [] if stage.table is None else list(stage.table.written)
             found.logged = _logged(stage)
+            outcome.broken += _unexpected(stage)
     finally:
         database.close()
     return found
@@ -230,6 +231,13 @@ def _logged(stage: Stage) -> dict[str, int]:
     assert stage.server is not None
     lines = stage.server.lines
     return dict(Counter(each["msg"] for each in lines if each["level"] not in ("DEBUG", "INFO")).most_common())
+
+
+def _unexpected(stage: Stage) -> list[str]:
+    """The failures for which the server had no name: each fault of its surroundings must have one."""
+    assert stage.server is not None
+    lines = [each for each in stage.server.lines if each["msg"].startswith("Unexpected")]
+    return list(dict.fromkeys(f"logged: {each['msg']}: {each.get('error')} at {each.get('at')}" for each in lines))
 
 
 def _is_back(outcome: Outcome, stage: Stage) -> bool:

@@ -161,6 +161,9 @@ class Checker:
             try:
                 while len(judged) < len(contents):
                     await self._judge(contents, judged)
+            except BaseException:
+                self._stop()  # its next answers would be taken for those to other rows
+                raise
             finally:
                 self._rest()
             return judged

@@ -109,10 +109,15 @@ class ControlServer:
         self._socket = None
         try:
             await self._start(opened)
-        except BaseException:  # a socket that nothing serves would look open, and would prevent that another is opened
+        except BaseException as error:
+            # A socket that nothing serves would look open, and would prevent that another is opened.
             opened.remove()
             opened.listening.close()
-            raise
+            if not isinstance(error, OSError):
+                raise
+            unusable = SocketUnusable.because_of(error, self._path)
+            self._report(str(unusable), unusable.remedy)
+            return
         self._socket = opened
         self.problem = None
         log.info("Control socket open", path=str(self._path.absolute()))

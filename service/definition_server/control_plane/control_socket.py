@@ -42,6 +42,11 @@ class SocketUnusable(Exception):
         super().__init__(message)
         self.remedy = remedy
 
+    @staticmethod
+    def because_of(error: OSError, path: Path) -> SocketUnusable:
+        """The kernel's refusal to open or serve ``path``."""
+        return SocketUnusable(f"{path}: {error.strerror or error}", _remedy(error))
+
 
 @dataclass(frozen=True, slots=True)
 class ControlSocket:
@@ -76,7 +81,10 @@ def open_socket(path: Path) -> ControlSocket:
             f"{path} has {length} octets; the path of a Unix socket has at most {LONGEST_PATH}",
             "set CONTROL_SOCKET to a shorter path",
         )
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise SocketUnusable.because_of(error, path) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The file gets the mode of the socket. The umask cannot be used, because it belongs to the whole process.
@@ -90,7 +98,7 @@ def open_socket(path: Path) -> ControlSocket:
             raise SocketUnusable(f"{path} was removed as soon as it was made", "find out which program removes it")
     except OSError as error:
         listening.close()
-        raise SocketUnusable(f"{path}: {error.strerror or error}", _remedy(error)) from error
+        raise SocketUnusable.because_of(error, path) from error
     except BaseException:
         listening.close()
         raise
@@ -100,6 +108,10 @@ def open_socket(path: Path) -> ControlSocket:
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free space on that disk, or set CONTROL_SOCKET to a path on another one"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n, LimitNOFILE=)"
+    if error.errno in (errno.ENOMEM, errno.ENOBUFS):
+        return "raise the memory limit"
     return "set CONTROL_SOCKET to a path in a directory that the server may write to"
 
 

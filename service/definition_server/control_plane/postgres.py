@@ -1,8 +1,8 @@
 """The table ``obex_dapl_functions`` as a source of definitions. Only this module imports psycopg.
 
 All reads are in read-only transactions at REPEATABLE READ, so that the fingerprint and the rows are of the same moment:
-a concurrent write affects the next cycle, not the present one. The only lock taken is the ACCESS SHARE of a SELECT. The
-statements and the order of reading are in `table_reading`.
+a concurrent write affects the next cycle, not the present one. The only lock taken is the ACCESS SHARE of a SELECT, and
+it is taken before the snapshot. The statements and the order of reading are in `table_reading`.
 
 A database can be down in three ways, and each has a time limit. *It refuses or fails*: an error, at once. *Packets are
 lost*: ``connect_timeout``, then TCP keepalive and ``tcp_user_timeout`` (``tcp(7)``). *The host acknowledges, but the
@@ -42,6 +42,7 @@ from definition_server.control_plane.database_address import (
 from definition_server.control_plane.eager_reading import eager
 from definition_server.control_plane.source import Ranges, Reading, ReadLimits, SourceError
 from definition_server.control_plane.table_reading import (
+    EXISTS_SQL,
     ROW_OVERHEAD,
     SETTINGS_SQL,
     SHAPE_SQL,
@@ -50,8 +51,10 @@ from definition_server.control_plane.table_reading import (
     Relation,
     bytecode_fault,
     classes,
+    lock_sql,
     rows_of_batch,
     runs,
+    timeouts_sql,
 )
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
@@ -66,8 +69,6 @@ AnyCursor = TypeVar("AnyCursor", AsyncCursor[Any], AsyncServerCursor[Any])
 
 _CLIENT_MARGIN_SECONDS = 1.0
 """Seconds between the server's own timeout and ours, so that the server's clear error comes first."""
-
-_LOCK_SHARE = 0.8
 
 _TID_RANGE_SCANS = 140000
 """The first version of PostgreSQL that has TID range scans."""
@@ -190,6 +191,7 @@ class PostgresSource:
         self._resolver = resolver or NameResolver()
         self._connection: AsyncConnection[Any] | None = None
         self._connections = 0
+        self._locks = _Locks(self._limited, timeouts_sql(statement_timeout))
         self._limits = limits or ReadLimits()
         self._readings = 0
         self._mistrust: str | None = None
@@ -222,6 +224,7 @@ class PostgresSource:
     async def close(self) -> None:
         """Close the connection, if any."""
         connection, self._connection = self._connection, None
+        self._locks.forget()
         if connection is not None:
             await connection.close()
 
@@ -249,9 +252,14 @@ class PostgresSource:
         # The connection's number is part of the fingerprint, so that the first cycle on a new connection always reads
         # the table: a server that crashed may have lost a commit (synchronous_commit=off) and reused its transaction
         # number.
-        self._readings += 1
-        reading = _Reading(connection, self._limited, self._limits, f"{self._connections}", self._readings)
-        await reading.begin(self._statement_timeout, first=first)
+        while True:
+            self._readings += 1
+            await self._locks.take(connection)
+            reading = _Reading(connection, self._limited, self._limits, f"{self._connections}", self._readings)
+            await reading.begin(first=first)
+            if self._locks.suffice(reading.plan.tables):
+                break
+            await self._limited(reading.end())
         self._report(reading.plan.mistrust, reading.bytecode_fault)
         return reading
 
@@ -393,6 +401,50 @@ class _Connection(AsyncConnection[Any]):
         return await super().wait(steps, *args, **options)
 
 
+class _Locks:
+    """Locks the tables of a reading before the reading takes its snapshot: see `table_reading`."""
+
+    def __init__(self, limited: Callable[[Awaitable[Any]], Coroutine[Any, Any, Any]], timeouts: LiteralString) -> None:
+        """``timeouts``: the local settings of each transaction."""
+        self._limited = limited
+        self._timeouts = timeouts
+        self._tables = [TABLE]
+        self._refused: set[str] = set()
+        """Tables that this connection cannot lock: materialized views, foreign tables, and some views of tables that
+        the view's owner may not read."""
+
+    def forget(self) -> None:
+        """The next connection may be to another server, or with other privileges."""
+        self._tables, self._refused = [TABLE], set()
+
+    async def take(self, connection: AsyncConnection[Any]) -> None:
+        """Begin a transaction, without a snapshot and with as many locks as possible."""
+        while self._tables:
+            try:
+                await self._run(connection, lock_sql(self._tables))
+            except (errors.UndefinedTable, errors.InsufficientPrivilege, errors.WrongObjectType) as error:
+                await self._limited(connection.rollback())
+                table = self._tables.pop()
+                if not isinstance(error, errors.UndefinedTable):
+                    self._refused.add(table)
+            else:
+                return
+        # At least wait, in a transaction that ends, for others that hold a lock.
+        await self._run(connection, EXISTS_SQL)
+        await self._limited(connection.rollback())
+        await self._run(connection, "")
+
+    def suffice(self, tables: Collection[str]) -> bool:
+        """Whether all ``tables`` are locked, or cannot be; if not, `take` locks them next time."""
+        wanted = [table for table in tables if table not in self._refused]
+        before, self._tables = self._tables, wanted
+        return set(wanted) <= set(before)
+
+    async def _run(self, connection: AsyncConnection[Any], statement: LiteralString) -> None:
+        # A message without parameters may have several statements, and an empty one.
+        await self._limited(connection.execute(f"{self._timeouts}; {statement}", prepare=False))
+
+
 class _Reading:
     """`Reading` in an open transaction."""
 
@@ -422,20 +474,14 @@ class _Reading:
         """End the transaction."""
         await self._connection.rollback()
 
-    async def begin(self, statement_timeout: float, *, first: bool = False) -> None:
-        """Start the transaction and take the fingerprint.
+    async def begin(self, *, first: bool = False) -> None:
+        """Take the fingerprint, with the first statements that need a snapshot.
 
         Args:
-            statement_timeout: In seconds.
             first: Whether this is the first reading of the connection, so that the fingerprint differs from every
                 earlier one. If `ranges` gives the fingerprint too, the scan that gives only the fingerprint is saved.
         """
-        limits = {
-            "statement": str(int(statement_timeout * 1000)),
-            # Shorter than the statement timeout, so that the error names the lock as the cause.
-            "lock": str(int(statement_timeout * 1000 * _LOCK_SHARE)),
-        }
-        await self._limited(self._connection.execute(SETTINGS_SQL, limits, prepare=False))
+        await self._limited(self._connection.execute(SETTINGS_SQL, prepare=False))
         facts, state = await self._row(SHAPE_SQL)
         definitions, bytecode = Relation.parse(None if facts is None else facts.decode())
         if bytecode is not None:
@@ -444,7 +490,7 @@ class _Reading:
         self.plan = Plan(definitions, None if self.bytecode_fault else bytecode, tid_ranges=tid_ranges)
         this_reading_alone = f"{self.fingerprint}/reading {self._number}"
         if self.plan.mistrust is not None:
-            await self._limited(self._connection.execute(self.plan.exists_sql(), prepare=False))
+            await self._limited(self._connection.execute(EXISTS_SQL, prepare=False))
             self.fingerprint = this_reading_alone
             return
         self._state = f"{self.fingerprint}/{state.decode()}"

@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 FIRST_SECONDS, FIRST_ROWS = 0.2, 500
 """Before the first publication, rows are judged until both limits are exceeded."""
+FIRST_LONGEST_SECONDS = 30.0
+"""Then the first publication waits no longer, however few rows are judged: 500 hostile rows, or a checker that hangs,
+would take many minutes. A checker may take half of it to start (`checker.START_SECONDS`)."""
 _BATCH_ROWS, _BATCH_OCTETS = 64, 1024 * 1024
 _NAMES_LOGGED = 10
 _PAUSES = 3.0
@@ -70,19 +73,22 @@ class RowChecker(Protocol):
 class _Budget:
     """The limit of the judging for which a first publication waits."""
 
-    def __init__(self, rows: int, seconds: float) -> None:
-        """The budget is spent when both its rows and its seconds are spent."""
+    def __init__(self, rows: int, seconds: float, longest: float) -> None:
+        """The budget is spent when both its rows and its seconds are spent, or after ``longest`` seconds."""
         self._rows, self._seconds = rows, seconds
+        self.longest = longest
+        """Seconds that are left at most."""
 
     @property
     def spent(self) -> bool:
         """Whether no more rows are judged before the publication."""
-        return self._rows <= 0 and self._seconds <= 0
+        return (self._rows <= 0 and self._seconds <= 0) or self.longest <= 0
 
     def take(self, rows: int, seconds: float) -> None:
         """Note that ``rows`` were judged in ``seconds``."""
         self._rows -= rows
         self._seconds -= seconds
+        self.longest -= seconds
 
 
 class RowGate:
@@ -98,6 +104,7 @@ class RowGate:
         clock: Callable[[], float] = time.time,
         first_seconds: float = FIRST_SECONDS,
         first_rows: int = FIRST_ROWS,
+        first_longest: float = FIRST_LONGEST_SECONDS,
         logs: bool = True,
     ) -> None:
         """
@@ -110,6 +117,7 @@ class RowGate:
             clock: Seconds since the epoch.
             first_seconds: See `FIRST_SECONDS`.
             first_rows: See `FIRST_ROWS`.
+            first_longest: See `FIRST_LONGEST_SECONDS`.
             logs: Whether changes are logged. (False for a command, which reports them itself.)
         """
         self._gate = gate
@@ -119,6 +127,7 @@ class RowGate:
         self._clock = clock
         self._first_seconds = first_seconds
         self._first_rows = first_rows
+        self._first_longest = first_longest
         self._logs = logs
         self._unchecked = ""
         self._findings = Findings()
@@ -165,12 +174,12 @@ class RowGate:
         """
         gate = self._gate
         if gate.checks and gate.first and not gate.served and self._ahead is None:
-            self._ahead = asyncio.create_task(self._judge_ahead(rows))
+            self._ahead = asyncio.create_task(self._judge_ahead(rows, self._budget))
 
     def _whole_budget(self) -> _Budget:
-        return _Budget(self._first_rows, self._first_seconds)
+        return _Budget(self._first_rows, self._first_seconds, self._first_longest)
 
-    async def _judge_ahead(self, rows: Iterable[TableRow]) -> None:
+    async def _judge_ahead(self, rows: Iterable[TableRow], budget: _Budget) -> None:
         gate = self._gate
 
         def unknown() -> Iterator[Row]:
@@ -182,7 +191,7 @@ class RowGate:
                         yield name, facts, key
 
         with suppress(CannotCheck):  # `apply` lets the same rows be judged, and reports the failure
-            await self._judge(unknown(), lambda *_: None, self._budget)
+            await self._judge(unknown(), lambda *_: None, budget)
 
     async def apply(self, builder: SnapshotBuilder, last_good: Snapshot | None) -> AbstractSet[bytes]:
         """Let ``builder`` serve, hold or leave out each of its rows.
@@ -225,7 +234,11 @@ class RowGate:
             if budget is not None and budget.spent:
                 return
             begun = now()
-            await self._judge_batch(batch, note, self._checker.check)
+            try:
+                async with asyncio.timeout(None if budget is None else budget.longest):
+                    await self._judge_batch(batch, note, self._checker.check)
+            except TimeoutError:
+                batch = []  # its rows are judged while they are served
             if budget is not None:
                 budget.take(len(batch), now() - begun)
 

@@ -6,6 +6,11 @@ of the tables. Together they are the fingerprint (decision 7). The fingerprint i
 belongs to a heap tuple, and the text of each column depends only on that tuple and the system catalogue. `mistrust`
 names a violation. Then there is no fingerprint, and the whole table is read in every cycle.
 
+**Locks before the snapshot.** TRUNCATE, REFRESH MATERIALIZED VIEW, and an ALTER TABLE that rewrites the table are not
+MVCC-safe, and a name may come to mean another table: if a reading waited for the end of such a transaction with a
+snapshot that is older, it would find no rows at all. So `lock_sql` comes first, and then the first statement that takes
+the snapshot (PostgreSQL manual, LOCK).
+
 **Ranges.** A single heap is divided into ranges of blocks. `ranges_sql` sums over the row versions of each range, so
 that only the rows of changed ranges need to be read. They are read by TID range scans (from PostgreSQL 14; earlier
 versions would scan the whole table for each). An UPDATE that moves a row to another block changes both ranges.
@@ -53,34 +58,40 @@ _LAST_BLOCK = 2**32 - 1
 _RUNS = 64
 """The most runs of ranges that one statement reads. Each run is a separate scan in the plan."""
 
+_LOCK_SHARE = 0.8
+
 _LONGEST_NAME = 4096
 """Octets of the name that are read if the row is too large. A longer name does not fit into a request."""
 
-# Local settings: behind a pooler, the next client of the connection does not inherit them. The first two limit the
-# time. With row_security off, rows that a policy would hide cause an error. jit is off because compiling these
-# statements takes longer than running them. The other settings fix the result of a cast to text, so that it does not
-# depend on postgresql.conf, the database or the role.
+# Local settings: behind a pooler, the next client of the connection does not inherit them. With row_security off, rows
+# that a policy would hide cause an error. jit is off because compiling these statements takes longer than running them.
+# The other settings fix the result of a cast to text, so that it does not depend on postgresql.conf, the database or
+# the role.
 SETTINGS_SQL: LiteralString = """
-SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true),
-    set_config('row_security', 'off', true), set_config('bytea_output', 'hex', true),
+SELECT set_config('row_security', 'off', true), set_config('bytea_output', 'hex', true),
     set_config('DateStyle', 'ISO, YMD', true), set_config('IntervalStyle', 'postgres', true),
     set_config('TimeZone', 'UTC', true), set_config('extra_float_digits', '1', true),
     set_config('xmlbinary', 'base64', true), set_config('jit', 'off', true)
 """
 
-# The result is one row of `facts` and `state`. `facts` describes in JSON each of the two tables that exists, see
-# `Relation.parse`. `state` must be equal in two checks; otherwise rows may have changed. Its sums of 64-bit hashes do
-# not depend on the order of a scan. The parts of `state` are: files, which change with TRUNCATE and if another table
-# takes the place of the table; attributes, because ALTER TABLE can change the content of rows without a new row
-# version; types and enum labels, because rows hold numbers in place of them; casts, because ::text may call a function;
-# lc_monetary, the only setting that affects a text (that of the type money) and is not fixed above; and the start time,
-# which distinguishes servers, because a promoted standby may have assigned the same transaction number to other work.
+EXISTS_SQL: LiteralString = f"SELECT FROM {TABLE} LIMIT 0"
+"""Fails if the table does not exist or may not be read. It reads no row."""
+
+# The result is one row of `facts` and `state`. `facts` describes in JSON each of the two tables that existed when the
+# snapshot was taken (to_regclass alone would also find later ones), see `Relation.parse`. `state` must be equal in two
+# checks; otherwise rows may have changed. Its sums of 64-bit hashes do not depend on the order of a scan. The parts of
+# `state` are: files, which change with TRUNCATE and if another table takes the place of the table; attributes, because
+# ALTER TABLE can change the content of rows without a new row version; types and enum labels, because rows hold numbers
+# in place of them; casts, because ::text may call a function; lc_monetary, the only setting that affects a text (that
+# of the type money) and is not fixed above; and the start time, which distinguishes servers, because a promoted standby
+# may have assigned the same transaction number to other work.
 SHAPE_SQL: LiteralString = f"""
 WITH RECURSIVE
 root(number, relid) AS (
-    VALUES (0, to_regclass('{TABLE}')::oid), (1, to_regclass('{BYTECODE_TABLE}')::oid)),
+    SELECT number, oid FROM (VALUES (0, '{TABLE}'), (1, '{BYTECODE_TABLE}')) AS named(number, name)
+    JOIN pg_class ON oid = to_regclass(name)),
 tree(number, relid) AS (
-    SELECT number, relid FROM root WHERE relid IS NOT NULL
+    SELECT number, relid FROM root
     UNION SELECT number, inhrelid FROM tree JOIN pg_inherits ON inhparent = relid),
 col AS (
     SELECT number, attname, atttypid, coalesce(to_jsonb(a) ->> 'attgenerated', '') AS made, relid, attnum
@@ -109,7 +120,7 @@ SELECT
         'columns', (SELECT jsonb_object_agg(attname, jsonb_build_array(
                 typname, typtype, ours, cast_by_user, made, has_column_privilege(relid, attnum, 'SELECT')))
             FROM col JOIN base ON start = atttypid WHERE col.number = root.number)))
-        FROM root WHERE relid IS NOT NULL)::text AS facts,
+        FROM root)::text AS facts,
     concat_ws('/',
         (SELECT string_agg(concat_ws(':', number, relid, pg_relation_filenode(relid)), ',' ORDER BY number, relid)
             FROM tree),
@@ -125,6 +136,19 @@ SELECT
         extract(epoch FROM pg_postmaster_start_time()),
         pg_is_in_recovery()) AS state
 """
+
+
+def timeouts_sql(statement_timeout: float) -> LiteralString:
+    """Local settings that limit the time of each statement to ``statement_timeout`` seconds. They take no snapshot."""
+    milliseconds = int(statement_timeout * 1000)
+    # The wait for a lock is shorter, so that the error names the lock as the cause.
+    lock = int(statement_timeout * 1000 * _LOCK_SHARE)
+    return _literal(f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {lock}")
+
+
+def lock_sql(tables: Collection[str]) -> LiteralString:
+    """A statement that locks ``tables`` as reading them does, but takes no snapshot."""
+    return _literal(f"LOCK TABLE {', '.join(tables)} IN ACCESS SHARE MODE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +281,11 @@ class Plan:
         """Blocks of a range, if rows are to name their range; otherwise None."""
 
     @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that are read."""
+        return (TABLE,) if self._bytecode is None else (TABLE, BYTECODE_TABLE)
+
+    @property
     def versions_by_range(self) -> bool:
         """Whether the fingerprint of the tables follows from those of the ranges."""
         return self.blocks is not None and self._bytecode is None
@@ -268,10 +297,6 @@ class Plan:
         hashed = _VERSION_IN_TABLE if self.blocks is None else _version("ctid", "xmin")
         sums = [_versions(TABLE, hashed), *([_versions(BYTECODE_TABLE, _VERSION_IN_TABLE)] if self._bytecode else [])]
         return _literal(f"SELECT concat_ws('/', {', '.join(sums)})")
-
-    def exists_sql(self) -> LiteralString:
-        """A statement that fails if the table does not exist or may not be read. It reads no row."""
-        return _literal(f"SELECT FROM {TABLE} LIMIT 0")
 
     def sizes_sql(self, most: int) -> LiteralString:
         """Rows of (class, rows, octets). A row above ``most`` octets is in an additional class, behind the last of

@@ -110,8 +110,8 @@ def never_looks_again() -> None:
     """Reads once over a second connection and treats every later change check as unchanged."""
     begin = postgres._Reading.begin
 
-    async def always_the_same(self: postgres._Reading, statement_timeout: float, **_: bool) -> None:
-        await begin(self, statement_timeout)
+    async def always_the_same(self: postgres._Reading, **_: bool) -> None:
+        await begin(self)
         if not self.fingerprint.startswith("1/"):
             self.fingerprint = "the same"
 

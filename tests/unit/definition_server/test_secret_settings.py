@@ -17,6 +17,7 @@ from definition_server.environment import (
     is_secret,
     load_settings,
     variables,
+    without_user_information,
 )
 from definition_server.settings import Settings
 
@@ -181,6 +182,54 @@ def test_neither_a_refusal_nor_its_traceback_shows_a_secret(url: str) -> None:
     assert [problem.value for problem in error.problems] == ["********", "********"]
     for text in (str(error), repr(error.problems), "".join(traceback.format_exception(error))):
         assert MARK not in text
+
+
+@pytest.mark.parametrize("variable", SECRETS)
+@pytest.mark.parametrize("given", [MARK, f"postgresql://u:{MARK}@h/d", f"key:{MARK}"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_secret_that_is_given_in_place_of_its_file_is_not_shown(variable: str, given: str, twice: bool) -> None:
+    error = failure(**{variable: "postgresql://h/d" if twice else "", f"{variable}_FILE": given})
+    assert (f"{variable}_FILE", "********") in [(problem.variable, problem.value) for problem in error.problems]
+    assert MARK not in str(error)
+
+
+@pytest.mark.parametrize("path", ["/missing/key", "./missing", "../missing"])
+def test_the_path_of_a_missing_secret_file_is_shown(path: str) -> None:
+    (problem,) = failure(API_KEY="", API_KEY_FILE=path).problems
+    assert problem.value == path
+
+
+def test_a_secret_file_in_the_working_directory_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = Path(secret_file(tmp_path, b"")).name
+    (problem,) = failure(API_KEY="", API_KEY_FILE=name).problems
+    assert problem.value == name
+
+
+URLS = {
+    f"http://u:{MARK}@h:4318/v1": "http://********@h:4318/v1",
+    f"http://u:a/{MARK}?#@h": "http://********@h",
+    f"http://u:a@{MARK}@h": "http://********@h",
+    f"http://u:a {MARK}\n@h": "http://********@h",
+    f"//u:{MARK}@h": "//********@h",
+    f"u:{MARK}@h:4318": "********@h:4318",
+    f"http:/u:{MARK}@h": "********@h",
+    "http://h:4318/v1": "http://h:4318/v1",
+    "/srv/avap@1": "/srv/avap@1",
+    "srv/avap@1": "srv/avap@1",
+    "::": "::",
+}
+
+
+@pytest.mark.parametrize("url", URLS, ids=range(len(URLS)))
+def test_the_user_information_of_a_url_is_hidden_whatever_its_password_is(url: str) -> None:
+    assert without_user_information(url) == URLS[url]
+    for variable in ("OTEL_EXPORTER_OTLP_ENDPOINT", "TRANSPORT", "WORKERS", "HOST"):
+        try:
+            shown = str(effective(load(**{variable: url})))
+        except SettingsError as error:
+            shown = str(error)
+        assert MARK not in shown
 
 
 @pytest.mark.parametrize("url", ["Postgres://u:p@h/d", "POSTGRESQL://h/d"])

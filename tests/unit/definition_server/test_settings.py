@@ -189,6 +189,7 @@ def test_case_and_white_space_around_a_value_do_not_matter(variable: str, value:
         ("SYNC_INTERVAL_SECONDS", "0,5", "without separators"),
         ("MAX_CONNECTIONS", "1,000", "without separators"),
         ("WORKERS", "2.0", "whole number"),
+        ("WORKERS", "1" * 19, "too many digits"),
         ("WORKERS", "two", "not a number"),
         ("WORKERS", "\uff12", "not a number"),
         ("SYNC_INTERVAL_SECONDS", "inf", "not a number"),
@@ -218,6 +219,7 @@ def test_a_likely_mistake_is_named(variable: str, value: str, reason: str) -> No
         ("AVAP_INTERNALKEY", "AVAP_INTERNAL_KEY"),
         ("AVAP_PORT", "PORT"),
         ("METRICS-PORT", "METRICS_PORT"),
+        ("MAX_CONNECTION", "MAX_CONNECTIONS"),
     ],
 )
 def test_a_name_that_is_nearly_a_setting_s_is_noticed(name: str, meant: str) -> None:
@@ -346,6 +348,15 @@ def test_an_override_takes_precedence_over_any_of_its_variables() -> None:
     with environment(**REQUIRED, PORT="1", NODE_ENV="production"):
         settings = load_settings(Settings, PORT="2", APP_ENV="development")
     assert (settings.port, settings.app_env) == (2, "development")
+
+
+@pytest.mark.parametrize("variable", ["PORT", "HOST", "REFLECTION", "WORKERS", "SYNC_INTERVAL_SECONDS", "SNAPSHOT_DIR"])
+def test_an_override_of_none_has_the_effect_of_an_unset_variable(variable: str) -> None:
+    with environment(**REQUIRED, **{variable: "x"}):
+        assert load_settings(Settings, **{variable: None}) == load()
+    with environment(**REQUIRED), pytest.raises(SettingsError) as caught:
+        load_settings(Settings, DATABASE_URL=None)
+    assert [(each.value, each.reason) for each in caught.value.problems] == [(None, "it is required")]
 
 
 def test_any_of_its_variables_takes_precedence_over_a_default(tmp_path: Path) -> None:

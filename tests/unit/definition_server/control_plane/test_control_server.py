@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from tests.support.logs import LogLines, logged
 from tests.support.loop import end, eventually
 
-from definition_server.control_plane import control_server
+from definition_server.control_plane import control_server, control_socket
 from definition_server.control_plane.control_server import SERVICE, ControlServer
 from definition_server.control_plane.control_socket import ControlSocket, SocketUnusable
 
@@ -196,6 +198,28 @@ async def test_an_attempt_that_fails_after_the_end_leaves_nothing(error: OSError
     opening.cancel() if error is None else opening.set_exception(error)
     await asyncio.wait((opening,))
     control_server._discard(opening)
+
+
+async def test_a_machine_without_descriptors_is_a_named_problem_and_no_bug(
+    bench: Bench, logs: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be missing for the socket, and for the engine or its modules."""
+
+    def no_descriptor(*_: object) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(control_socket.socket, "socket", no_descriptor)
+        assert await bench.check() == "unavailable"
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.server, "_handlers", no_descriptor)
+        assert await bench.check() == "unavailable"
+        assert not bench.path.exists()
+    (line,) = logged(logs, UNAVAILABLE)
+    assert (line["error"], line["remedy"]) == (
+        f"{bench.path}: Too many open files", "raise the limit of open files (ulimit -n, LimitNOFILE=)",
+    )  # fmt: skip
+    assert await bench.check() == "open"
 
 
 async def test_the_file_is_checked_every_five_seconds_even_after_a_bug(

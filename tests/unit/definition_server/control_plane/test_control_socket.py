@@ -3,6 +3,7 @@ master."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -87,6 +88,33 @@ def test_a_path_that_is_too_long_is_refused_with_a_remedy(tmp_path: Path) -> Non
     with pytest.raises(SocketUnusable, match=f"at most {LONGEST_PATH}") as refused:
         open_socket(path)
     assert "shorter" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, "open files"),
+        (errno.ENFILE, "open files"),
+        (errno.ENOMEM, "memory limit"),
+        (errno.ENOBUFS, "memory limit"),
+        (errno.ENOSPC, "free space"),
+        (errno.EROFS, "a directory that the server may write to"),
+    ],
+)
+@pytest.mark.parametrize("where", ["socket", "bind"])
+def test_a_refusal_of_the_kernel_is_named_with_a_remedy(
+    path: Path, number: int, remedy: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(
+        socket, "socket", refuse if where == "socket" else type("Refusing", (socket.socket,), {"bind": refuse})
+    )
+    with pytest.raises(SocketUnusable, match=os.strerror(number)) as caught:
+        open_socket(path)
+    assert remedy in caught.value.remedy
+    assert not path.exists()
 
 
 def test_a_directory_that_cannot_be_written_is_refused_with_a_remedy(tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ class Checker(CheckerHere):
 class Bench:
     """A gate, and readings that give it rows in two batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, **limits: float) -> None:
         self.checker = Checker()
-        self.gate = RowGate(Gate(), self.checker, first_seconds=0, first_rows=FIRST_ROWS)
+        self.gate = RowGate(Gate(), self.checker, first_seconds=0, first_rows=FIRST_ROWS, **limits)
 
     def read(self, first: Sequence[Row], *others: Row) -> SnapshotBuilder:
         self.gate.prepare()
@@ -110,6 +110,34 @@ async def test_rows_judged_during_the_reading_count_towards_the_rows_that_a_star
     await bench.gate.apply(builder, None)
     assert len(bench.checker.judged) == all_in_all
     assert builder.findings.unchecked == first + others - all_in_all
+
+
+@pytest.mark.parametrize("begun_ahead", [True, False])
+async def test_a_checker_that_hangs_holds_up_the_first_publication_only_for_the_longest_time(begun_ahead: bool) -> None:
+    """Its rows are served unchecked; they are judged while they are served."""
+    bench = Bench(first_longest=0.05)
+    bench.checker.works.clear()
+    builder = bench.read([row("bad", "if"), *rows(200)])
+    if begun_ahead:
+        await eventually(lambda: bench.gate._ahead is not None and bench.gate._ahead.done(), "no more is judged ahead")
+    await asyncio.wait_for(bench.gate.apply(builder, None), 10.0)
+    assert bench.checker.judged == []
+    assert builder.findings.unchecked == 201
+    found: list[int] = []
+    bench.gate.on_bad_rows_served(lambda: found.append(1))
+    bench.checker.works.set()
+    bench.gate.cycle_ended(Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes()))
+    await eventually(lambda: found == [1], "the bad row is found")
+    await bench.gate.close()
+
+
+async def test_what_is_judged_ahead_counts_for_its_own_reading_even_if_it_begins_late(bench: Bench) -> None:
+    """Without a background thread, `apply` runs before the task that was made for the first rows."""
+    builder = bench.read(rows(300))
+    await bench.gate.apply(builder, None)
+    assert len(bench.checker.judged) == 128
+    await bench.gate.apply(bench.read(rows(300, 1000)), None)
+    assert len(bench.checker.judged) == 256, "the next reading has a whole budget"
 
 
 async def test_rows_of_a_later_reading_are_judged_only_after_all_rows_are_read(bench: Bench) -> None:

@@ -84,7 +84,7 @@ STATED: dict[str, dict[str, object]] = {
     },
     "orphans": {"PAUSE_SECONDS": 1.0},
     "pinned_catalogue": {"_LONGEST_TIMER_SECONDS": 3600.0},
-    "postgres": {"_CLIENT_MARGIN_SECONDS": 1.0, "_LOCK_SHARE": 0.8, "_TID_RANGE_SCANS": 140_000, "_NEW_CONNECTIONS": 2},
+    "postgres": {"_CLIENT_MARGIN_SECONDS": 1.0, "_TID_RANGE_SCANS": 140_000, "_NEW_CONNECTIONS": 2},
     "process_limits": {"_MIB": MIB, "_OWN_TASKS": 5, "_WORKER_TASKS": 3, "_SMALL_STACK": 64 * KIB},
     "propagation": {
         "BOUNDS": (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0),
@@ -106,6 +106,7 @@ STATED: dict[str, dict[str, object]] = {
     "row_gate": {
         "FIRST_SECONDS": 0.2,
         "FIRST_ROWS": 500,
+        "FIRST_LONGEST_SECONDS": 30.0,
         "_BATCH_ROWS": 64,
         "_BATCH_OCTETS": MIB,
         "_NAMES_LOGGED": 10,
@@ -152,6 +153,7 @@ STATED: dict[str, dict[str, object]] = {
         "_LEAST_BLOCKS": 8,
         "_LAST_BLOCK": 2**32 - 1,
         "_RUNS": 64,
+        "_LOCK_SHARE": 0.8,
         "_LONGEST_NAME": 4 * KIB,
         "Relation.tables": 1,
         "Relation.blocks": 0,

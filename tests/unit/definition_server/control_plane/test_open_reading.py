@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from psycopg import errors
 
 from definition_server.catalog.definition import Row, Unserved
 from definition_server.control_plane import postgres as module
-from definition_server.control_plane.postgres import _Reading
+from definition_server.control_plane.postgres import _Locks, _Reading
 from definition_server.control_plane.source import Ranges, ReadLimits, SourceError
 from definition_server.observability.reasons import Reason
 
@@ -53,7 +54,7 @@ class Connection:
         self.info = SimpleNamespace(server_version=150_000)
         self.answers: dict[str, list[Any]] = {}
         self.statements: list[str] = []
-        self.given: list[Any] = []
+        self.refused: dict[str, list[Exception]] = {}
         self.sizes: list[int] = []
         self.closed_cursors = 0
         self.rolled_back = 0
@@ -61,9 +62,10 @@ class Connection:
     def cursor(self, **_: object) -> Cursor:
         return Cursor(self)
 
-    async def execute(self, statement: str, parameters: Any = None, **_: object) -> None:
+    async def execute(self, statement: str, **_: object) -> None:
         self.statements.append(statement)
-        self.given.append(parameters)
+        if errors := self.refused.get(statement):
+            raise errors.pop(0)
 
     async def rollback(self) -> None:
         self.rolled_back += 1
@@ -98,9 +100,6 @@ class Plan:
 
     def versions_sql(self) -> str:
         return "versions"
-
-    def exists_sql(self) -> str:
-        return "exists"
 
     def rows(self, results: list[Any], *, too_large: bool) -> list[Row]:
         return [
@@ -220,8 +219,7 @@ async def test_the_fingerprint_is_made_of_the_row_versions_or_is_unique_to_this_
         module, "Plan", lambda *given, tid_ranges: relations.append((*given, tid_ranges)) or Plan(mistrust=mistrust)
     )
     bench.connection.answers = {module.SHAPE_SQL: [(b"shape", b"state")], "versions": [(b"12/34",)]}
-    await bench.reading.begin(2.0)
-    assert bench.connection.given[0] == {"statement": "2000", "lock": "1600"}
+    await bench.reading.begin()
     assert relations == ["shape", ("definitions", None, True)]
     assert bench.reading.bytecode_fault == "no column"
     if mistrust is None:
@@ -230,7 +228,7 @@ async def test_the_fingerprint_is_made_of_the_row_versions_or_is_unique_to_this_
         assert bench.connection.statements[-1] == "versions"
     else:
         assert bench.reading.fingerprint == "prefix/reading 7"
-        assert bench.connection.statements[-1] == "exists"
+        assert bench.connection.statements[-1] == module.EXISTS_SQL
     await bench.reading.end()
     assert bench.connection.rolled_back == 1
 
@@ -243,7 +241,7 @@ async def test_postgresql_scans_ranges_of_tids_since_version_14(
     bench.connection.info.server_version = version
     monkeypatch.setattr(module, "Plan", lambda *_, tid_ranges: asked.append(tid_ranges) or Plan())
     bench.connection.answers = {module.SHAPE_SQL: [(None, b"state")], "versions": [(b"12",)]}
-    await bench.reading.begin(2.0)
+    await bench.reading.begin()
     assert asked == [tid_ranges]
 
 
@@ -259,7 +257,7 @@ async def begun(bench: Bench, monkeypatch: pytest.MonkeyPatch, *, first: bool) -
         "rows of class 0 []": [(b"a",), (b"b",), (b"c",)],
         "rows of class 3 []": [(b"d",)],
     }
-    await bench.reading.begin(2.0, first=first)
+    await bench.reading.begin(first=first)
 
 
 async def read(bench: Bench) -> tuple[str, Ranges | None, list[Any]]:
@@ -306,3 +304,69 @@ async def test_the_first_reading_requests_the_fingerprint_if_the_ranges_do_not_g
     await begun(bench, monkeypatch, first=True)
     assert bench.reading.fingerprint == "prefix/state/4:-2"
     assert (await read(bench))[0] == "prefix/state/4:-2"
+
+
+# -- locks before the snapshot -----------------------------------------------------------------------------------------
+
+ONE = "times; LOCK TABLE obex_dapl_functions IN ACCESS SHARE MODE"
+BOTH = "times; LOCK TABLE obex_dapl_functions, avap_bytecode IN ACCESS SHARE MODE"
+TABLES = ("obex_dapl_functions", "avap_bytecode")
+
+
+async def limited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+async def taken(locks: _Locks, connection: Connection) -> list[str]:
+    """The statements of one `take`."""
+    connection.statements.clear()
+    await locks.take(cast(Any, connection))
+    return list(connection.statements)
+
+
+async def test_all_tables_that_are_read_are_locked_from_the_second_transaction_on() -> None:
+    locks, connection = _Locks(limited, "times"), Connection()
+    assert await taken(locks, connection) == [ONE]
+    assert locks.suffice(TABLES[:1])
+    assert not locks.suffice(TABLES), "the table of bytecode was not locked before the snapshot"
+    assert await taken(locks, connection) == [BOTH]
+    assert locks.suffice(TABLES)
+    assert locks.suffice(TABLES[:1]), "the table of bytecode was dropped"
+    assert await taken(locks, connection) == [ONE]
+    assert connection.rolled_back == 0
+
+
+async def test_a_table_that_was_dropped_is_locked_when_it_is_there_again() -> None:
+    locks, connection = _Locks(limited, "times"), Connection()
+    locks.suffice(TABLES)
+    connection.refused[BOTH] = [errors.UndefinedTable()]
+    assert await taken(locks, connection) == [BOTH, ONE]
+    assert connection.rolled_back == 1, "the failed transaction has ended"
+    assert not locks.suffice(TABLES)
+    assert await taken(locks, connection) == [BOTH]
+
+
+@pytest.mark.parametrize("refusal", [errors.InsufficientPrivilege, errors.WrongObjectType])
+async def test_a_lock_that_is_refused_is_not_tried_again_on_this_connection(refusal: type[Exception]) -> None:
+    locks, connection = _Locks(limited, "times"), Connection()
+    locks.suffice(TABLES)
+    connection.refused[BOTH] = [refusal()]
+    assert await taken(locks, connection) == [BOTH, ONE]
+    assert locks.suffice(TABLES), "it cannot be better"
+    assert await taken(locks, connection) == [ONE]
+    connection.refused[ONE] = [refusal()]
+    waiting = [f"times; {module.EXISTS_SQL}", "times; "]
+    connection.rolled_back = 0
+    assert await taken(locks, connection) == [ONE, *waiting]
+    assert connection.rolled_back == 2, "the failed transaction, and the one that waits: its snapshot would be too old"
+    assert locks.suffice(TABLES)
+    assert await taken(locks, connection) == waiting
+    locks.forget()
+    assert await taken(locks, connection) == [ONE], "another connection"
+
+
+async def test_any_other_failure_to_lock_fails_the_reading() -> None:
+    connection = Connection()
+    connection.refused[ONE] = [errors.LockNotAvailable()]
+    with pytest.raises(errors.LockNotAvailable):
+        await taken(_Locks(limited, "times"), connection)

@@ -13,13 +13,16 @@ import pytest
 from definition_server.catalog.definition import Row, Unserved
 from definition_server.control_plane.table_reading import (
     BATCH_OCTETS,
+    EXISTS_SQL,
     Column,
     Plan,
     Relation,
     bytecode_fault,
     classes,
+    lock_sql,
     rows_of_batch,
     runs,
+    timeouts_sql,
     whole_number,
 )
 
@@ -185,7 +188,14 @@ def test_versions_are_summed_over_exactly_the_tables_that_are_read() -> None:
     assert of_partitions in plan(tables=2).versions_sql()
     assert (plan().versions_by_range, plan(relation(*BYTECODE)).versions_by_range) == (True, False)
     assert not plan(tables=2).versions_by_range
-    assert plan().exists_sql() == "SELECT FROM obex_dapl_functions LIMIT 0"
+    assert plan().tables == ("obex_dapl_functions",)
+    assert plan(relation(*BYTECODE)).tables == ("obex_dapl_functions", "avap_bytecode")
+
+
+def test_the_statements_before_the_snapshot_are_the_time_limits_and_the_locks() -> None:
+    assert EXISTS_SQL == "SELECT FROM obex_dapl_functions LIMIT 0"
+    assert timeouts_sql(2.0) == "SET LOCAL statement_timeout = 2000; SET LOCAL lock_timeout = 1600"
+    assert lock_sql(["one", "two"]) == "LOCK TABLE one, two IN ACCESS SHARE MODE"
 
 
 def test_a_size_is_the_sum_of_four_texts_and_a_text_is_cast_only_if_its_octets_are_not_known_otherwise() -> None:
