@@ -117,7 +117,11 @@ class LastKnownGood:
 
 def log_store_failure(error: str) -> None:
     """The one log line for a snapshot that could not be stored."""
-    log.error("Last-known-good snapshot not stored", error=error, remedy="check SNAPSHOT_DIR")
+    log.error(
+        "Last-known-good snapshot not stored",
+        error=error,
+        remedy="check space, permissions and mount of SNAPSHOT_DIR; each cycle tries again",
+    )
 
 
 def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None) -> None:
