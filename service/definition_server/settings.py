@@ -31,7 +31,7 @@ from definition_server.setting_types import (
     SecondsOrZero,
     Workers,
 )
-from definition_server.tls_checks import Pem, check_client_authorities, check_pair, check_pem
+from definition_server.tls_checks import Pem, check_pair, check_pem
 
 DEFAULT_TRANSPORT: Literal["native", "grpcio"] = "native"
 
@@ -503,7 +503,6 @@ class Settings(EnvironmentSettings):
             if "tls_key_file" in info.data and info.data["tls_key_file"] is None:
                 raise ValueError("it needs TLS_CERT_FILE and TLS_KEY_FILE")
             check_pem(value, Pem.CERTIFICATE)
-            check_client_authorities(value)
         return value
 
     @field_validator("drain_timeout_seconds")

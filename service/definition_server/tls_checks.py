@@ -11,6 +11,8 @@ LARGEST = 1024 * 1024
 """The most octets of a file. A bundle of all public authorities has a fifth of this size."""
 
 
+_NOT_OF_THE_CERTIFICATE = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""OpenSSL's reasons if the certificate has another public key, or a key of another type (the last two)."""
 _PLACE_IN_THE_LIBRARY = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
@@ -43,6 +45,20 @@ def check_pem(path: Path | None, wanted: Pem) -> None:
         name = wanted.name.lower().replace("_", " ")
         form = "; it looks like DER, convert it with openssl" if content.startswith(b"\x30") else ""
         raise ValueError(f"it holds no {name} in PEM{form}")
+    if wanted is Pem.CERTIFICATE:
+        check_certificates(path)
+
+
+def check_certificates(path: Path) -> None:
+    """Refuse a file whose certificates cannot be read, whatever key belongs to them.
+
+    Raises:
+        ValueError: the reason.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it cannot be loaded ({first_line(error)})") from None
 
 
 def check_pair(certificate: Path | None, key: Path | None, variables: str) -> None:
@@ -58,19 +74,9 @@ def check_pair(certificate: Path | None, key: Path | None, variables: str) -> No
             # Without this, OpenSSL would request the password on the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_password)
         except (OSError, ValueError) as error:
+            if getattr(error, "reason", None) in _NOT_OF_THE_CERTIFICATE:
+                raise ValueError("the key does not belong to the certificate") from None
             raise ValueError(f"certificate and key cannot be loaded ({first_line(error)})") from None
-
-
-def check_client_authorities(path: Path) -> None:
-    """Refuse a file that holds no certificates of authorities.
-
-    Raises:
-        ValueError: the reason.
-    """
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"it cannot be loaded ({first_line(error)})") from None
 
 
 def check_regular(path: Path | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import ssl
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from definition_server.environment import EnvironmentSettings, advice
 from definition_server.setting_types import SOCKET_REMEDY, ApiKey, Port
 from definition_server.settings import control_path
-from definition_server.tls_checks import check_pair, check_regular, first_line
+from definition_server.tls_checks import check_certificates, check_pair, check_regular
 
 
 class ClientSettings(EnvironmentSettings):
@@ -74,16 +73,15 @@ class ClientSettings(EnvironmentSettings):
     def _check_authorities(cls, value: Literal["system"] | Path | None) -> Literal["system"] | Path | None:
         if isinstance(value, Path):
             check_regular(value)
-            try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"it cannot be loaded ({first_line(error)})") from None
+            check_certificates(value)
         return value
 
     @field_validator("client_cert_file")
     @classmethod
     def _check_certificate(cls, value: Path | None) -> Path | None:
-        check_regular(value)
+        if value is not None:
+            check_regular(value)
+            check_certificates(value)
         return value
 
     @field_validator("client_key_file")

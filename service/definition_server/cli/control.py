@@ -36,7 +36,10 @@ def history(master: Master, as_json: bool) -> None:
     if as_json:
         print_json(json_value(answer))
     elif not answer.versions:
-        click.echo("The history is empty: nothing was published, or SNAPSHOT_DIR is not set.")
+        click.echo(
+            "The history is empty: nothing was published, SNAPSHOT_DIR is not set, or its disk cannot be written "
+            "(`definition-server status` tells)."
+        )
     else:
         print_versions(None, answer.versions)
 

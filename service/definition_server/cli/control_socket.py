@@ -75,6 +75,11 @@ class Master:
             status = self.path.stat()
         except FileNotFoundError:
             raise self._no_server("there is no such file") from None
+        except PermissionError:
+            raise CommandFailed(
+                f"this command, as uid {os.geteuid()}, may not reach {self.path}. Run it as the server's account",
+                Exit.UNAUTHENTICATED,
+            ) from None
         except OSError as error:
             raise self._no_server(error.strerror or str(error)) from None
         if not stat.S_ISSOCK(status.st_mode):
@@ -113,8 +118,8 @@ class Master:
                 return CommandFailed(f"the server at {self.path} refuses: {cause}", Exit.UNAUTHENTICATED)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return CommandFailed(
-                    f"no answer at {self.path} within the time of --timeout. The command may still take effect: see "
-                    "`definition-server status`",
+                    f"no answer at {self.path} within the time of --timeout: the master is stopped or busy (its /livez "
+                    "and its log say more). A command that changes something may still take effect",
                     Exit.UNAVAILABLE,
                 )
             case _:

@@ -202,7 +202,11 @@ class CatalogueDisk:
         """Log ``problem``, unless it was logged before and has lasted since."""
         if problem not in self._reported:
             self._reported.add(problem)
-            log.error("History of catalogues not usable in part", error=problem, remedy="check SNAPSHOT_DIR/history")
+            log.error(
+                "History of catalogues not usable in part",
+                error=problem,
+                remedy="check space, permissions and mount of SNAPSHOT_DIR/history",
+            )
 
     def add(self, publication: Publication, signer: Signer | None, spare: frozenset[str]) -> None:
         """Keep ``publication`` in the history, without waiting. While the disk is busy, one publication is queued: the
@@ -333,7 +337,7 @@ class CatalogueDisk:
             "Pins and accepted catalogues not stored",
             error=problem,
             effect="they are in effect until the server ends",
-            remedy="check SNAPSHOT_DIR",
+            remedy="check space, permissions and mount of SNAPSHOT_DIR",
         )
         return problem
 

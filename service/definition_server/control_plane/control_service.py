@@ -200,7 +200,6 @@ class ControlService:
     async def _roll(self, _: pb.RollRequest) -> AsyncIterator[pb.RollProgress]:
         """A roll continues when its client disconnects, because a partial roll would be worse."""
         workers = len(self._supervisor.slots)
-        log.info("Rolling the workers")
         replaced: asyncio.Queue[int] = asyncio.Queue()
         rolling = asyncio.create_task(self._supervisor.roll(replaced.put_nowait))
         self._rolling.add(rolling)

@@ -116,7 +116,11 @@ class LastKnownGood:
 
 def log_store_failure(error: str) -> None:
     """Log that a snapshot could not be stored. This is the only place that logs it."""
-    log.error("Last-known-good snapshot not stored", error=error, remedy="check SNAPSHOT_DIR")
+    log.error(
+        "Last-known-good snapshot not stored",
+        error=error,
+        remedy="check space, permissions and mount of SNAPSHOT_DIR; each cycle tries again",
+    )
 
 
 def _save_and_close(store: SnapshotStore, descriptor: int, signer: Signer | None) -> None:

@@ -392,7 +392,6 @@ class _Master:
         task.add_done_callback(self._background.discard)
 
     async def _roll(self) -> None:
-        log.info("Rolling the workers")
         await self._supervisor.roll()
 
     def _read_again(self) -> None:

@@ -85,7 +85,9 @@ class StoredCatalogue:
                 found = await self._disk.load_version(entry.version_hash, self._signer())
             except StoreError as error:
                 log.error(
-                    "History of catalogues not usable in part", error=str(error), remedy="check SNAPSHOT_DIR/history"
+                    "History of catalogues not usable in part",
+                    error=str(error),
+                    remedy="check space, permissions and mount of SNAPSHOT_DIR/history",
                 )
                 continue
             if found is not None:

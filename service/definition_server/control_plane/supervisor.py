@@ -227,6 +227,7 @@ class Supervisor:
             log.warning("Roll ignored: one is under way")
             return "another roll is under way"
         async with self._rolling:
+            log.info("Rolling the workers")
             for done, slot in enumerate(self.slots, 1):
                 if self._leaving.is_set():
                     return "the server is stopping"

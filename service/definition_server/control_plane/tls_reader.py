@@ -9,7 +9,7 @@ from pathlib import Path
 from definition_server.environment import Problem, SettingsError, remedy, variables
 from definition_server.ipc.tls_files import TlsFiles
 from definition_server.settings import Settings
-from definition_server.tls_checks import check_client_authorities, check_pair
+from definition_server.tls_checks import check_certificates, check_pair
 
 _PAIR = ("tls_cert_file", "tls_key_file")
 _AUTHORITIES = "tls_client_ca_file"
@@ -46,12 +46,14 @@ def _octets(settings: Settings, name: str) -> bytes:
 
 
 def _judge(settings: Settings, files: TlsFiles) -> None:
-    name = _PAIR[1]
+    name = _PAIR[0]
     try:
+        check_certificates(Path(files.certificate))
+        name = _PAIR[1]
         check_pair(Path(files.certificate), Path(files.key), "TLS_CERT_FILE and TLS_KEY_FILE")
         name = _AUTHORITIES
         if files.client_authorities is not None:
-            check_client_authorities(Path(files.client_authorities))
+            check_certificates(Path(files.client_authorities))
     except ValueError as error:
         raise _refusal(settings, name, str(error)) from None
 

@@ -230,18 +230,18 @@ def test_an_unusable_tls_file_exits_78_and_is_named_with_the_reason(
         assert result.exit_code == 78
         assert f"DEFINITION_SERVER_CA_FILE = '{path}': it" in result.stderr
         assert why in result.stderr
-        for pair in ((path, str(own.key)), (str(own.cert), path)):
+        for variable, pair in (("CERT", (path, str(own.key))), ("KEY", (str(own.cert), path))):
             shown = ("--client-cert-file", pair[0], "--client-key-file", pair[1])
             result = run(client.health, "--ca-file", str(authority.cert), *shown)
             assert result.exit_code == 78
-            assert "DEFINITION_SERVER_CLIENT_" in result.stderr
+            assert f"DEFINITION_SERVER_CLIENT_{variable}_FILE = " in result.stderr
 
 
 def test_a_key_of_another_certificate_exits_78(authority: Authority, own: Certificate) -> None:
     foreign = Certificate(own.cert, authority.sign("another").key)
     result = run(client.health, *show(foreign), CA_FILE=str(authority.cert))
     assert result.exit_code == 78
-    assert "certificate and key cannot be loaded" in result.stderr
+    assert "the key does not belong to the certificate" in result.stderr
 
 
 def test_one_variable_of_a_pair_exits_78_and_names_both(authority: Authority, own: Certificate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -76,6 +77,30 @@ def test_a_command_calls_the_socket_at_exactly_its_path(tmp_path: Path, name: st
     for thread in threads:
         thread.join(20)
     assert called == [str(tmp_path / name)]
+
+
+def test_a_master_that_does_not_answer_in_time_is_named_as_stopped_or_busy(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "control.sock"))
+        listening.listen()  # the kernel accepts connections for a process that is stopped
+        found = run("status", "--timeout", "0.2", SNAPSHOT_DIR=str(tmp_path))
+    assert found.exit_code == 69
+    assert "the master is stopped or busy" in found.output
+    assert "definition-server status" not in found.output, "the remedy is the command that has just failed"
+
+
+def test_a_socket_in_a_directory_of_another_account_is_refused_with_the_account_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with monkeypatch.context() as refused:  # root, as whom tests may run, may read every directory
+        refused.setattr(control_socket.Path, "stat", refuse)
+        found = run("status", "--socket", str(tmp_path / "control.sock"))
+    assert found.exit_code == 4
+    assert f"as uid {os.geteuid()}, may not reach {tmp_path / 'control.sock'}" in found.output
+    assert "Start it" not in found.output
 
 
 def test_a_socket_path_without_a_directory_is_shown_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ STATED: dict[str, dict[str, object]] = {
     "history": {"_ABANDONED_SECONDS": 3600.0},
     "last_known_good": {"PATIENCE_SECONDS": 5.0},
     "listener": {"WANTED_DESCRIPTORS": 64 * KIB, "_RETRY_SECONDS": 2.0, "_RETRY_EVERY": 0.1},
-    "loop_watch": {"_STUCK_SECONDS": 30.0},
+    "loop_watch": {"_STUCK_SECONDS": 30.0, "_LONG_PAUSE_SECONDS": 5.0},
     "master": {
         "EX_UNAVAILABLE": 69,
         "_ANNOUNCE_SECONDS": 0.01,

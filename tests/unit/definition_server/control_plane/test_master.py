@@ -301,7 +301,6 @@ async def test_each_signal_rolls_reloads_stops_or_shortens_a_drain(
     assert len(server._background) == 2
     await asyncio.sleep(0.001)
     assert supervised.steps == ["roll"]
-    assert logged(logs, "Rolling the workers", log_level="info")
     assert logged(logs, "Syncing at once", log_level="info")
     assert reloads == [server._apply, "sync"]
     assert not server._background, "tasks that have ended are forgotten"

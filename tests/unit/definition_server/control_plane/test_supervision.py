@@ -150,6 +150,7 @@ async def test_a_second_roll_while_one_is_under_way_is_ignored(supervisor: Super
     before = pid(supervisor)
     await asyncio.gather(supervisor.roll(), supervisor.roll())
     assert len(logged(logs, "Roll ignored: one is under way")) == 1
+    assert len(logged(logs, "Rolling the workers", log_level="info")) == 1
     assert len(logged(logs, "Worker rolled")) == 1
     assert pid(supervisor) != before
 

@@ -55,7 +55,7 @@ def test_without_tls_there_is_nothing_to_read() -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Authority, Certificate], object], str]] = {
     "other key": (lambda authority, shown: shutil.copy(authority.sign("other").key, shown.key), "TLS_KEY_FILE"),
-    "half a certificate": (lambda _, shown: shown.cert.write_bytes(shown.cert.read_bytes()[:300]), "TLS_KEY_FILE"),
+    "half a certificate": (lambda _, shown: shown.cert.write_bytes(shown.cert.read_bytes()[:300]), "TLS_CERT_FILE"),
     "empty": (lambda _, shown: shown.key.write_bytes(b""), "TLS_KEY_FILE"),
     "no certificate": (lambda _, shown: shown.cert.unlink(), "TLS_CERT_FILE"),
     "no key": (lambda _, shown: shown.key.unlink(), "TLS_KEY_FILE"),
