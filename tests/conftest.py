@@ -133,7 +133,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def wanted(item: pytest.Item) -> bool:
         if which == "other" and alike_in_both(item):
             return False
-        transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")  # type: ignore[attr-defined]
+        transport = getattr(item, "callspec", None) and item.callspec.params.get("transport")
         if transport is None:
             return True
         if mark := item.get_closest_marker("transports"):

@@ -87,7 +87,7 @@ async def watches(crew: Crew) -> None:
             peer.ask(stream, block, message)
             if stream % (2 * _BATCH) == 1:
                 await peer.writer.drain()
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # one batch at a time
         while len(peer.messages) + len(peer.ended) < crew.job.streams:
             await peer.change()
         crew.done["watching"] += len(peer.messages)

@@ -94,13 +94,13 @@ async def idle(crew: Crew) -> None:
                     crew.done["disconnected"] += 1
                 except OSError:
                     crew.done["not connected"] += 1
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # so an attacker makes five attempts a second at most
 
     async with asyncio.TaskGroup() as group:
         for number in range(crew.job.connections):
             group.create_task(one(number))
             if number % 20 == 19:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # twenty at a time
 
 
 async def garbage(crew: Crew) -> None:

@@ -213,11 +213,11 @@ class Stage:
                 self._publish()
             time.sleep(seconds / 5)
         elif attack.action == "drain":
-            time.sleep(0.5)
+            time.sleep(0.5)  # the attack runs meanwhile
             self.server.signal(signal.SIGTERM)
             time.sleep(3.0)  # the pause is shorter than DRAIN_WAIT_SECONDS
         elif attack.action == "shutdown":
-            time.sleep(1.0)
+            time.sleep(1.0)  # the same
             return {"shutdown_seconds": self.shut_down()}
         else:
             attackers.read(seconds)  # an attack that has finished before reports that

@@ -166,10 +166,12 @@ def checked(bench: Bench) -> None:
     ]
     with bench.worker(bench.catalogue) as served:
         for name, least, job in rows:
-            runs = lambda job=job: median(  # noqa: E731
-                [load(served.target, bench.catalogue, "closed", seconds=bench.seconds, **job)
-                 for _ in range(2)]
-            )  # fmt: skip
+
+            def runs(job: dict[str, Any] = job) -> tuple[float, list[Result]]:
+                return median(
+                    [load(served.target, bench.catalogue, "closed", seconds=bench.seconds, **job) for _ in range(2)]
+                )
+
             bench.add(f"{name}, 8 × 32", PER_CORE, runs, least=least)
 
 

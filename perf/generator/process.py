@@ -12,8 +12,8 @@ import gc
 import json
 import resource
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -72,7 +72,7 @@ def run_job(job: Job) -> dict[str, Any] | None:
         if start is None:
             return None
         working = [each for each in beside.values() if each is not idle]
-        measure: Callable[[], None] = lambda: send(measuring=True)  # noqa: E731
+        measure = partial(send, measuring=True)
         if isinstance(load, Catalogues):
             result = sync(load, working, start, measure)
         else:

@@ -174,7 +174,7 @@ class Victim:
                 self._opened = self._open()
                 return
             except (WrongAnswer, OSError):
-                sleep(0.05)
+                sleep(0.05)  # until the next attempt
 
     def _connects(self) -> None:
         due, number = monotonic(), 0

@@ -108,8 +108,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in INJECTIONS:
         print(f"the first argument must be one of {', '.join(INJECTIONS)}", file=sys.stderr)
         return 2
-    # setattr is used because the type checker rejects an assignment to a method of a class.
-    setattr(Http2Protocol, "data_received", INJECTIONS[arguments[0]](Http2Protocol.data_received))  # noqa: B010
+    setattr(Http2Protocol, "data_received", INJECTIONS[arguments[0]](Http2Protocol.data_received))  # noqa: B010 - mypy rejects it
     return worker_main(arguments[1:])
 
 

@@ -47,18 +47,18 @@ def interpreter() -> str:
     Without /proc, or if an upgrade has removed that file, ``sys.executable`` is used.
     """
     # This code does not use pathlib, whose import would take a sixth of a checker's import time.
-    environment = os.path.join(sys.prefix, "bin")  # noqa: PTH118
+    environment = os.path.join(sys.prefix, "bin")
     paths = (sys.executable or "", f"{environment}/python", f"{environment}/python3")
     for path in paths:
         with suppress(OSError):
-            if os.path.samefile(_RUNNING, path):  # noqa: PTH121
+            if os.path.samefile(_RUNNING, path):
                 return path
     with suppress(OSError):
-        target = os.readlink(_RUNNING)  # noqa: PTH115
-        if os.path.exists(target):  # noqa: PTH110
+        target = os.readlink(_RUNNING)
+        if os.path.exists(target):
             return target
     for path in paths:
-        if os.path.basename(path).startswith("python") and os.access(path, os.X_OK):  # noqa: PTH119
+        if os.path.basename(path).startswith("python") and os.access(path, os.X_OK):
             return path
     return sys.executable
 
@@ -100,9 +100,9 @@ def reserve_standard_descriptors() -> None:
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
     if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - the same
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - the same
 
 
 class EarlySignals:

@@ -126,7 +126,7 @@ def _key(key: str | None, key_file: Path | None) -> str:
         raise click.UsageError("the target's key is required: set API_KEY or API_KEY_FILE, or give --key-file.")
     if key is not None and key_file is not None:
         raise click.UsageError("give the key once: --key (API_KEY) or --key-file (API_KEY_FILE).")
-    return key if key_file is None else key_file.read_text(encoding="utf-8").strip()  # type: ignore[return-value]
+    return key if key_file is None else key_file.read_text(encoding="utf-8").strip()
 
 
 _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)

@@ -81,7 +81,7 @@ def restarting(stage: Stage) -> Iterator[None]:
         stage.database.stop_hard()
         # PostgreSQL stays down until the server has noticed it once, because a restart within 0.1 s may fall between
         # two change checks.
-        until(lambda number=number: stage.logged(FAILED) > number, "the server notices", seconds=10)  # type: ignore[misc]
+        until(lambda number=number: stage.logged(FAILED) > number, "the server notices", seconds=10)
         stage.database.start_again()
         assert stage.load is not None
         stage.load.keep(max(0.1, 1 - (time.monotonic() - began)))
@@ -202,7 +202,7 @@ def truncated_mid_read(stage: Stage) -> Iterator[None]:
     stage.table.advance()
     try:
         tenth = stage.table.rows * stage.table.size // 10
-        until(lambda: stage.proxy.bytes_from_database > before + tenth, "the server reads", seconds=20)  # type: ignore[union-attr]
+        until(lambda: stage.proxy.bytes_from_database > before + tenth, "the server reads", seconds=20)
         stage.table.advance()
         stage.table.run(f"DELETE FROM {TABLE}")
         stage.table.run(f"TRUNCATE {TABLE}")  # waits until the reading has ended
@@ -222,7 +222,7 @@ def cancelled(stage: Stage) -> Iterator[None]:
     before = stage.proxy.bytes_from_database
     stage.table.advance()
     half = stage.table.rows * stage.table.size // 2
-    until(lambda: stage.proxy.bytes_from_database > before + half, "the server reads", seconds=60)  # type: ignore[union-attr]
+    until(lambda: stage.proxy.bytes_from_database > before + half, "the server reads", seconds=60)
     with psycopg.connect(stage.table.url, autocommit=True) as connection:
 
         def cancel() -> bool:

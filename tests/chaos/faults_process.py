@@ -218,7 +218,7 @@ def workers_rolled(stage: Stage) -> Iterator[None]:
             server.signal(signal.SIGUSR2)
             must(
                 stage,
-                lambda old=old, after=after: len(server.logged("Worker rolled", after=after)) == len(old),  # type: ignore[misc]
+                lambda old=old, after=after: len(server.logged("Worker rolled", after=after)) == len(old),
                 "every worker is rolled",
             )
             must_be_replaced(stage, old)
@@ -236,7 +236,7 @@ def keys_rotated(stage: Stage) -> Iterator[None]:
             try:
                 client.get("no such command")
             except grpc.RpcError as error:
-                return bool(error.code() != grpc.StatusCode.UNAUTHENTICATED)  # type: ignore[attr-defined]
+                return bool(error.code() != grpc.StatusCode.UNAUTHENTICATED)
         return True
 
     for number in range(ROTATIONS):

@@ -139,7 +139,7 @@ def soak(options: Options, tell: Callable[[str], object]) -> Soak:
             tempfile.TemporaryDirectory() as directory,
             open_stage(
                 database, Path(directory), transport=options.transport, reader=True,
-                **SETTINGS | _files(Path(directory)) | options.settings,  # type: ignore[arg-type]
+                **SETTINGS | _files(Path(directory)) | options.settings,
             ) as stage,
         ):  # fmt: skip
             stage.wounds, stage.broken = outcome.wounds, outcome.broken

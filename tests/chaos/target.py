@@ -170,7 +170,7 @@ class Sessions:
 
     def now(self) -> object:
         """The database's clock."""
-        return self._connection.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
+        return self._connection.execute("SELECT clock_timestamp()").fetchone()[0]
 
     def has_looked_since(self, instant: object) -> bool:
         """Whether a session has begun a statement since ``instant`` and finished its transaction."""

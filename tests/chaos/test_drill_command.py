@@ -163,7 +163,7 @@ def test_ctrl_c_ends_the_fault_and_prints_the_finished_drills(served: tuple[Serv
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(
         line, cwd=ROOT, env=variables, text=True, start_new_session=True, preexec_fn=_hears_ctrl_c, **pipes
-    ) as process:  # type: ignore[call-overload]
+    ) as process:
         try:
             until(lambda: server.logged("Sync failed"), server.tail, seconds=60)
             os.killpg(process.pid, signal.SIGINT)  # to all processes of the group, as a terminal sends it

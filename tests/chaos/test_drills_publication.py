@@ -355,8 +355,8 @@ def excesses_of(server: ServerProcess, table: Table, changes: int) -> list[float
             while code.encode() not in client.raw("GetCommand", request):
                 old = time.monotonic()
                 assert old < committed + LATE_SECONDS, server.tail()
-                time.sleep(0.005)
-            until(lambda number=number: sum(server.statusz()["propagation"]["counts"]) == number + 1, server.tail)  # type: ignore[misc]
+                time.sleep(0.005)  # it limits the error of `old`
+            until(lambda number=number: sum(server.statusz()["propagation"]["counts"]) == number + 1, server.tail)
             # The old code was served until `old` at least, so the true delay is the difference or more.
             excesses.append(server.statusz()["propagation"]["last_seconds"] - (old - committed))
     return excesses

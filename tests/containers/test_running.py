@@ -173,7 +173,7 @@ def test_the_memory_that_capacity_plans_is_sufficient(
     server.wait_log("Serving", seconds=60)
     for number in range(3):
         table.run("UPDATE obex_dapl_functions SET code = %s WHERE name = 'command0'", (f"new = {number}",))
-        until(lambda: len(server.logged("Definitions Broadcasted")) >= number + 2, server.output)  # noqa: B023
+        until(lambda least=number + 2: len(server.logged("Definitions Broadcasted")) >= least, server.output)
     server.container.kill(signal.SIGUSR2)
     until(lambda: len(server.logged("Worker rolled")) == plan["workers"], server.output, seconds=60)
     assert server.state["OOMKilled"] is False

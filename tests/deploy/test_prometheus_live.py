@@ -180,7 +180,7 @@ def test_the_variables_of_the_dashboard_list_the_instance(scraped: Scraped) -> N
     asked = [v["query"] for v in json.loads(DASHBOARD.read_text())["templating"]["list"] if v["type"] == "query"]
     assert len(asked) == 2
     for query in asked:
-        metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
+        metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()
         values = until(partial(prometheus.api, f"label/{label}/values", {"match[]": concrete(metric)}), query)
         assert len(values) == 1
         assert label == "instance" or values == ["definition-server"]

@@ -167,7 +167,7 @@ def test_the_servers_statements_use_no_index_as_the_file_says(database: str) -> 
         connection.execute("ANALYZE obex_dapl_functions")
         plan_of_reading = Plan(None, None)
         for statement in (plan_of_reading.versions_sql(), plan_of_reading.rows_sql(0, 2**22)):
-            plan = connection.execute(f"EXPLAIN {statement}").fetchall()  # type: ignore[arg-type]
+            plan = connection.execute(f"EXPLAIN {statement}").fetchall()
             scans = [line for (line,) in plan if "obex_dapl_functions" in line]
             assert len(scans) == 1
             assert "Seq Scan on obex_dapl_functions" in scans[0]

@@ -193,7 +193,7 @@ def test_an_empty_table_is_served_if_the_setting_allows_it(table: Table, start_s
         assert client.health() == "SERVING"
 
 
-def test_only_a_row_that_is_not_utf8_is_left_out(postgres, start_server: StartServer) -> None:  # type: ignore[no-untyped-def]
+def test_only_a_row_that_is_not_utf8_is_left_out(postgres, start_server: StartServer) -> None:
     import psycopg
     from tests.support.providers import drop_database
 

@@ -158,7 +158,7 @@ async def test_a_change_of_rows_at_the_same_places_by_the_same_transaction_is_no
 def file_of_the_database(table: Table) -> Iterator[str]:
     """The path of a file on the machine of the database, which may be a container."""
     with psycopg.connect(table.url, autocommit=True) as connection:
-        path: str = connection.execute("SELECT current_setting('data_directory') || '/rows'").fetchone()[0]  # type: ignore[index]
+        path: str = connection.execute("SELECT current_setting('data_directory') || '/rows'").fetchone()[0]
         try:
             yield path
         finally:
@@ -196,7 +196,7 @@ async def test_all_rows_of_a_foreign_table_in_another_postgresql_are_read_in_eve
     parts = urlsplit(table.url)
     table.run("ALTER TABLE obex_dapl_functions RENAME TO there; INSERT INTO there (name, code) VALUES ('if', 'first')")
     with psycopg.connect(table.url) as connection:  # the port inside a container differs
-        port: str = connection.execute("SELECT current_setting('port')").fetchone()[0]  # type: ignore[index]
+        port: str = connection.execute("SELECT current_setting('port')").fetchone()[0]
     host = f"host '127.0.0.1', port '{port}'" if parts.port else "host ''"
     table.run("CREATE EXTENSION postgres_fdw")
     table.run(f"CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({host}, dbname '{parts.path[1:]}')")

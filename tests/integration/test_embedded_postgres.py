@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from tests.support.families import sample
+from tests.support.polling import until
 from tests.support.providers import required_providers
 
 import definition_server
@@ -34,7 +34,6 @@ from definition_server.cli.embedded_postgres import (
 )
 
 DEADLINE_SECONDS = 30.0
-POLL_SECONDS = 0.02
 HANG_SECONDS = 0.5
 SOURCE_ROOT = Path(definition_server.__file__).parents[1]
 
@@ -91,13 +90,6 @@ def shared_memory(server: EmbeddedPostgres) -> set[Path]:
     maps = Path(f"/proc/{server.pid}/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     return {Path(line.split()[5]) for line in lines if "/dev/shm/" in line}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
@@ -174,7 +166,7 @@ def test_committed_rows_survive_a_crash_on_the_same_port(server: EmbeddedPostgre
         assert not server.running
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
-    wait_for(lambda: not any(map(alive, processes)))
+    until(lambda: not any(map(alive, processes)), "all processes have ended")
     with pytest.raises(psycopg.OperationalError):
         connect(server)
     server.restart()
@@ -193,7 +185,7 @@ def test_a_busy_backend_does_not_outlive_a_crash(server: EmbeddedPostgres) -> No
     thread = threading.Thread(target=query)
     thread.start()
     busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%100000000000)'"
-    wait_for(lambda: server.psql(busy) == "1\n")
+    until(lambda: server.psql(busy) == "1\n", "the session is busy")
     server.kill()
     assert ended.wait(DEADLINE_SECONDS)
     thread.join()
@@ -262,7 +254,7 @@ def test_stop_leaves_no_process_file_or_memory(state: str, directories: list[Pat
         server.stop()
         assert not server.running
         assert server.directory is None
-        wait_for(lambda: not any(map(alive, processes)))
+        until(lambda: not any(map(alive, processes)), "all processes have ended")
     assert len(directories) == 1
     assert not directories[0].exists()
     assert not any(segment.exists() for segment in segments)
@@ -377,7 +369,7 @@ def test_a_killed_parent_leaves_no_server() -> None:
         try:
             assert alive(int(pid))
             child.send_signal(signal.SIGKILL)
-            wait_for(lambda: not alive(int(pid)))
+            until(lambda: not alive(int(pid)), "the process has ended")
         finally:
             shutil.rmtree(directory)  # no process was left to remove it
 

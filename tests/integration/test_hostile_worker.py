@@ -37,7 +37,9 @@ if "definition_server.data_plane.worker" in " ".join(sys.orig_argv) and os.path.
 
 ATTACKS = {
     "generation that is text": r"""raw.send(b'{"type": "Ready", "generation": "x"}')""",
-    "generation that was never published": r"""raw.send(b'{"type": "Mapped"}'); raw.send(b'{"type": "Ready", "generation": 99}')""",  # noqa: E501
+    "generation that was never published": r"""
+raw.send(b'{"type": "Mapped"}'); raw.send(b'{"type": "Ready", "generation": 99}')
+""",
     "READY before anything": r"""raw.send(b'{"type": "Ready", "generation": 0}')""",
     "message of the other direction": r"""raw.send(b'{"type": "Keys", "digests": []}')""",
     "huge message": r"""raw.send(b'{"type": "Ready", "generation": ' + b"1" * 50_000 + b"}")""",

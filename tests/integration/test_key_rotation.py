@@ -36,7 +36,7 @@ def refused(client: Client) -> bool:
     try:
         client.get("command1")
     except grpc.RpcError as error:
-        return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)  # type: ignore[attr-defined]
+        return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
     return False
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 from tests.support import providers
 from tests.support.families import sample
+from tests.support.polling import until
 from tests.support.providers import DatabaseServer, create_database, drop_database
 
 from definition_server.catalog.restore_sql import CREATE_TABLE_SQL
-
-DEADLINE_SECONDS = 30.0
-POLL_SECONDS = 0.05
 
 
 @pytest.fixture(scope="module", params=providers.PROVIDERS)
@@ -56,13 +54,6 @@ def can_connect(url: str) -> bool:
     return True
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(POLL_SECONDS)
-
-
 def test_each_database_holds_its_own_table(server: DatabaseServer, database: str) -> None:
     other = f"test_{uuid.uuid4().hex}"
     try:
@@ -101,7 +92,7 @@ def test_an_open_connection_works_after_a_pause(breakable: DatabaseServer, datab
         finally:
             breakable.resume()
         assert connection.execute("SELECT name FROM obex_dapl_functions").fetchone() == ("addVar",)
-    wait_for(lambda: can_connect(database))
+    until(lambda: can_connect(database), "the database can be reached")
 
 
 @pytest.mark.parametrize("state", sample(["running", "paused", "stopped"]))

@@ -124,7 +124,7 @@ def stored(postgres: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -
 )
 def test_a_damaged_snapshot_is_refused_and_the_log_names_the_check(
     stored: bytes, start_server: StartServer, tmp_path: Path, damage, check: str
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     (tmp_path / LAST_KNOWN_GOOD).write_bytes(damage(stored))
     server = start_server(CLOSED_PORT_URL, SNAPSHOT_DIR=str(tmp_path))
     line = server.wait_log("Last-known-good snapshot not usable")
@@ -255,7 +255,7 @@ def container_url() -> str:
     from tests.support.providers import provider_or_skip
 
     server = provider_or_skip("container")
-    yield server.url  # type: ignore[misc]
+    yield server.url
     server.close()
 
 

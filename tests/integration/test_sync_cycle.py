@@ -158,7 +158,7 @@ def test_no_answer_mixes_two_states_of_the_table(table: Table, start_server: Sta
 
 
 def _note_state(sync: Callable[[], object], states: set[bytes]) -> int:
-    bodies = {command.code for command in sync().commands}  # type: ignore[attr-defined]
+    bodies = {command.code for command in sync().commands}
     assert len(bodies) == 1, f"one answer holds rows of {len(bodies)} states"
     states |= bodies
     return len(states)
@@ -192,7 +192,7 @@ def test_sighup_syncs_at_once(table: Table, start_server: StartServer) -> None:
     server.wait_count(4)
 
 
-def test_sighup_reads_rotated_secrets_from_their_files(table: Table, start_server: StartServer, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_sighup_reads_rotated_secrets_from_their_files(table: Table, start_server: StartServer, tmp_path) -> None:
     import signal
 
     table.add_commands(3)

@@ -148,9 +148,8 @@ def test_a_worker_that_dies_while_the_files_are_bad_is_replaced_with_the_last_go
         """Kill a worker, and wait until another serves in its place."""
         killed = min(server.worker_pids())
         os.kill(killed, signal.SIGKILL)
-        workers = lambda: server.statusz()["workers"]  # noqa: E731
-        until(lambda: killed not in [worker["pid"] for worker in workers()], server.tail)
-        until(lambda: [worker["state"] for worker in workers()] == ["serving"] * 2, server.tail)
+        until(lambda: killed not in [worker["pid"] for worker in server.statusz()["workers"]], server.tail)
+        until(lambda: [worker["state"] for worker in server.statusz()["workers"]] == ["serving"] * 2, server.tail)
 
     def served() -> set[str]:
         return {common_name(server, authority, own) for _ in range(12)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from grpc_tools import protoc  # type: ignore[import-untyped]
+from grpc_tools import protoc
 
 PROTO = Path(__file__).parent / "proto"
 PACKAGE = "grpc.testing"

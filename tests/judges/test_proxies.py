@@ -181,7 +181,7 @@ def _hold(port: int) -> list[str]:
             for _ in watch:
                 continue
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.CANCELLED:  # type: ignore[attr-defined]
+            if error.code() is not grpc.StatusCode.CANCELLED:
                 found.append(str(error))
         finally:
             cancel.cancel()

@@ -27,7 +27,7 @@ COMPARISONS = (
 ARITHMETIC = ("Add_Sub", "Sub_Add", "Mul_FloorDiv", "FloorDiv_Mul", "Mod_Mul", "BitAnd_BitOr", "LShift_RShift")
 
 
-class DeleteStatement(Operator):  # type: ignore[misc]
+class DeleteStatement(Operator):
     """A call whose result is not used, or an assignment, becomes ``pass``."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
@@ -64,7 +64,7 @@ def _is_statement(node: Any) -> bool:
     return bool(augmented or target.type in ("atom_expr", "power"))
 
 
-class ReplaceReturn(Operator):  # type: ignore[misc]
+class ReplaceReturn(Operator):
     """``return x`` returns None; `ReplaceTrueWithFalse` swaps ``return True`` and ``return False``."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:

@@ -119,7 +119,7 @@ def changed(known: KnownTests, tree: Path, tests: Iterable[str]) -> dict[str, li
     files."""
     code = _digest(*sorted((tree / "service").rglob("*.py")))
     if known.digests.get("service") != code:
-        known.__init__()  # type: ignore[misc]
+        known.__init__()
         known.digests["service"] = code
     found: dict[str, list[str]] = {}
     for path in sorted({path for each in tests for path in (tree / each).rglob("test_*.py")}):

@@ -40,7 +40,7 @@ def main() -> None:
         if not child:
             _run(json.loads(line))
         print(json.dumps(child), flush=True)  # noqa: T201 - the answer
-        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)  # noqa: T201
+        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)  # noqa: T201 - and its end
 
 
 def _run(arguments: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -64,7 +64,7 @@ class Client:
         else:
             self.channel = grpc.secure_channel(f"localhost:{port}", tls.credentials, options=options)
         self.metadata: Metadata = () if key is None else (("x-avap-auth", key),)
-        self.stub: Any = avap_pb2_grpc.DefinitionEngineStub(self.channel)  # type: ignore[no-untyped-call]
+        self.stub: Any = avap_pb2_grpc.DefinitionEngineStub(self.channel)  # type: ignore[no-untyped-call]  # generated
         self.health_stub = health_pb2_grpc.HealthStub(self.channel)
 
     def __enter__(self) -> Self:
@@ -100,10 +100,10 @@ class Client:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-def failure(call: object, *arguments: object, **keywords: object) -> tuple[str, str]:
+def failure(call: Callable[..., object], *arguments: object, **keywords: object) -> tuple[str, str]:
     """Status name and message of a call that must fail."""
     try:
-        call(*arguments, **keywords)  # type: ignore[operator]
+        call(*arguments, **keywords)
     except grpc.RpcError as error:
         return error.code().name, error.details() or ""
     raise AssertionError("the call succeeded")

@@ -7,7 +7,7 @@ import _ssl
 import ctypes
 import ssl
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -36,7 +36,7 @@ def renegotiate(client: ssl.SSLSocket | ssl.SSLObject) -> None:
 
 
 def _tls(client: ssl.SSLSocket | ssl.SSLObject) -> ctypes.c_void_p:
-    inner: Any = client._sslobj  # type: ignore[union-attr]
+    inner = cast(Any, client)._sslobj
     return ctypes.c_void_p.from_address(id(inner) + _OFFSET_OF_SSL)
 
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeAlias
 
 import grpc
 from tests.support.client import UNLIMITED
@@ -16,6 +16,8 @@ from tests.support.open_loop import open_loop
 from tests.support.server import KEY
 
 from definition_server.rpc import avap_pb2, avap_pb2_grpc
+
+GetCommand: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[avap_pb2.CommandRequest, avap_pb2.CommandResponse]"
 
 
 @dataclass
@@ -73,8 +75,7 @@ class Load:
             grpc.aio.insecure_channel(f"127.0.0.1:{self._port}", options=self._options)
             for _ in range(self._connections)
         ]
-        # The generated stub is not annotated.
-        stubs = [avap_pb2_grpc.DefinitionEngineStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
+        stubs = [avap_pb2_grpc.DefinitionEngineStub(channel) for channel in channels]  # type: ignore[no-untyped-call]  # generated
         calls = [stub.GetCommand for stub in stubs]
         pending: set[asyncio.Task[None]] = set()
         async for due in open_loop(self._rate, self._stop.is_set):
@@ -87,7 +88,7 @@ class Load:
         for channel in channels:
             await channel.close()
 
-    async def _call(self, call: grpc.aio.UnaryUnaryMultiCallable, name: str, due: float) -> None:  # type: ignore[type-arg]
+    async def _call(self, call: GetCommand, name: str, due: float) -> None:
         try:
             answer = await call(avap_pb2.CommandRequest(name=name), metadata=self._metadata, timeout=20)
         except grpc.aio.AioRpcError as error:

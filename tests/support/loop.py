@@ -21,6 +21,12 @@ async def eventually(what: Callable[[], T], told: str | Callable[[], str], *, se
         await asyncio.sleep(wait.pause())
 
 
+async def turns() -> None:
+    """Wait for far more turns of the loop than it needs for what has arrived and for what is due."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 async def promptly(work: Awaitable[T], *, seconds: float = DEADLINE_SECONDS) -> T:
     """The result of ``work``, which must arrive within ``seconds``."""
     return await asyncio.wait_for(work, seconds)

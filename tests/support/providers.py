@@ -193,7 +193,7 @@ def _new_container() -> PostgresContainer:
     container = _testcontainers()(_image(), driver=None)
     # A fixed port, because the engine assigns a new random one at every start; only on 127.0.0.1, which with_bind_ports
     # does not support but the engine's client does.
-    container.ports["5432"] = ("127.0.0.1", free_port())  # type: ignore[assignment]
+    container.ports["5432"] = ("127.0.0.1", free_port())  # type: ignore[assignment]  # see above
     return container
 
 

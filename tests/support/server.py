@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support.polling import until
+from tests.support.polling import POLL_SECONDS, until
 
 KEY = "test-key"
 _INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
@@ -115,7 +115,7 @@ class ServerProcess:
             if time.monotonic() > deadline:
                 os.killpg(group, signal.SIGKILL)
                 raise AssertionError(f"processes of the server outlived it:\n{self.tail()}")
-            time.sleep(0.02)
+            time.sleep(POLL_SECONDS)
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None

@@ -324,7 +324,7 @@ def long_functions(sources: Sources) -> Iterator[tuple[str, str]]:
             node = waiting.pop()
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 statements = node.body[ast.get_docstring(node, clean=False) is not None :]
-                if statements and node.body[-1].end_lineno - statements[0].lineno >= MOST_LINES:  # type: ignore[operator]
+                if statements and node.body[-1].end_lineno - statements[0].lineno >= MOST_LINES:
                     yield path, node.name
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 waiting += node.body

@@ -33,7 +33,7 @@ def test_every_row_names_its_place_in_the_project_and_an_existing_test() -> None
     for row in ROWS:
         assert len(row) == 4, row
         assert row[2]
-        file, name = re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)` \|", row[3]).groups()  # type: ignore[union-attr]
+        file, name = re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)` \|", row[3]).groups()
         assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), row
 
 

@@ -167,7 +167,7 @@ def test_a_second_nox_waits_until_the_first_has_installed(noxfile: Any) -> None:
     lock.parent.mkdir(parents=True)
     waits = threading.Event()
     session = Session()
-    session.log = lambda *_: waits.set()  # type: ignore[method-assign]
+    session.log = lambda *_: waits.set()
     second = threading.Thread(target=noxfile.install, args=(session,))
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -63,7 +63,7 @@ def logged(text: str) -> Iterator[tuple[int, str | None]]:
             texts = fixed(message)
             if texts is None and isinstance(message, ast.Name) and message.id == "message":
                 continue  # RateLimitedLog, which logs the message of its caller
-            yield from ((node.lineno, each) for each in texts or [None])  # type: ignore[list-item]
+            yield from ((node.lineno, each) for each in texts or [None])
 
 
 def messages() -> dict[str, str]:

@@ -74,5 +74,5 @@ if any("data_plane.worker" in word for word in sys.orig_argv):
         async def _nothing(self: object) -> None:
             _warm()
 
-        warmup.WarmUp.run = _nothing  # type: ignore[method-assign]
+        warmup.WarmUp.run = _nothing  # type: ignore[method-assign]  # the variant
     atexit.register(_write, os.environ["PYTHON_FLAGS_OUT"])

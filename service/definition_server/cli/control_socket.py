@@ -126,6 +126,12 @@ class Master:
                 return self._no_server(cause.rstrip("."))
 
 
+def _carry_over(command: Command, run: Callable[..., None]) -> None:
+    """Give ``run`` the documentation, the name and click's options of ``command``, in whose place it is called."""
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]  # click's mark
+
+
 def control_options(timeout: float) -> Callable[[Command], Command]:
     """The options ``--json``, ``--socket`` and ``--timeout``. In place of the last two, the command gets ``master``."""
 
@@ -133,8 +139,7 @@ def control_options(timeout: float) -> Callable[[Command], Command]:
         def run(*, socket: Path | None, timeout: float, **others: Any) -> None:
             command(master=master_at(socket, timeout), **others)
 
-        run.__doc__, run.__name__ = command.__doc__, command.__name__
-        run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+        _carry_over(command, run)
         return cast("Command", server_options(timeout)(run))
 
     return add
@@ -148,8 +153,7 @@ def server_options(timeout: float) -> Callable[[Command], Command]:
             with no_traceback():
                 command(**options)
 
-        run.__doc__, run.__name__ = command.__doc__, command.__name__
-        run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+        _carry_over(command, run)
         for option in (
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
             click.option("--socket", type=click.Path(path_type=Path), help="Socket, in place of CONTROL_SOCKET."),

@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
 def _all_codecs() -> list[str]:
     # pathlib is not used, because it takes as long to import as half of the codecs.
-    names = {each.partition(".")[0] for path in encodings.__path__ for each in os.listdir(path)}  # noqa: PTH208
+    names = {each.partition(".")[0] for path in encodings.__path__ for each in os.listdir(path)}  # noqa: PTH208 - see above
     return sorted(names - {"__init__", "__pycache__", "aliases"})
 
 

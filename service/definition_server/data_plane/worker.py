@@ -394,19 +394,9 @@ def _inherited_listener(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
 
 
-async def _run(
-    channel: Channel,
-    slot: Slot,
-    config: messages.Configure,
-    listener: socket.socket | None,
-    balancer: Balancer,
-    confinement: Confinement,
-    warm_up: WarmUp,
-    freed: FreedMemory | None,
-    tls: TlsFiles | None,
-    sampled: CallSampling | None,
-) -> int:
-    return await Worker(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls, sampled).run()
+async def _run(make: Callable[[], Worker]) -> int:
+    """Run the worker that ``make`` returns. It is made here because its futures belong to the running loop."""
+    return await make().run()
 
 
 def _sampling(slot: Slot, config: messages.Configure) -> CallSampling | None:
@@ -445,7 +435,9 @@ def main(arguments: list[str]) -> int:
         balancer = Balancer(slot, limit=config.max_connections)
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             return runner.run(
-                _run(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls, sampled)
+                _run(
+                    lambda: Worker(channel, slot, config, listener, balancer, confinement, warm_up, freed, tls, sampled)
+                )
             )
     except CannotConfine as error:
         log.critical("Worker cannot start", error=str(error))

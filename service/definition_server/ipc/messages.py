@@ -214,9 +214,9 @@ def _integer(value: object) -> int:
 
 
 def _real(value: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError("a number is not finite")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _boolean(value: object) -> bool:

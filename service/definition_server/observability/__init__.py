@@ -16,7 +16,7 @@ def _import_structlog() -> None:
     # None makes ``import rich`` fail (Python language reference, section 5.3.1); structlog then works without it.
     sys.modules["rich"] = None  # type: ignore[assignment]
     try:
-        import structlog  # noqa: F401
+        import structlog  # noqa: F401 - it stays in sys.modules
     finally:
         del sys.modules["rich"]
 

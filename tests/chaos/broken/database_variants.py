@@ -27,7 +27,7 @@ def _after_each_cycle(act: Callable[[sync.Synchronizer, Outcome], None]) -> None
         act(self, outcome)
         return outcome
 
-    sync.Synchronizer.cycle = then_act  # type: ignore[method-assign]
+    sync.Synchronizer.cycle = then_act
 
 
 def fails_closed() -> None:
@@ -74,7 +74,7 @@ def keeps_dead_connection() -> None:
         connected.append(await connect(self))
         return connected[0]
 
-    postgres.PostgresSource._connect = once  # type: ignore[method-assign]
+    postgres.PostgresSource._connect = once
 
 
 def waits_for_ever() -> None:
@@ -85,7 +85,7 @@ def waits_for_ever() -> None:
     ) -> object:
         return await work
 
-    postgres.PostgresSource._limited = limited  # type: ignore[method-assign,assignment]
+    postgres.PostgresSource._limited = limited
 
 
 def accepts_empty() -> None:
@@ -94,7 +94,7 @@ def accepts_empty() -> None:
     async def let_pass(*_: object) -> None:
         return None
 
-    served_catalogue.ServedCatalogue._judge = let_pass  # type: ignore[method-assign,assignment]
+    served_catalogue.ServedCatalogue._judge = let_pass
 
 
 def forgets_rotation() -> None:
@@ -103,7 +103,7 @@ def forgets_rotation() -> None:
     async def use_url(_: postgres.PostgresSource, url: str) -> None:
         return None
 
-    postgres.PostgresSource.use_url = use_url  # type: ignore[method-assign]
+    postgres.PostgresSource.use_url = use_url
 
 
 def never_looks_again() -> None:
@@ -115,7 +115,7 @@ def never_looks_again() -> None:
         if not self.fingerprint.startswith("1/"):
             self.fingerprint = "the same"
 
-    postgres._Reading.begin = always_the_same  # type: ignore[method-assign]
+    postgres._Reading.begin = always_the_same
 
 
 def publishes_half() -> None:
@@ -130,7 +130,7 @@ def publishes_half() -> None:
         except (SourceError, postgres.psycopg.Error, TimeoutError):
             return
 
-    postgres._Reading.batches = as_far_as_it_goes  # type: ignore[method-assign]
+    postgres._Reading.batches = as_far_as_it_goes
 
 
 def reads_by_page() -> None:
@@ -147,21 +147,21 @@ def reads_by_page() -> None:
             await connection.rollback()
             cursor = postgres._raw(connection.cursor(binary=True))
             statement = self.plan.rows_sql(0, self._limits.definition)
-            await cursor.execute(f"{statement} ORDER BY name LIMIT 500 OFFSET {start}")  # type: ignore[arg-type]
+            await cursor.execute(f"{statement} ORDER BY name LIMIT 500 OFFSET {start}")
             rows = await cursor.fetchall()
             if not rows:
                 return
             yield [self.plan.row(row, too_large=False) for row in rows]
             start += len(rows)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # the table may change between two parts
 
-    postgres._Reading.ranges = no_ranges  # type: ignore[method-assign]
-    postgres._Reading.batches = pages  # type: ignore[method-assign]
+    postgres._Reading.ranges = no_ranges
+    postgres._Reading.batches = pages
 
 
 def serves_what_policies_leave() -> None:
     """Reads the rows that row-level security shows, and treats them as the whole table."""
-    postgres.SETTINGS_SQL = postgres.SETTINGS_SQL.replace("'row_security', 'off'", "'row_security', 'on'")  # type: ignore[misc]
+    postgres.SETTINGS_SQL = postgres.SETTINGS_SQL.replace("'row_security', 'off'", "'row_security', 'on'")
 
 
 def sees_rows_alone() -> None:
@@ -173,7 +173,7 @@ def sees_rows_alone() -> None:
         found = await row(self, statement)
         return (found[0], b"") if statement is postgres.SHAPE_SQL else found
 
-    postgres._Reading._row = without_state  # type: ignore[method-assign]
+    postgres._Reading._row = without_state
 
 
 def loses_the_pin_in_a_cycle() -> None:
@@ -194,7 +194,7 @@ def times_the_check_that_finds_a_change() -> None:
         if self._previous is not None:
             self._previous = self._check
 
-    propagation.Propagation.change_read = from_this_check  # type: ignore[method-assign]
+    propagation.Propagation.change_read = from_this_check
 
 
 def measures_two_checks_back() -> None:
@@ -205,4 +205,4 @@ def measures_two_checks_back() -> None:
     def later(self: propagation.Propagation, seconds: float) -> None:
         add(self, seconds + 2.0)
 
-    propagation.Propagation._add = later  # type: ignore[method-assign]
+    propagation.Propagation._add = later

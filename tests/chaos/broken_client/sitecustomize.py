@@ -22,7 +22,7 @@ def evicts_the_oldest() -> None:
         if len(held) > 400:
             held.pop(0).abort()
 
-    Server.connected = evict  # type: ignore[method-assign]
+    Server.connected = evict
 
 
 def keeps_every_connection() -> None:
@@ -35,7 +35,7 @@ def keeps_every_connection() -> None:
         connected(self, protocol)
         kept.append(b"%d" % id(protocol) * 2000)
 
-    Server.connected = keep  # type: ignore[method-assign]
+    Server.connected = keep
 
 
 def waits_for_slow_readers() -> None:
@@ -46,9 +46,9 @@ def waits_for_slow_readers() -> None:
 
     def pause_writing(self: Any) -> None:
         pause(self)
-        time.sleep(6)
+        time.sleep(6)  # the defect
 
-    Http2Protocol.pause_writing = pause_writing  # type: ignore[method-assign]
+    Http2Protocol.pause_writing = pause_writing
 
 
 def dies_of_a_reset() -> None:
@@ -62,7 +62,7 @@ def dies_of_a_reset() -> None:
         if exc is not None:
             os._exit(1)
 
-    Http2Protocol.connection_lost = connection_lost  # type: ignore[method-assign]
+    Http2Protocol.connection_lost = connection_lost
 
 
 def dies_of_an_attack() -> None:
@@ -76,7 +76,7 @@ def dies_of_an_attack() -> None:
         if event.code:
             os._exit(1)
 
-    Http2Protocol._log_closing = log_and_die  # type: ignore[method-assign]
+    Http2Protocol._log_closing = log_and_die
 
 
 def makes_all_wait_for_wrong_keys() -> None:
@@ -89,10 +89,10 @@ def makes_all_wait_for_wrong_keys() -> None:
         try:
             authenticate(self, metadata)
         except Exception:
-            time.sleep(0.5)
+            time.sleep(0.5)  # the defect
             raise
 
-    KeyRing.authenticate = authenticate_slowly  # type: ignore[method-assign]
+    KeyRing.authenticate = authenticate_slowly
 
 
 def lets_wrong_keys_in() -> None:
@@ -110,7 +110,7 @@ def lets_wrong_keys_in() -> None:
             if refused % 100:
                 raise
 
-    KeyRing.authenticate = authenticate_mostly  # type: ignore[method-assign]
+    KeyRing.authenticate = authenticate_mostly
 
 
 VARIANTS = {

@@ -28,7 +28,7 @@ def run_under_clock(file: str, library: str) -> None:
         del os.environ["LD_PRELOAD"]  # not for child processes: each child restarts itself
         # From Python 3.11 on, `sleep` uses clock_nanosleep until a monotonic instant, which fails under libfaketime
         # (0.9.10).
-        time.sleep = lambda seconds: select.select((), (), (), float(seconds))  # type: ignore[assignment]
+        time.sleep = lambda seconds: select.select((), (), (), float(seconds))
         return
     os.environ.update(
         LD_PRELOAD=library,
@@ -231,7 +231,7 @@ def workers_end_when_late() -> None:
         while True:
             self._slot.beat(time.monotonic_ns())
             began = time.monotonic()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.25)  # as the worker does
             if time.monotonic() - began > 0.30:
                 os._exit(1)
 

@@ -85,12 +85,12 @@ class VersionedTable:
     def run(self, statement: str, parameters: object = None) -> None:
         """One statement in a transaction of its own."""
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
-            connection.execute(statement, parameters)  # type: ignore[call-overload]
+            connection.execute(statement, parameters)
 
     def value(self, query: str, parameters: object = None) -> object:
         """The first column of the first row of the result; None if there is no row."""
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
-            row = connection.execute(query, parameters).fetchone()  # type: ignore[call-overload]
+            row = connection.execute(query, parameters).fetchone()
             return None if row is None else row[0]
 
     def create(self) -> None:

@@ -137,7 +137,7 @@ def _alone(now: Usage | None) -> bool:
 def _felt(fault: Fault, stage: Stage) -> bool:
     assert fault.felt is not None
     with suppress(AssertionError):
-        until(lambda: fault.felt(stage), fault.id, seconds=FELT_SECONDS)  # type: ignore[misc]
+        until(lambda: fault.felt(stage), fault.id, seconds=FELT_SECONDS)
         return True
     return False
 

@@ -38,7 +38,7 @@ def standby_behind(primary: EmbeddedPostgres, url: str) -> Iterator[str]:
             check=True,
             capture_output=True,
             timeout=READY_SECONDS,
-            **user,  # type: ignore[call-overload]
+            **user,
         )
         options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off", "hot_standby": "on"}
         with (root / "log").open("wb") as log:
@@ -50,7 +50,7 @@ def standby_behind(primary: EmbeddedPostgres, url: str) -> Iterator[str]:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **user,  # type: ignore[call-overload]
+                **user,
             )
         try:
             here = urlsplit(url)._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()

@@ -323,8 +323,8 @@ class World:
             self._note_excuses(candidate)
             return await guard_judge(candidate, before, **options)
 
-        catalogue.disk.add = passed  # type: ignore[method-assign]
-        catalogue._guard.judge = judge  # type: ignore[method-assign]
+        catalogue.disk.add = passed
+        catalogue._guard.judge = judge
         master.publisher.on_publish(self._on_publish)
 
     def _note_passed(self, snapshot: Snapshot) -> None:

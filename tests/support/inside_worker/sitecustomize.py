@@ -177,7 +177,7 @@ def _watch_imports() -> None:
         _write({"msg": "Confined", "threads": threads})
         return failures
 
-    Jail.enter = enter_and_note  # type: ignore[method-assign]
+    Jail.enter = enter_and_note  # type: ignore[method-assign]  # to note it
 
 
 _CONFINED: list[bool] = []

@@ -377,7 +377,7 @@ def test_an_invalid_override_is_reported_like_an_invalid_variable() -> None:
 def test_settings_cannot_be_changed() -> None:
     settings = load()
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        settings.port = 1  # type: ignore[misc]
+        settings.port = 1
 
 
 # -- the client's settings ---------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_of_two_rows_with_one_name_the_unserved_row_is_reported_by_its_id(first:
     for number in (first, 3 - first):
         builder.add([Row(number, b"if", None, None, b"code %d" % number)])
     assert builder.findings.examples == {Unserved.DUPLICATE: ["id=1 name='if'"]}
-    assert Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes()).get("if").code == b"code 2"  # type: ignore[union-attr]
+    assert Snapshot(builder.build(generation=1, created_at_ns=1).to_bytes()).get("if").code == b"code 2"
 
 
 def test_commands_are_sorted_by_the_utf_8_bytes_of_their_names() -> None:

@@ -148,7 +148,7 @@ def built(
     Signer("key"),
     Random(1),
 )
-def test_a_build_on_the_previous_one_equals_a_build_of_all_rows(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
+def test_a_build_on_the_previous_one_equals_a_build_of_all_rows(steps, signer, random) -> None:
     small = mock.patch.multiple(assembly, _HASHED_TOGETHER=2, _CHUNK_OCTETS=50, _LONG_OCTETS=30)
     with small, mock.patch.object(layout, "_HASHED_TOGETHER", 2):
         compare(steps, signer, random)
@@ -170,7 +170,7 @@ def test_the_names_of_removed_rows_are_forgotten_when_their_range_is_read_again(
     compare([[*rows, other], gone], None, Random(1))
 
 
-def compare(steps, signer, random) -> None:  # type: ignore[no-untyped-def]
+def compare(steps, signer, random) -> None:
     """After each of ``steps``, build on the previous build, and build from all rows."""
     table, previous, last = Table(), None, None
     known: dict[bytes, bytes] = {b"gone": b""}

@@ -182,7 +182,7 @@ def test_nothing_can_be_written_through_a_snapshot() -> None:
     assert snapshot.body.readonly
     assert snapshot.buffer.readonly
     with pytest.raises(AttributeError):
-        snapshot.generation = 4  # type: ignore[misc]
+        snapshot.generation = 4
 
 
 def sparse(size: int) -> mmap:

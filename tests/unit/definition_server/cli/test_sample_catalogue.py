@@ -65,7 +65,7 @@ def read_back(text: str) -> list[SampleCommand]:
         values = [None if value == NULL else value for value in row]
         fields = dict(zip(COLUMNS, values, strict=True))
         logic = {"True": True, "False": False, None: None}[fields.pop("logic")]
-        commands.append(SampleCommand(**fields, logic=logic))  # type: ignore[arg-type]
+        commands.append(SampleCommand(**fields, logic=logic))
     return commands
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 from tests.support.logs import LogLines, logged
-from tests.support.loop import eventually
+from tests.support.loop import eventually, turns
 
 from definition_server.control_plane import admin_port
 from definition_server.control_plane.admin_http import Answer, Request, text_answer
@@ -111,12 +111,6 @@ async def client(port: Port) -> Any:
     made = Client(port)
     yield made
     made.close()
-
-
-async def turns() -> None:
-    """Wait for far more turns of the loop than an answer takes."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def test_a_request_is_answered_and_its_time_charged_to_its_network(port: Port, client: Client) -> None:

@@ -306,7 +306,7 @@ async def test_a_roll_continues_when_its_client_leaves(master: Master) -> None:
     answers = master.service._roll(pb.RollRequest())
     await anext(answers)
     (rolling,) = master.service._rolling
-    await answers.aclose()  # type: ignore[attr-defined]
+    await answers.aclose()
     await asyncio.wait((rolling,), timeout=5)
     assert rolling.result() is None
 

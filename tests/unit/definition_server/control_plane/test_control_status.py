@@ -89,9 +89,9 @@ def at(seconds: float) -> int:
     return round(seconds * 1e6) * 1000
 
 
-def test_every_field_of_the_status_is_in_the_message() -> None:
-    now = 1_800_000_000.25
-    status = ServiceStatus(
+def full_status(now: float) -> ServiceStatus:
+    """A status of which every field has a value."""
+    return ServiceStatus(
         version="1.2.3", started_at=now - 100, ready=True, stopping=False,
         catalog=CatalogStatus(7, "ab" * 32, 3, 1000, now - 50, now - 40),
         sync=SyncStatus(
@@ -110,10 +110,19 @@ def test_every_field_of_the_status_is_in_the_message() -> None:
         database=DatabaseStatus(("db:5432", "db2:5432"), "avap", "reader", "db2:5432"), engine="compiled",
         keys_last_used={"k1": now - 1, "k2": 0.0}, certificates_expire={"server": now + 1000},
     )  # fmt: skip
+
+
+def full_sync(now: float) -> SyncState:
+    """A state of the sync with an error, a pin and a held catalogue."""
     sync = SyncState(last_error="the text of the error")
     sync.pin = PinState("cd" * 32, until=now + 60, source="command", missing=True)
     sync.held = HeldCatalogue("ef" * 32, Reason.DATABASE_UNREACHABLE, "too many are gone", ("if", "else"), 9, now - 7)
-    message = status_message(status, sync)
+    return sync
+
+
+def test_every_field_of_the_status_is_in_the_message() -> None:
+    now = 1_800_000_000.25
+    message = status_message(full_status(now), full_sync(now))
     assert (message.server_version, message.pid, message.ready, message.stopping, message.engine) == (
         "1.2.3", os.getpid(), True, False, "compiled",
     )  # fmt: skip

@@ -255,7 +255,7 @@ async def test_a_name_service_that_never_answers_blocks_one_thread_per_name_but_
             nonlocal turns
             while True:
                 turns += 1
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # a free loop counts a hundred turns a second
 
         counting = asyncio.create_task(count())
         for _ in range(3):

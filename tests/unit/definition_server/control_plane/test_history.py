@@ -136,7 +136,7 @@ def test_a_damaged_or_foreign_file_is_skipped_and_named_and_the_others_stay(
     history: History, clock: FakeClock, fault: object
 ) -> None:
     good, bad = keep(history, "1", clock), keep(history, "2", clock)
-    fault(path_of(history, bad))  # type: ignore[operator]
+    fault(path_of(history, bad))
     assert versions(history) == [good]
     (problem,) = history.take_problems()
     assert str(path_of(history, bad)) in problem
@@ -150,7 +150,7 @@ def test_a_catalogue_that_is_published_again_replaces_its_damaged_or_foreign_fil
     history: History, clock: FakeClock, fault: object
 ) -> None:
     version = keep(history, "1", clock)
-    fault(path_of(history, version))  # type: ignore[operator]
+    fault(path_of(history, version))
     assert keep(history, "1", clock) == version
     assert versions(history) == [version]
     assert history.take_problems() == []

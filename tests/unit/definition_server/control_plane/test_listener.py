@@ -222,7 +222,7 @@ def test_listening_on_every_address_includes_ipv4_with_any_system_default(
     class V6Only(socket.socket):
         """As with ``net.ipv6.bindv6only=1``."""
 
-        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002 - as in `socket`
             super().__init__(family, type, proto, fileno)
             if family == socket.AF_INET6:
                 self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -240,7 +240,7 @@ def test_listening_on_every_address_of_a_machine_without_ipv6_uses_ipv4(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NoIpv6(socket.socket):
-        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+        def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002 - as in `socket`
             if family == socket.AF_INET6:
                 raise OSError(code, "no IPv6")
             super().__init__(family, type, proto, fileno)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 from pydantic import SecretStr
 from tests.support.logs import LogLines, logged
-from tests.support.loop import end
+from tests.support.loop import end, turns
 
 from definition_server.catalog.gate import Gate
 from definition_server.catalog.guard import Thresholds
@@ -134,7 +134,7 @@ async def test_operators_are_served_once_every_worker_serves_or_two_seconds_have
 def test_a_master_reads_a_policy_file_only_if_one_is_configured(tmp_path: Path) -> None:
     for path in (None, tmp_path / "policy.toml"):
         settings = SETTINGS.model_copy(update={"publication_policy": path})
-        made = master._Master._make_policy(SimpleNamespace(_settings=settings))  # type: ignore[arg-type]
+        made = master._Master._make_policy(SimpleNamespace(_settings=settings))
         assert (made is None) is (path is None)
 
 
@@ -299,7 +299,7 @@ async def test_each_signal_rolls_reloads_stops_or_shortens_a_drain(
     server._on_signal(signal.SIGUSR2)
     server._on_signal(signal.SIGHUP)
     assert len(server._background) == 2
-    await asyncio.sleep(0.001)
+    await turns()
     assert supervised.steps == ["roll"]
     assert logged(logs, "Syncing at once", log_level="info")
     assert reloads == [server._apply, "sync"]
@@ -394,7 +394,7 @@ async def test_telemetry_begins_once_the_workers_serve_and_gets_the_sampled_call
     server._on_calls_sampled(1, "calls")
     supervised.serving = 2
     exporting = asyncio.create_task(server._export(telemetry))
-    await asyncio.sleep(0.001)
+    await turns()
     assert steps == [(1, "calls"), 2]
     assert not exporting.done()
     await end(exporting)
@@ -416,7 +416,7 @@ def test_only_the_first_process_of_a_container_reaps_orphans_and_only_parts_in_u
             _prove=lambda: "prove", _serve_operators=lambda: "operators", _export=lambda each: f"export {each}",
             **given | parts,
         )  # fmt: skip
-        return list(master._Master._forever(cast(Any, made)))  # type: ignore[arg-type]
+        return list(master._Master._forever(cast(Any, made)))
 
     monkeypatch.setattr(master, "reap_orphans", lambda: "reap")
     always = ["sync", "watch", "loop watch", "announce", "prove"]

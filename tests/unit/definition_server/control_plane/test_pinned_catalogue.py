@@ -168,7 +168,7 @@ async def test_a_pin_that_is_replaced_while_the_disk_is_read_is_not_kept(bench: 
             bench.pin = Pin("cd" * 32)
         return loaded
 
-    bench.disk.entries = (SimpleNamespace(version_hash="ef" * 32), SimpleNamespace(version_hash=VERSION))  # type: ignore[assignment]
+    bench.disk.entries = (SimpleNamespace(version_hash="ef" * 32), SimpleNamespace(version_hash=VERSION))
     bench.disk.load_version = load_version
     bench.pin = Pin(VERSION[:8])
     await bench.catalogue.find()

@@ -460,9 +460,9 @@ async def test_octets_that_have_arrived_are_read_without_a_turn_of_the_event_loo
         loop = asyncio.get_running_loop()
         added = []
         add_reader = loop.add_reader
-        loop.add_reader = lambda *args: added.append(args) or add_reader(*args)  # type: ignore[method-assign,func-returns-value]
+        loop.add_reader = lambda *args: added.append(args) or add_reader(*args)
         try:
             assert await connection.wait(answer()) == 1
         finally:
-            del loop.add_reader  # type: ignore[method-assign]
+            del loop.add_reader
     assert len(added) == 1

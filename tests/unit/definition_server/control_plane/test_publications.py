@@ -30,7 +30,7 @@ async def test_a_text_that_names_no_version_is_refused(server: Server, version: 
         server.publications.diff(version, server.version),
     ):
         with pytest.raises(InvalidRequest, match="8 to 64 digits"):
-            await request  # type: ignore[misc]
+            await request
 
 
 async def test_eighty_characters_of_a_long_text_that_names_no_version_are_shown(server: Server) -> None:
@@ -66,7 +66,7 @@ async def test_an_unknown_version_is_answered_with_a_list_of_the_known_versions(
         server.publications.diff("ab" * 32, old),
     ):
         with pytest.raises(UnknownVersion, match=old[:16]):
-            await request  # type: ignore[misc]
+            await request
     with pytest.raises(UnknownVersion, match=server.held):
         await server.publications.accept("ab" * 32)
     with pytest.raises(UnknownVersion, match="published before"):

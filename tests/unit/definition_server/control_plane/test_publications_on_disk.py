@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.support.leftovers import open_descriptors
 from tests.support.logs import LogLines, logged
-from tests.support.loop import eventually, promptly
+from tests.support.loop import eventually, promptly, turns
 from tests.support.snapshots import row
 from tests.unit.definition_server.control_plane.publication_server import (
     ALL,
@@ -309,7 +309,7 @@ async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_previous_pi
             await go_on.wait()
         return found
 
-    catalogue.disk.load_version = slow  # type: ignore[method-assign]
+    catalogue.disk.load_version = slow
     server.policy = Policy(pin=Pin(first))
     following = asyncio.create_task(catalogue.follow())
     await promptly(loading.wait())
@@ -317,7 +317,7 @@ async def test_a_pin_by_command_is_not_undone_by_a_slow_load_for_the_previous_pi
         pinning = asyncio.create_task(server.publications.pin(second, None))
         await eventually(lambda: catalogue.wishes().pin == Pin(second), "pinned")
         go_on.set()
-        await asyncio.sleep(0.01)
+        await turns()
     await promptly(asyncio.gather(following, pinning))
     assert server.version == second
 

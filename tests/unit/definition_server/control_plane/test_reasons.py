@@ -63,7 +63,7 @@ async def test_the_pages_show_the_reason_of_a_failure_and_not_the_text_of_its_er
     stats = FleetStats()
     supervisor = SimpleNamespace(serving=0, counts_connections=True, confines_workers=True, slots=[], stats=stats)
     proof = Proof(synchronizer.state, interval=60.0, stores=True)
-    reader = StatusReader(publisher, synchronizer.state, supervisor, proof)  # type: ignore[arg-type]
+    reader = StatusReader(publisher, synchronizer.state, supervisor, proof)
     pages = _Pages(reader.read, lambda: None)
     shown = {path: pages.answer(Request(path, "", {})).body.decode() for path in ("/readyz", "/statusz", "/metrics")}
     synchronizer.close()

@@ -129,7 +129,7 @@ async def test_each_cycle_gives_back_the_memory_of_the_newest_catalogue(
     await server.synchronizer.catalogue.in_background(lambda: None)
     assert given == [(version, True), (version, False)], "after the whole was encoded, the heap, too"
     given.clear()
-    await server.cycle(*rows)  # type: ignore[arg-type]
+    await server.cycle(*rows)
     await server.synchronizer.catalogue.in_background(lambda: None)
     assert given == [(version, False)]
 

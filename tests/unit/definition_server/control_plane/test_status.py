@@ -89,7 +89,7 @@ def supervisor() -> Iterator[StandInSupervisor]:
 
 @pytest.fixture
 def reader(publisher: Publisher, state: SyncState, supervisor: StandInSupervisor) -> StatusReader:
-    return StatusReader(publisher, state, supervisor, Proof(state, interval=60.0, stores=True))  # type: ignore[arg-type]
+    return StatusReader(publisher, state, supervisor, Proof(state, interval=60.0, stores=True))
 
 
 # -- ready -----------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_publications_before_the_start_come_from_the_history(
     history = [HistoryEntry(served, 1, 1.0, 3.0), HistoryEntry("cd" * 32, 5, 1.0, 2.0)]
     history.append(HistoryEntry("ef" * 32, 6, 1.0, time.time() + 60))  # of this run, and forgotten by the publisher
     proof = Proof(state, interval=60.0, stores=True)
-    reader = StatusReader(publisher, state, supervisor, proof, history=lambda: history)  # type: ignore[arg-type]
+    reader = StatusReader(publisher, state, supervisor, proof, history=lambda: history)
     told = reader.read().publications
     assert [(each.version_hash, each.definitions, each.added) for each in told] == [
         (served, 1, None),
@@ -175,7 +175,7 @@ def test_names_and_lists_of_the_status_are_cut(
     publisher.publish(published("if"))
     state.note_changes(publisher.recent[0].version_hash, ChangeCounts(1, 0, 0, ("+ " + "n" * 1000,), 1))
     proof = Proof(state, interval=60.0, stores=True)
-    reader = StatusReader(publisher, state, supervisor, proof, held_commands=lambda: held)  # type: ignore[arg-type]
+    reader = StatusReader(publisher, state, supervisor, proof, held_commands=lambda: held)
     told = reader.read()
     assert len(told.held_commands) == 20
     for name in (told.held_commands[0].name, told.sync.held_names[0], told.publications[0].examples[0]):
@@ -212,7 +212,7 @@ def test_the_sync_status_is_the_state_of_the_cycles(reader: StatusReader, state:
 
 def test_the_age_counts_from_the_last_success_and_is_never_negative(reader: StatusReader, state: SyncState) -> None:
     state.last_success = time.time() - 90
-    assert 90 <= reader.read().sync.age_seconds <= 120  # type: ignore[operator]
+    assert 90 <= reader.read().sync.age_seconds <= 120
     state.last_success = time.time() + 3600  # the clock was set back
     assert reader.read().sync.age_seconds == 0
 
@@ -322,7 +322,7 @@ def test_a_host_name_of_any_octets_is_shown(
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: os.fsdecode(octets))
     proof = Proof(state, interval=60.0, stores=True)
-    reader = StatusReader(publisher, state, supervisor, proof)  # type: ignore[arg-type]
+    reader = StatusReader(publisher, state, supervisor, proof)
     assert reader.read().hostname == shown
     assert shown.encode() in status_page(reader.read(), time.time())
 

@@ -16,6 +16,7 @@ import pytest
 from tests.support.client import Client
 from tests.support.leftovers import child_processes
 from tests.support.logs import LogLines, logged
+from tests.support.loop import eventually
 from tests.support.polling import until
 
 from definition_server.catalog.builder import SnapshotBuilder
@@ -29,15 +30,6 @@ from definition_server.ipc.messages import Configure, Keys
 pytestmark = pytest.mark.slow
 
 SECONDS = 30.0
-
-
-async def eventually(what: Callable[[], object], told: str) -> None:
-    try:
-        async with asyncio.timeout(SECONDS):
-            while not what():  # noqa: ASYNC110 - polls what no event announces
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not within {SECONDS:g} s: {told}") from None
 
 
 def publish(publisher: Publisher, *names: str) -> None:
@@ -84,15 +76,15 @@ def test_all_workers_serve_from_the_moment_when_the_last_one_has_the_publication
 
     def ready(worker: Reached, generation: int) -> float | None:
         worker.generation = generation
-        supervisor._on_ready(worker)  # type: ignore[arg-type]
+        supervisor._on_ready(worker)
         return supervisor.all_serve_since
 
     one, other = Reached(0), Reached(0)
     assert ready(one, 0) is None, "nothing is published"
     publish(publisher, "if")
-    first.worker = one  # type: ignore[assignment]
+    first.worker = one
     assert ready(one, 1) is None, "the other slot has no worker yet"
-    second.worker = other  # type: ignore[assignment]
+    second.worker = other
     assert ready(one, 1) is None
     began = time.time()
     since = ready(other, 1)
@@ -212,7 +204,7 @@ async def test_a_snapshot_that_a_worker_did_not_receive_is_sent_again(
         if descriptors and not lost:
             lost.append(message)
             return True
-        return send(message, *descriptors)  # type: ignore[arg-type]
+        return send(message, *descriptors)
 
     monkeypatch.setattr(worker._channel, "send", lossy)
     publish(publisher, "if", "else")

@@ -144,7 +144,7 @@ async def test_a_publication_reaches_every_worker(supervised: Supervised, publis
     await supervised.all_serve(2)
     readings = [worker.stats.read() for worker in supervised.workers]
     assert [(reading.generation, reading.entries) for reading in readings] == [(2, 2)] * WORKERS
-    assert {reading.version_hash for reading in readings} == {publisher.current.snapshot.version_hash}  # type: ignore[union-attr]
+    assert {reading.version_hash for reading in readings} == {publisher.current.snapshot.version_hash}
 
 
 @pytest.mark.thorough  # takes seconds

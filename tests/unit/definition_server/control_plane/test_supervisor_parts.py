@@ -392,7 +392,7 @@ async def test_a_drain_informs_every_worker_and_kills_those_that_are_late(fleet:
         waited.append(timeout)
         return timeout is None
 
-    fleet.supervisor._all_ended = all_ended  # type: ignore[method-assign]
+    fleet.supervisor._all_ended = all_ended
     await fleet.supervisor.drain(wait=1.0, timeout=4.0)
     assert [worker.calls for worker in fleet.workers] == [[Drain(True, 1.0, 4.0), "kill"]] * 2
     assert fleet.gone == [11, 12]

@@ -78,7 +78,7 @@ async def start(source: FakeSource, publisher: Publisher) -> AsyncIterator[Start
     yield started
     # Not cancelled in the middle of storing, because storing would continue in its own thread.
     for state in (synchronizer.state for synchronizer in synchronizers):
-        await eventually(lambda: sum(state.cycles.values()) == source.looks, "the end of the cycle")  # noqa: B023
+        await eventually(lambda: sum(state.cycles.values()) == source.looks, "the end of the cycle")  # noqa: B023 - awaited here
     for task in tasks:
         assert not task.done(), "the loop never returns"
         await end(task)

@@ -107,8 +107,8 @@ def current(publisher: Publisher) -> Snapshot:
 
 def keep(store: SnapshotStore, *names: str, **how: object) -> Snapshot:
     """Store a snapshot of ``names``, as an earlier run of the server did."""
-    publication = published(*names, **how)  # type: ignore[arg-type]
-    store.save(publication.descriptor, how.get("signer"))  # type: ignore[arg-type]
+    publication = published(*names, **how)
+    store.save(publication.descriptor, how.get("signer"))
     os.close(publication.descriptor)
     return publication.snapshot
 

@@ -153,7 +153,7 @@ def test_spans_are_exported_every_second_metrics_at_their_interval_and_both_at_t
     monkeypatch.setattr(telemetry._stopping, "wait", wait)
     exporter = Exporter()
     telemetry.calls_sampled(2, CallsSampled((0,), (3,), (5000,), (1000,)))
-    telemetry._export(exporter)  # type: ignore[arg-type]
+    telemetry._export(exporter)
     assert waited == [1.0] * 8
     assert exporter.spans == [1, 0, 0, 0, 0, 0, 0, 0]
     assert exporter.metrics == [1_700_000_000 * 10**9] * 4, "after 1, 4, 7 s, and at the end"
@@ -164,7 +164,7 @@ def test_an_interval_below_a_second_applies_to_spans_too(monkeypatch: pytest.Mon
     made = Telemetry(load(OTEL_EXPORTER_OTLP_ENDPOINT=BASE, OTEL_METRIC_EXPORT_INTERVAL="200"), service_status)
     waited: list[float] = []
     monkeypatch.setattr(made._stopping, "wait", lambda seconds: waited.append(seconds) or len(waited) == 3)
-    made._export(Exporter())  # type: ignore[arg-type]
+    made._export(Exporter())
     assert waited == [0.2] * 3
 
 
@@ -172,7 +172,7 @@ async def test_a_thread_that_cannot_be_started_is_logged_and_nothing_is_recorded
     def refuse() -> None:
         raise RuntimeError("can't start new thread")
 
-    telemetry._thread = SimpleNamespace(start=refuse, is_alive=lambda: False)  # type: ignore[assignment]
+    telemetry._thread = SimpleNamespace(start=refuse, is_alive=lambda: False)
     with captured_logs() as lines:
         telemetry.start()
     assert logged(lines, "Telemetry is not exported", error="can't start new thread", log_level="error")
@@ -194,7 +194,7 @@ async def test_the_end_waits_two_seconds_for_the_last_export(
 
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    telemetry._thread = SimpleNamespace(is_alive=lambda: True)  # type: ignore[assignment]
+    telemetry._thread = SimpleNamespace(is_alive=lambda: True)
     await telemetry.stop()
     assert now[0] == pytest.approx(102.0, abs=0.015)
     assert set(slept) == {0.01}

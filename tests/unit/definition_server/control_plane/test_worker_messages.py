@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from tests.support.logs import LogLines, logged
+from tests.support.loop import turns
 from tests.support.snapshots import published
 
 from definition_server.control_plane.publisher import Publication
@@ -94,7 +95,7 @@ class Started:
     async def says(self, *said: messages.Message) -> None:
         for each in said:
             self.end.send(each)
-            await asyncio.sleep(0.001)
+            await turns()
 
     async def close(self) -> None:
         self.process.ended.set()
@@ -228,7 +229,7 @@ async def test_a_page_that_cannot_be_sealed_ends_its_worker(started: Started, lo
 
 async def test_a_worker_that_has_closed_its_socket_is_a_problem_after_five_seconds_and_once(started: Started) -> None:
     started.end.close()
-    await asyncio.sleep(0.001)
+    await turns()
     now = started.worker._deaf_since
     assert now is not None
     assert started.worker.problem(now + 5.0) is None
@@ -253,7 +254,7 @@ async def test_the_socket_of_a_worker_that_sends_no_more_messages_is_not_watched
     else:
         started.process.ended.set()
         await asyncio.wait((started.worker.ended,))
-    await asyncio.sleep(0.001)
+    await turns()
     assert not loop.remove_reader(descriptor)
 
 

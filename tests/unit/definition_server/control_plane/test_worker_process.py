@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 from tests.support.logs import LogLines, logged
-from tests.support.loop import eventually
+from tests.support.loop import eventually, turns
 
 from definition_server.control_plane.worker_process import WorkerProcess
 from definition_server.ipc.channel import Channel
@@ -85,8 +85,7 @@ async def test_a_worker_that_drains_gets_the_order_and_may_close_its_control_soc
     assert received is not None
     assert received[0] == Drain(True, 1.0, 2.0)
     theirs.close()
-    for _ in range(5):
-        await asyncio.sleep(0.001)
+    await turns()
     assert worker.problem(asyncio.get_running_loop().time() + 60) is None
 
 
@@ -97,6 +96,5 @@ async def test_after_a_violation_nothing_more_is_read_of_a_worker(
     for _ in range(2):
         theirs.send(Ready(1))  # before its stats page is mapped
     await eventually(lambda: logged(logs, "Worker violates the control protocol; killed"), "the violation is logged")
-    for _ in range(5):
-        await asyncio.sleep(0.001)
+    await turns()
     assert len(logged(logs, "Worker violates the control protocol; killed")) == 1

@@ -49,7 +49,7 @@ def engine(*names: str) -> DefinitionEngine:
 
 def failure(call: object, *arguments: object) -> tuple[Status, str]:
     with pytest.raises(CallFailed) as caught:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments)
     return caught.value.status, caught.value.message
 
 
@@ -208,10 +208,10 @@ def test_the_error_repeats_a_name_of_up_to_200_characters_whole(length: int) -> 
 def test_a_call_that_holds_a_replaced_snapshot_can_still_read_it(page: Pages) -> None:
     publisher, served = Publisher(), DefinitionEngine()
     publisher.publish(published("if"))
-    served.snapshot = held = publisher.current.snapshot  # type: ignore[union-attr]
+    served.snapshot = held = publisher.current.snapshot
     body = held.body
     publisher.publish(published("else", generation=2))
-    served.snapshot = publisher.current.snapshot  # type: ignore[union-attr]
+    served.snapshot = publisher.current.snapshot
     publisher.close()
     del held
     assert avap_pb2.CatalogResponse.FromString(bytes(body)).commands[0].name == "if"

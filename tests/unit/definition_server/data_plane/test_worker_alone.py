@@ -107,6 +107,10 @@ class WorkerAlone:
     def logged(self, message: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["msg"] == message]
 
+    def mappings(self) -> int:
+        """The number of snapshots that the process holds open."""
+        return len([link for link in open_descriptors(self.process.pid).values() if "memfd:test" in link])
+
     def end(self) -> None:
         self.channel.close()
         try:
@@ -213,8 +217,7 @@ def test_a_snapshot_overtaken_during_a_preparation_is_left_out_and_released(port
             assert ready in ([2, 4], [4])
             assert client.get("command4").name == "command4"
             assert failure(client.get, "command1")[0] == "NOT_FOUND"
-        links = lambda: [each for each in open_descriptors(worker.process.pid).values() if "memfd:test" in each]  # noqa: E731
-        until(lambda: len(links()) == 1, lambda: f"{links()}: one is wanted")
+        until(lambda: worker.mappings() == 1, lambda: f"{worker.mappings()} mappings, one is wanted")
     finally:
         worker.end()
 
@@ -320,19 +323,16 @@ def test_a_worker_writes_its_heartbeat_to_its_stats_page(worker: WorkerAlone) ->
 
 
 def stopped(pid: int) -> None:
-    state = lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]  # noqa: E731
-    until(lambda: state() == "T", "the process stopped")
+    path = Path(f"/proc/{pid}/stat")
+    until(lambda: path.read_text().rpartition(")")[2].split()[0] == "T", "the process stopped")
 
 
 def test_refused_and_replaced_snapshots_leave_no_descriptor_open(worker: WorkerAlone) -> None:
-    def memory() -> int:
-        return len([link for link in open_descriptors(worker.process.pid).values() if "memfd:test" in link])
-
     for generation in range(2, 30):
         worker.publish(built(generation, "else"), announced="00" * 32)
         worker.publish(built(generation, "if"))
         until(lambda: worker.wait_ready() == generation, "the swap")  # noqa: B023 - asked at once
-    until(lambda: memory() == 1, lambda: f"{memory()} mappings, one is wanted")
+    until(lambda: worker.mappings() == 1, lambda: f"{worker.mappings()} mappings, one is wanted")
 
 
 def test_sigint_does_not_end_a_worker(worker: WorkerAlone, port: int) -> None:

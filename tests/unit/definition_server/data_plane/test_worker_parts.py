@@ -71,7 +71,7 @@ def test_only_jail_require_refuses_to_serve_if_the_confinement_is_not_complete(
 def test_a_setting_in_seconds_reaches_grpcio_in_milliseconds(
     option: str, setting: dict[str, float], milliseconds: int
 ) -> None:
-    assert dict(grpcio._options(replace(CONFIG, **setting)))[option] == milliseconds  # type: ignore[arg-type]
+    assert dict(grpcio._options(replace(CONFIG, **setting)))[option] == milliseconds
 
 
 async def test_a_heartbeat_carries_the_number_of_lost_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:

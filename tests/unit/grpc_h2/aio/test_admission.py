@@ -72,14 +72,14 @@ class House:
     def connect(self, *, client: bool = False, peer: str = "10.0.0.1") -> One:
         self.loop.now += 0.001
         one = One()
-        assert self.admission.admit(one, peer, self.loop) is None  # type: ignore[arg-type]
+        assert self.admission.admit(one, peer, self.loop) is None
         if client:
             one.trust = Trust.CLIENT
             self.admission.vouched(one)
         return one
 
     def refused(self, peer: str = "10.0.0.1") -> Refusal | None:
-        return self.admission.admit(One(), peer, self.loop)  # type: ignore[arg-type]
+        return self.admission.admit(One(), peer, self.loop)
 
 
 def test_an_address_holds_no_more_than_its_limit_and_others_are_not_affected() -> None:
@@ -238,10 +238,10 @@ def test_idle_strangers_are_closed_for_probes_and_clients_and_named_in_the_log(
         idle = []
         for _ in range(3):  # one after the other, so that the first has been idle for the longest time
             one = stack.enter_context(RawClient(server.port))
-            one.until(lambda one=one: one.replies.settings_acks)  # type: ignore[misc]
+            one.until(lambda one=one: one.replies.settings_acks)
             idle.append(one)
             begun = time.monotonic()
-            until(lambda begun=begun: time.monotonic() > begun + 0.002, "uvloop's clock advances")  # type: ignore[misc]
+            until(lambda begun=begun: time.monotonic() > begun + 0.002, "uvloop's clock advances")
         calls: tuple[tuple[Any, ...], ...] = ((b"/t.S/health",), (b"/t.S/Get", (b"key", b"right")))
         # Connections are opened one after the other, because a new connection is also an idle stranger until its call
         # arrives.
@@ -308,10 +308,10 @@ async def test_a_strangers_later_reads_are_deferred_and_a_clients_are_not() -> N
         protocol.data_received(HELLO + SETTINGS_ACK)
         for stream in range(1, 41, 2):
             protocol.data_received(keyed(stream, b"/t.S/Get", (b"key", key)))
-            await loop_until(lambda transport=transport: transport.is_reading())  # type: ignore[misc]
+            await loop_until(lambda transport=transport: transport.is_reading())
         transport.writes.clear()
         protocol.data_received(keyed(41, b"/t.S/Get", (b"key", key)))
         found[key] = len(transport.writes)
-        await loop_until(lambda transport=transport: bool(transport.writes))  # type: ignore[misc]
+        await loop_until(lambda transport=transport: bool(transport.writes))
     assert found == {b"right": 1, b"wrong": 0}
     await server.stop(0)

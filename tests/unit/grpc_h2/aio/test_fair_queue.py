@@ -17,7 +17,7 @@ class Queue:
 
     def put(self, network: str, *names: str) -> None:
         for name in names:
-            self.queue.put(network, lambda name=name: name)  # type: ignore[misc]
+            self.queue.put(network, lambda name=name: name)
 
     def take(self, count: int) -> list[object]:
         return [self.queue.take()() for _ in range(count)]

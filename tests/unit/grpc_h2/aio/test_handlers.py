@@ -343,7 +343,7 @@ async def test_a_call_may_be_cancelled_from_a_thread(served: Served) -> None:
 
 
 def test_a_method_handler_shows_which_sides_stream() -> None:
-    unary, streaming = MethodHandler.unary(upper, int, str), MethodHandler.streaming(letters, int, str)  # type: ignore[arg-type]
+    unary, streaming = MethodHandler.unary(upper, int, str), MethodHandler.streaming(letters, int, str)
     assert (unary.request_streaming, unary.response_streaming, unary.unary_unary) == (False, False, upper)
     assert (streaming.request_streaming, streaming.response_streaming, streaming.unary_stream) == (False, True, letters)
     for made, own in ((unary, "unary_unary"), (streaming, "unary_stream")):

@@ -126,7 +126,7 @@ def test_two_servers_accept_from_one_inherited_socket(loop: Any) -> None:
         with ServerThread(loop, adopt, listen=False) as one, ServerThread(loop, adopt, listen=False):
             assert all([answered(port) for _ in range(20)])  # noqa: C419 - all of them
             one.stop(0).result(SECONDS)
-            assert all([answered(port) for _ in range(5)])  # noqa: C419
+            assert all([answered(port) for _ in range(5)])  # noqa: C419 - all of them
 
 
 def test_the_policy_is_informed_of_every_connections_beginning_and_end(loop: Any) -> None:
@@ -139,7 +139,7 @@ def test_the_policy_is_informed_of_every_connections_beginning_and_end(loop: Any
     listening = listen("127.0.0.1:0")
     port = listening.getsockname()[1]
     with ServerThread(loop, add, listen=False):
-        assert all([answered(port) for _ in range(5)])  # noqa: C419
+        assert all([answered(port) for _ in range(5)])  # noqa: C419 - all of them
         with RawClient(port):
             until(lambda: policy.opened_count == 6, "the sixth connection is counted")
         until(lambda: policy.closed_count == 6, "all six connections have ended")

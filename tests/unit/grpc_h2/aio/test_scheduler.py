@@ -102,7 +102,7 @@ async def test_a_busy_loop_postpones_the_time_slice_once(busy: float, loops: int
 async def test_work_that_returns_true_ends_its_time_slice() -> None:
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(6):
-        scheduler.defer(loop, lambda number=number: taken.append(number) or number in (1, 2))  # type: ignore[misc]
+        scheduler.defer(loop, lambda number=number: taken.append(number) or number in (1, 2))
     seen = []
     for _ in range(3):
         await asyncio.sleep(0)
@@ -115,7 +115,7 @@ async def test_a_few_returning_connections_are_set_up_in_one_time_slice() -> Non
     connection at a time would be too slow."""
     scheduler, loop, taken = FairScheduler(), asyncio.get_running_loop(), []
     for number in range(8):
-        scheduler.defer(loop, lambda number=number: taken.append(number) or True, Share.RETURNING)  # type: ignore[misc]
+        scheduler.defer(loop, lambda number=number: taken.append(number) or True, Share.RETURNING)
     seen = []
     for _ in range(3):
         await asyncio.sleep(0)
@@ -190,7 +190,7 @@ async def test_time_slices_alternate_between_new_connections_clients_and_strange
     assert done == [Share.STRANGERS], "no share is lost while the others do not wait"
     done.clear()
     for share in (Share.CLIENTS, Share.ARRIVALS):
-        scheduler.defer(loop, lambda share=share: work(share), share)  # type: ignore[misc]
+        scheduler.defer(loop, lambda share=share: work(share), share)
     for _ in range(40):
         await asyncio.sleep(0)
     assert done.count(Share.ARRIVALS) == 20
@@ -231,7 +231,7 @@ async def test_a_time_slice_holds_several_short_pieces_of_work() -> None:
     told: list[int] = []
     scheduler, loop = FairScheduler(), asyncio.get_running_loop()
     for number in range(3):
-        scheduler.defer(loop, lambda number=number: told.append(number))  # type: ignore[misc]
+        scheduler.defer(loop, lambda number=number: told.append(number))
     await asyncio.sleep(0)
     assert told == [0, 1, 2]
 
@@ -421,7 +421,7 @@ async def test_new_connections_from_a_clients_address_come_before_others_and_do_
         scheduler.defer(loop, lambda: work(share), share)
 
     for share in Share:
-        scheduler.defer(loop, lambda share=share: work(share), share)  # type: ignore[misc]
+        scheduler.defer(loop, lambda share=share: work(share), share)
     for _ in range(80):
         await asyncio.sleep(0)
     assert [done.count(share) for share in Share] == [10, 20, 20, 30]

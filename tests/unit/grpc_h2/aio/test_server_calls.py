@@ -34,7 +34,7 @@ def unary_in_thread(request: bytes, context: Any) -> bytes:
     return b"<" + request + b">"
 
 
-class Callable_:  # noqa: N801
+class Called:
     async def __call__(self, request: bytes, context: Any) -> bytes:
         return b"<" + request + b">"
 
@@ -89,7 +89,7 @@ def echo_in_thread(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
 
 
 STYLES: dict[str, list[Any]] = {
-    "unary_unary": [unary, unary_in_thread, Callable_()],
+    "unary_unary": [unary, unary_in_thread, Called()],
     "unary_stream": [count_generated, count_written, count_returned, count_in_thread],
     "stream_unary": [join_iterated, join_read, join_in_thread],
     "stream_stream": [echo_generated, echo_written, echo_in_thread],

@@ -222,7 +222,7 @@ def reading(octets: int, **limits: float) -> tuple[Peer, Router]:
     answer = StaticAnswer.unary(memoryview(bytes(octets)))
     router.add_static_unary("/t.S/Large", lambda message: answer)
     numbers = {"min_read_rate": 1000.0, "read_grace": 10.0, "max_read_time": 100.0, **limits}
-    return Peer(router=router, limits=Limits(keepalive_time=inf, **numbers)), router  # type: ignore[arg-type]
+    return Peer(router=router, limits=Limits(keepalive_time=inf, **numbers)), router
 
 
 def large_call(stream: int) -> bytes:

@@ -79,7 +79,7 @@ class NeverChanged(engine_hpack.Decoder):
     __slots__ = ()
 
     @property
-    def changed(self) -> bool:  # type: ignore[override]
+    def changed(self) -> bool:
         return False
 
     @changed.setter
@@ -93,7 +93,7 @@ class StandingEpoch(engine_hpack.Decoder):
     __slots__ = ()
 
     @property
-    def epoch(self) -> int:  # type: ignore[override]
+    def epoch(self) -> int:
         return 0
 
     @epoch.setter

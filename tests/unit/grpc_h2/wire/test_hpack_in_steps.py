@@ -43,7 +43,7 @@ def in_pieces(most: int) -> object:
 def outcome(subject: Decoder, decode: object, block: bytes) -> object:
     """The fields and the visible state of the decoder after a block, or the error."""
     try:
-        fields = decode(subject, block)  # type: ignore[operator]
+        fields = decode(subject, block)
     except HpackError as error:
         return str(error)
     seen = (subject.changed, subject.epoch, subject.overflow, subject.list_size, subject.beyond_hard_limit)

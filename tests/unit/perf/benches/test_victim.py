@@ -29,7 +29,7 @@ def measured(**p99s: list[float]) -> Measured:
 
 
 def taken(measure: Measured, *turns: tuple[str, ...]) -> VictimMeasurements:
-    victim = VictimMeasurements(Served(), measure, (TargetFailed,))  # type: ignore[arg-type]
+    victim = VictimMeasurements(Served(), measure, (TargetFailed,))
     for names in turns:
         victim.take(names)
     return victim
@@ -89,7 +89,7 @@ def test_an_attack_next_to_a_failed_measurement_of_the_victim_alone_has_no_figur
 
 def test_a_dead_worker_gives_no_figure() -> None:
     served = Served()
-    victim = VictimMeasurements(served, measured(calm=[1, 1], flood=[1]), (TargetFailed,))  # type: ignore[arg-type]
+    victim = VictimMeasurements(served, measured(calm=[1, 1], flood=[1]), (TargetFailed,))
     served.alive = False
     victim.take(("flood",))
     with pytest.raises(TargetFailed, match="the worker is dead"):

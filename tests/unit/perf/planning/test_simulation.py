@@ -123,7 +123,7 @@ def test_percentiles_are_values_of_the_outcome() -> None:
 @pytest.mark.parametrize("wrong", [{"replicas": 0}, {"interval": 0.0}, {"cores": 0}, {"network": 0.0}])
 def test_an_impossible_fleet_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="at least one replica"):
-        replace(FLEET, **wrong)  # type: ignore[arg-type]
+        replace(FLEET, **wrong)
 
 
 @pytest.mark.thorough  # six seconds of simulation
