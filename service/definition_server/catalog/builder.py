@@ -287,6 +287,11 @@ class SnapshotBuilder:
             return [name for name in self._differed if name in digests and digests[name] != known.get(name)]
         return list(self._compare(known))
 
+    def comparison_is_over(self) -> None:
+        """`differing` will not be called again with the hashes known from the start: they may be freed."""
+        self._known = None
+        self._differed = {}
+
     def _compare(self, known: Mapping[bytes, bytes]) -> Iterator[bytes]:
         """`differing`, for all rows that were added so far. The interpreter executes no bytecode for a row that is
         unchanged.
@@ -487,6 +492,8 @@ class SnapshotBuilder:
         for name in others:
             self._ids.pop(name, None)
             self._digests.pop(name, None)
+        # Freed here, in the caller's thread: its lists have an entry for each command.
+        self._previous = None
         return PreviousBuild(snapshot, arrangement, kept, others, self._blank, (self._ids, self._digests))
 
 

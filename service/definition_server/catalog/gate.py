@@ -339,8 +339,8 @@ class Review:
         # A version that is served in place of a bad row may not be judged yet.
         judged = self._flaws.keys() - gate.held.keys()
         judged |= {name for name in gate.held if name in self._last_flaws or gate.was_judged(name, served[name])}
-        # Most pending rows stay pending; a large catalogue has many of them, for minutes.
-        pending = gate.pending.copy()
+        # Changed in place: most pending rows stay pending, and a large catalogue has many of them, for minutes.
+        pending = gate.pending
         for name in chain(self._no_longer_pending, judged, gate.held, gate.left_out):
             pending.pop(name, None)
         # The names are in the order of reading, because sorting the names of all rows would take long.
@@ -351,7 +351,7 @@ class Review:
         gate.found = {}
         suspect = {name for name in gate.suspect if gate.served.get(name) == served.get(name)}
         suspect |= {name for name, flaws in self._flaws.items() if flaws & Flaw.NOT_STRICT_JSON and name in served}
-        gate.served, gate.pending = served, pending
+        gate.served = served
         gate.suspect = suspect - gate.held.keys() - tolerated
         gate.first = gate.first and bool(gate.pending)
 

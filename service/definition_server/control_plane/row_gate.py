@@ -206,7 +206,7 @@ class RowGate:
         """
         gate = self._gate
         self._findings = builder.findings
-        review = Review(gate, builder, last_good)
+        review = await self._in_background(Review, gate, builder, last_good)  # copies the hashes of all rows
         if gate.checks:
             await self._in_background(review.find_changed)
             budget, self._budget = self._budget, self._whole_budget()
@@ -220,7 +220,10 @@ class RowGate:
             except CannotCheck as error:
                 self._note_checking(str(error))
         self.unsure, self._unsure_since = self._unsure_since, False
+        replaced = [gate.served]
         change = review.settle(self._clock())
+        builder.comparison_is_over()
+        self._release(replaced)
         if self._logs:
             _log_change(change, gate)
         return gate.held.keys()
@@ -292,8 +295,8 @@ class RowGate:
             bad += gate.note_pending(name, waiting[name], flaws)
             self._findings.unchecked = len(gate.pending)
 
-        waiting = dict(gate.pending)
         try:
+            waiting = await self._in_background(gate.pending.copy)
             for names in _slices(waiting):
                 # In the thread of lower priority, so that this does not delay the workers.
                 rows = await self._in_background(_served_rows, newest, names, waiting, gate.key)
@@ -327,6 +330,11 @@ class RowGate:
         if self._background is None:
             return work(*args, **kwargs)
         return await self._background.run(work, *args, **kwargs)
+
+    def _release(self, replaced: list[dict[bytes, bytes]]) -> None:
+        """Free the tables in ``replaced``, which holds the last reference to them. They may have a million rows."""
+        if self._background is not None:
+            self._background.soon(replaced.clear)
 
     async def close(self) -> None:
         """End the checker."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,9 +19,11 @@ from tests.support.logs import LogLines, logged
 from tests.support.loop import eventually
 from tests.support.snapshots import row
 
+from definition_server.catalog.builder import SnapshotBuilder
 from definition_server.catalog.content_check import Flaw
 from definition_server.catalog.gate import Gate
 from definition_server.control_plane import row_gate
+from definition_server.control_plane.background import Background
 from definition_server.control_plane.checker import Content, Judgement
 from definition_server.control_plane.publisher import Publisher
 from definition_server.control_plane.row_gate import RowGate
@@ -328,6 +331,40 @@ async def test_the_number_of_unchecked_rows_falls_while_the_remaining_rows_are_j
         await eventually(lambda: bench.synchronizer.state.findings.unchecked == 0, "the rest is judged")
         assert seen == list(range(unchecked, 0, -64))
         await bench.close()
+
+
+async def test_the_loop_does_not_touch_each_row_of_a_large_catalogue_for_one_changed_row() -> None:
+    """Most rows are not judged yet. The loop's CPU time is compared with that of copying the rows' hashes."""
+    background = Background()
+    gate = RowGate(Gate(), CheckerHere(), background=background, first_seconds=0, first_rows=0, logs=False)
+    rows = [row(f"c{number}", "x") for number in range(100_000)]
+    spent, copying = [], []
+    for change in range(4):
+        builder = SnapshotBuilder(known=gate.served)
+        await background.run(builder.add, [row("changed", f"x = {change}"), *rows])
+        begun = time.thread_time()
+        await gate.apply(builder, None)
+        spent.append(time.thread_time() - begun)
+        begun = time.thread_time()
+        builder.digests()  # copied, and freed at once
+        copying.append(time.thread_time() - begun)
+    assert gate.pending == 100_001
+    assert min(spent[1:]) < min(copying) / 2
+    await gate.close()
+    background.close()
+
+
+async def test_the_hashes_that_a_reading_was_compared_with_are_released_with_its_review(bench: Bench) -> None:
+    class Hashes(dict[bytes, bytes]):
+        """A table to which there can be a weak reference."""
+
+    known = Hashes({b"if": b"another"})
+    reference = weakref.ref(known)
+    builder = SnapshotBuilder(known=known)
+    builder.add([row("if")])
+    del known
+    await bench.gate.apply(builder, None)
+    assert reference() is None
 
 
 def test_a_batch_has_64_rows_or_a_mebibyte() -> None:
