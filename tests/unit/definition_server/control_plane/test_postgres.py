@@ -54,6 +54,10 @@ class Connection:
         self.closed = False
         self.info = SimpleNamespace(hostaddr="10.0.0.1", dbname="db", user=user)
         self.pgconn = SimpleNamespace(finish=lambda: setattr(self, "closed", True))
+        self.statements: list[str] = []
+
+    async def execute(self, statement: str, **_: object) -> None:
+        self.statements.append(statement)
 
     async def close(self) -> None:
         self.closed = True
@@ -307,14 +311,14 @@ async def test_a_reading_gets_the_number_of_its_connection_and_another_number_th
     steps: list[tuple[object, ...]] = []
 
     class Begun:
-        plan = SimpleNamespace(mistrust="a standby")
+        plan = SimpleNamespace(mistrust="a standby", tables=("obex_dapl_functions",))
         bytecode_fault = None
 
         def __init__(self, connection: Any, limited: object, limits: object, of_connection: str, number: int) -> None:
             steps.append((connection, of_connection, number))
 
-        async def begin(self, seconds: float, *, first: bool) -> None:
-            steps.append((seconds, first))
+        async def begin(self, *, first: bool) -> None:
+            steps.append((first,))
 
     monkeypatch.setattr(postgres, "_Reading", Begun)
     one, two = Connection(), Connection()
@@ -325,7 +329,11 @@ async def test_a_reading_gets_the_number_of_its_connection_and_another_number_th
             assert isinstance(await source._begin(), Begun)
         await source.close()
         await source._begin()
-    assert steps == [(one, "1", 1), (5.0, True), (one, "1", 2), (5.0, False), (two, "2", 3), (5.0, True)]
+    assert steps == [(one, "1", 1), (True,), (one, "1", 2), (False,), (two, "2", 3), (True,)]
+    assert [len(one.statements), len(two.statements)] == [2, 1]
+    for statement in one.statements + two.statements:
+        assert "statement_timeout = 5000" in statement
+        assert "LOCK TABLE obex_dapl_functions IN" in statement
     assert len(logged(lines, "The table is read whole in every cycle", reason="a standby")) == 1
     assert one.closed
 
