@@ -97,10 +97,8 @@ def id_field(row_id: int | None) -> bytes:
     return b"\x30" + wire.varint(row_id & wire.UINT64)
 
 
-def bytecode_fields(code: bytes | None, version: int | None) -> bytes:
-    """Fields 7 and 8 of ``CommandResponse``; empty without bytecode."""
-    if not code:
-        return b""
+def bytecode_fields(code: bytes, version: int | None) -> bytes:
+    """Fields 7 and 8 of ``CommandResponse``, of a row with bytecode."""
     return wire.field(wire.AVBC_CODE, code) + (b"\x40" + wire.varint(version & wire.UINT64) if version else b"")
 
 

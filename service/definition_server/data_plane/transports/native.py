@@ -263,7 +263,8 @@ def _observer(slot: CallCounter) -> Callable[[list[int], float], None]:
     def observe(answer_ids: list[int], seconds: float) -> None:
         elapsed = int(seconds * 1e9)
         if len(answer_ids) == 1:  # a single call, for example of a script that waits for each answer
-            slot.count_many(answer_ids[0] // kinds, answer_ids[0] % kinds, 1, elapsed)
+            (answer_id,) = answer_ids
+            slot.count_many(answer_id // kinds, answer_id % kinds, 1, elapsed)
             return
         for answer_id in set(answer_ids):
             slot.count_many(answer_id // kinds, answer_id % kinds, answer_ids.count(answer_id), elapsed)

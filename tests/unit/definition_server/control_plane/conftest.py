@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -53,3 +54,22 @@ async def diskless() -> AsyncIterator[Server]:
 def logs() -> Iterator[LogLines]:
     with captured_logs() as lines:
         yield lines
+
+
+@pytest.fixture
+def disk_acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each fsync and each rename of a file from now on, in order; a file is named by the end of its name."""
+    acts: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        acts.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().suffix or 'directory'}")
+        fsync(descriptor)
+
+    def noting_replace(path: Path, target: Path) -> Path:
+        acts.append(f"rename {path.suffix} to {target.suffix}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "replace", noting_replace)
+    return acts

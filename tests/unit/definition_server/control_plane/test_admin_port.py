@@ -382,6 +382,6 @@ async def test_faults_of_clients_are_logged_a_limited_number_of_times(opened: Op
 async def test_connections_hold_an_eighth_of_the_files_at_most(
     soft: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, resource.RLIM_INFINITY))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         assert admin_port.AdminPort(listening, lambda _: text_answer(HTTPStatus.OK, ""))._limit == limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import socket
 import subprocess
@@ -273,6 +274,27 @@ def test_a_user_without_privilege_is_refused_a_privileged_port() -> None:
         "except PortInUse as error: print(error)"
     )
     assert run(program) == "127.0.0.1:1 may not be opened by this user. Set PORT to a port from 1024 up.\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "variable", "number", "begin", "end"),
+    [
+        ("h", "PORT", errno.EADDRINUSE, "h:80 is in use", "Stop it, or set PORT to a free port."),
+        ("::1", "METRICS_PORT", errno.EACCES, "[::1]:80 may not", "Set METRICS_PORT to a port from 1024 up."),
+        ("h", "PORT", errno.EADDRNOTAVAIL, "h:80 cannot be opened", "or to :: for all addresses."),
+        ("h", "METRICS_PORT", errno.EAFNOSUPPORT, "h:80 cannot", "Set METRICS_HOST to an IPv4 address, or to :: for "
+         "all addresses."),
+        ("h", "PORT", errno.EINVAL, "h:80 cannot", "Set HOST to an IP address of this machine, or to :: for all "
+         "addresses."),
+        ("h", "PORT", errno.ENOBUFS, "h:80 cannot", "(No buffer space available). Check HOST and PORT."),
+        ("::", "METRICS_PORT", errno.ENOBUFS, "[::]:80 cannot", "Check METRICS_HOST and METRICS_PORT."),
+    ],
+    ids=["in use", "privileged", "foreign", "no IPv6", "no address", "another reason", "another reason for metrics"],
+)  # fmt: skip
+def test_the_remedy_depends_on_the_reason(host: str, variable: str, number: int, begin: str, end: str) -> None:
+    text = reason_text(host, 80, variable, OSError(number, os.strerror(number)))
+    assert text.startswith(begin)
+    assert text.endswith(end)
 
 
 def test_the_variable_to_set_is_named() -> None:

@@ -61,6 +61,16 @@ async def test_before_the_disk_has_answered_no_file_on_it_is_overwritten(wishes:
     assert disk.steps == [False, True, "again"]
 
 
+async def test_a_pin_that_was_reported_as_unsaved_is_saved_even_if_the_file_has_it_already(
+    wishes: OperatorWishes, disk: Disk
+) -> None:
+    wishes.pin(PIN)
+    await wishes.save()
+    wishes.recall(Wishes().pin(PIN))
+    await wishes.save_again()
+    assert disk.saved == [Wishes().pin(PIN)], "this also ends the report"
+
+
 async def test_the_wishes_on_disk_are_used_if_there_are_no_newer_ones(wishes: OperatorWishes, disk: Disk) -> None:
     wishes.recall(Wishes().pin(PIN).hold_rows(3, VERSION))
     assert wishes.now().pin == PIN

@@ -140,23 +140,10 @@ def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
 
 
 def test_the_file_is_synced_before_the_rename_and_the_directory_before_the_return(
-    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+    store: SnapshotStore, disk_acts: list[str]
 ) -> None:
-    acts: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noting_fsync(descriptor: int) -> None:
-        acts.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().suffix or 'directory'}")
-        fsync(descriptor)
-
-    def noting_replace(path: Path, target: Path) -> Path:
-        acts.append(f"rename {path.suffix} to {target.suffix}")
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", noting_fsync)
-    monkeypatch.setattr(Path, "replace", noting_replace)
     save(store, NEW)
-    assert acts == ["fsync .tmp", "rename .tmp to .avapsnap", "fsync directory"]
+    assert disk_acts == ["fsync .tmp", "rename .tmp to .avapsnap", "fsync directory"]
 
 
 KILLED_WRITER = """

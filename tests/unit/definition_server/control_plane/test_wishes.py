@@ -266,23 +266,10 @@ def test_a_write_that_fails_leaves_the_old_file(file: WishesFile, monkeypatch: p
 
 
 def test_the_file_is_synced_before_the_rename_and_the_directory_before_the_return(
-    file: WishesFile, monkeypatch: pytest.MonkeyPatch
+    file: WishesFile, disk_acts: list[str]
 ) -> None:
-    acts: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noting_fsync(descriptor: int) -> None:
-        acts.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().suffix or 'directory'}")
-        fsync(descriptor)
-
-    def noting_replace(path: Path, target: Path) -> Path:
-        acts.append(f"rename {path.suffix} to {target.suffix}")
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", noting_fsync)
-    monkeypatch.setattr(Path, "replace", noting_replace)
     file.write(Wishes((A,)))
-    assert acts == ["fsync .tmp", "rename .tmp to .json", "fsync directory"]
+    assert disk_acts == ["fsync .tmp", "rename .tmp to .json", "fsync directory"]
 
 
 def test_the_temporary_file_of_a_writer_that_was_killed_is_removed_after_an_hour(file: WishesFile) -> None:

@@ -206,6 +206,13 @@ async def test_the_core_gets_another_certificate_at_the_next_handshake_if_tls_is
     await transport.stop(0)
 
 
+async def test_a_stopped_transport_of_the_core_starts_no_further_thread() -> None:
+    transport = grpcio.GrpcioTransport(GRPCIO, endpoint())
+    await transport.stop(0)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        transport._pool.submit(int)
+
+
 # -- Confinement -----------------------------------------------------------------------------------------------------
 
 
