@@ -81,6 +81,10 @@ COMMANDS: dict[str, Command] = {
         "perf.benches.runtime_flags", "measure the effect of the server's runtime flags (docs/runtime-flags.md)",
         "about 2 min", f"{_QUIET}; h2load; a PostgreSQL provider of the tests",
     ),
+    "version": Command(
+        "perf.benches.version_cost", "measure the cost of the version in answers (docs/performance.md)",
+        "about 3 min; --servers 30: 8 min", f"{_QUIET}; h2load",
+    ),
     "capacity": Command(
         "perf.planning.capacity_figures", "write the figures that `definition-server capacity` plans with", "seconds",
         "a record",
