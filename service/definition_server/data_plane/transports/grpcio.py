@@ -59,7 +59,6 @@ class GrpcioTransport:
     """`Transport` on ``grpc.aio``."""
 
     def __init__(self, config: Configure, endpoint: Endpoint) -> None:
-        self._config = config
         self._engine = endpoint.engine
         self._address = _address(config.host, config.port)
         self._certificate: grpc.ServerCertificateConfiguration | None = None
