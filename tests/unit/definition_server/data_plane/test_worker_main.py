@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,7 @@ class Process:
             monkeypatch.setattr(module, name, self._noted(name))
         monkeypatch.setattr(module, "Confinement", self._confinement)
         monkeypatch.setattr(module, "_run", self._run)
+        monkeypatch.setattr(module, "Worker", lambda *given: given)
 
     def _noted(self, name: str) -> Any:
         def noted(*arguments: Any, **options: Any) -> str:
@@ -55,9 +56,9 @@ class Process:
         if self.failure is not None:
             raise self.failure
 
-    async def _run(self, *given: Any) -> int:
+    async def _run(self, make: Callable[[], tuple[Any, ...]]) -> int:
         self.steps.append("run")
-        self.given = given
+        self.given = make()
         assert self.received() == [messages.Mapped()]
         return 42
 
