@@ -213,6 +213,16 @@ async def test_a_peer_is_said_to_read_nothing_only_if_output_waits_for_it(
     protocol.connection_lost(None)
 
 
+async def test_the_calls_of_a_connection_that_gives_way_are_cancelled_before_its_transport_has_closed() -> None:
+    server, protocol, transport = await connected()
+    protocol.data_received(headers(1, request_block(b"/t.S/slow")) + data(1, grpc_message(b"x"), end_stream=True))
+    await loop_until(lambda: server.open_calls == 1)
+    protocol.dismiss(Refusal.EVICTED)
+    assert transport.ended
+    await loop_until(lambda: not server.open_calls)
+    protocol.connection_lost(None)
+
+
 async def test_octets_of_a_connection_that_closes_wait_for_a_time_slice_before_they_are_decrypted() -> None:
     _, protocol, transport = await connected()
     assert protocol.may_decrypt(), "one of the first reads"
