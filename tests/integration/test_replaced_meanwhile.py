@@ -22,6 +22,10 @@ from definition_server.control_plane.table_reading import TABLE
 FIRST = f"INSERT INTO {TABLE} VALUES (1, 'if', 'function', '[]', 'first')"
 AFTER = "VALUES (1, 'if', 'function', '[]', 'after')"
 
+EMPTY_BYTECODE = (
+    "CREATE TABLE avap_bytecode (command_name text UNIQUE, source_hash text, avbc_bytecode bytea, avbc_version int)"
+)
+
 REPLACED = {
     # before, and the transaction
     "truncated": (FIRST, f"TRUNCATE {TABLE}; INSERT INTO {TABLE} {AFTER}"),
@@ -66,6 +70,12 @@ REPLACED = {
         f"CREATE MATERIALIZED VIEW {TABLE} AS SELECT * FROM rows",
         f"UPDATE rows SET code = 'after'; REFRESH MATERIALIZED VIEW {TABLE}",
     ),
+    "another materialized view beside a table of bytecode": (
+        f"ALTER TABLE {TABLE} RENAME TO rows; INSERT INTO rows VALUES (1, 'if', 'function', '[]', 'first'); "
+        f"CREATE MATERIALIZED VIEW {TABLE} AS SELECT * FROM rows; {EMPTY_BYTECODE}",
+        f"UPDATE rows SET code = 'after'; DROP MATERIALIZED VIEW {TABLE}; "
+        f"CREATE MATERIALIZED VIEW {TABLE} AS SELECT * FROM rows",
+    ),
 }  # fmt: skip
 
 
@@ -105,7 +115,7 @@ async def test_a_reading_that_waits_until_all_rows_are_replaced_gets_the_new_row
 
 
 BYTECODE = (
-    "CREATE TABLE avap_bytecode (command_name text UNIQUE, source_hash text, avbc_bytecode bytea, avbc_version int)",
+    EMPTY_BYTECODE,
     "INSERT INTO avap_bytecode SELECT name, encode(sha256(code::bytea), 'hex'), 'octets', 3 FROM obex_dapl_functions",
 )
 
@@ -121,6 +131,25 @@ async def test_a_reading_that_waits_until_all_bytecode_is_replaced_gets_the_new_
         if connected:
             assert [row.avbc_code for row in await reader.rows()] == [b"octets"]
         replace = f"TRUNCATE avap_bytecode; {BYTECODE[1].replace('octets', 'others')}"
+        async with waited_for(table, replace, reader.rows()) as reading:
+            assert [row.avbc_code for row in await reading] == [b"others"]
+
+
+async def test_a_reading_that_waits_until_bytecode_that_cannot_be_locked_is_replaced_gets_the_new_bytecode(
+    table: Table,
+) -> None:
+    table.run("INSERT INTO obex_dapl_functions (name, code) VALUES ('if', 'first')")
+    for statement in BYTECODE:
+        table.run(statement)
+    table.run("ALTER TABLE avap_bytecode RENAME TO compiled")
+    view = (
+        "CREATE MATERIALIZED VIEW avap_bytecode AS SELECT * FROM compiled; "
+        "CREATE UNIQUE INDEX ON avap_bytecode (command_name)"
+    )
+    table.run(view)
+    async with Reader(table.url) as reader:
+        assert [row.avbc_code for row in await reader.rows()] == [b"octets"]
+        replace = f"UPDATE compiled SET avbc_bytecode = 'others'; DROP MATERIALIZED VIEW avap_bytecode; {view}"
         async with waited_for(table, replace, reader.rows()) as reading:
             assert [row.avbc_code for row in await reading] == [b"others"]
 

@@ -55,6 +55,7 @@ from definition_server.control_plane.table_reading import (
     rows_of_batch,
     runs,
     timeouts_sql,
+    wait_sql,
 )
 from definition_server.observability.logs import get_logger
 from definition_server.observability.reasons import Reason
@@ -409,36 +410,53 @@ class _Locks:
         self._limited = limited
         self._timeouts = timeouts
         self._tables = [TABLE]
-        self._refused: set[str] = set()
-        """Tables that this connection cannot lock: materialized views, foreign tables, and some views of tables that
-        the view's owner may not read."""
+        self._waited_for: list[str] = []
+        """Tables that this connection cannot lock: materialized views, foreign tables, views of which the role may read
+        only some columns, and some views of tables that the view's owner may not read."""
 
     def forget(self) -> None:
         """The next connection may be to another server, or with other privileges."""
-        self._tables, self._refused = [TABLE], set()
+        self._tables, self._waited_for = [TABLE], []
 
     async def take(self, connection: AsyncConnection[Any]) -> None:
         """Begin a transaction, without a snapshot and with as many locks as possible."""
-        while self._tables:
-            try:
-                await self._run(connection, lock_sql(self._tables))
-            except (errors.UndefinedTable, errors.InsufficientPrivilege, errors.WrongObjectType) as error:
+        while True:
+            if self._waited_for:
+                # At least wait, in a transaction that ends, for others that hold a lock.
+                await self._run_with_most(connection, wait_sql, [*self._waited_for])
                 await self._limited(connection.rollback())
-                table = self._tables.pop()
-                if not isinstance(error, errors.UndefinedTable):
-                    self._refused.add(table)
-            else:
+            refused = await self._run_with_most(connection, lock_sql, self._tables)
+            if not refused:
                 return
-        # At least wait, in a transaction that ends, for others that hold a lock.
-        await self._run(connection, EXISTS_SQL)
-        await self._limited(connection.rollback())
-        await self._run(connection, "")
+            await self._limited(connection.rollback())
+            self._waited_for += refused
 
     def suffice(self, tables: Collection[str]) -> bool:
-        """Whether all ``tables`` are locked, or cannot be; if not, `take` locks them next time."""
-        wanted = [table for table in tables if table not in self._refused]
-        before, self._tables = self._tables, wanted
-        return set(wanted) <= set(before)
+        """Whether `take` has locked or waited for all ``tables``; if not, it does so next time."""
+        before = {*self._tables, *self._waited_for}
+        self._tables = [table for table in tables if table not in self._waited_for]
+        self._waited_for = [table for table in tables if table in self._waited_for]
+        return set(tables) <= before
+
+    async def _run_with_most(
+        self, connection: AsyncConnection[Any], statement: Callable[[list[str]], LiteralString], tables: list[str]
+    ) -> list[str]:
+        """Run ``statement`` with as many ``tables`` as possible. The others are removed from ``tables``.
+
+        Returns:
+            Those that exist, but for which it is refused.
+        """
+        refused = []
+        while True:
+            try:
+                await self._run(connection, statement(tables))
+            except (errors.UndefinedTable, errors.InsufficientPrivilege, errors.WrongObjectType) as error:
+                await self._limited(connection.rollback())
+                table = tables.pop()
+                if not isinstance(error, errors.UndefinedTable):
+                    refused.append(table)
+            else:
+                return refused
 
     async def _run(self, connection: AsyncConnection[Any], statement: LiteralString) -> None:
         # A message without parameters may have several statements, and an empty one.

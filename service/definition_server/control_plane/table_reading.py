@@ -147,8 +147,13 @@ def timeouts_sql(statement_timeout: float) -> LiteralString:
 
 
 def lock_sql(tables: Collection[str]) -> LiteralString:
-    """A statement that locks ``tables`` as reading them does, but takes no snapshot."""
-    return _literal(f"LOCK TABLE {', '.join(tables)} IN ACCESS SHARE MODE")
+    """A statement that locks ``tables`` as reading them does, but takes no snapshot. Empty if there are none."""
+    return _literal(f"LOCK TABLE {', '.join(tables)} IN ACCESS SHARE MODE" if tables else "")
+
+
+def wait_sql(tables: Collection[str]) -> LiteralString:
+    """Statements that wait for others that hold a lock on ``tables``, by reading no row of each."""
+    return _literal("; ".join(f"SELECT FROM {table} LIMIT 0" for table in tables))
 
 
 @dataclass(frozen=True, slots=True)

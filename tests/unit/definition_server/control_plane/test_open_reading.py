@@ -347,22 +347,43 @@ async def test_a_table_that_was_dropped_is_locked_when_it_is_there_again() -> No
 
 
 @pytest.mark.parametrize("refusal", [errors.InsufficientPrivilege, errors.WrongObjectType])
-async def test_a_lock_that_is_refused_is_not_tried_again_on_this_connection(refusal: type[Exception]) -> None:
+async def test_a_table_whose_lock_is_refused_is_waited_for_and_its_lock_not_tried_again_on_this_connection(
+    refusal: type[Exception],
+) -> None:
     locks, connection = _Locks(limited, "times"), Connection()
     locks.suffice(TABLES)
     connection.refused[BOTH] = [refusal()]
-    assert await taken(locks, connection) == [BOTH, ONE]
+    wait = "times; SELECT FROM avap_bytecode LIMIT 0"
+    assert await taken(locks, connection) == [BOTH, ONE, wait, ONE]
+    assert connection.rolled_back == 3, "the failed transaction, the one with too few locks, and the one that waits"
     assert locks.suffice(TABLES), "it cannot be better"
-    assert await taken(locks, connection) == [ONE]
+    assert await taken(locks, connection) == [wait, ONE]
     connection.refused[ONE] = [refusal()]
-    waiting = [f"times; {module.EXISTS_SQL}", "times; "]
-    connection.rolled_back = 0
-    assert await taken(locks, connection) == [ONE, *waiting]
-    assert connection.rolled_back == 2, "the failed transaction, and the one that waits: its snapshot would be too old"
+    assert (await taken(locks, connection))[-2:] == [f"{wait}; SELECT FROM obex_dapl_functions LIMIT 0", "times; "]
     assert locks.suffice(TABLES)
-    assert await taken(locks, connection) == waiting
     locks.forget()
     assert await taken(locks, connection) == [ONE], "another connection"
+
+
+async def test_a_table_whose_lock_is_refused_is_waited_for_although_another_can_be_locked() -> None:
+    locks, connection = _Locks(limited, "times"), Connection()
+    connection.refused[ONE] = [errors.WrongObjectType()]
+    wait = "times; SELECT FROM obex_dapl_functions LIMIT 0"
+    assert await taken(locks, connection) == [ONE, "times; ", wait, "times; "]
+    assert not locks.suffice(TABLES)
+    assert await taken(locks, connection) == [wait, "times; LOCK TABLE avap_bytecode IN ACCESS SHARE MODE"]
+    assert locks.suffice(TABLES)
+
+
+@pytest.mark.parametrize("refusal", [errors.UndefinedTable, errors.InsufficientPrivilege])
+async def test_a_table_that_can_no_longer_be_waited_for_does_not_fail_the_reading(refusal: type[Exception]) -> None:
+    locks, connection = _Locks(limited, "times"), Connection()
+    locks.suffice(TABLES)
+    connection.refused[BOTH] = [errors.WrongObjectType()]
+    wait, *_ = (await taken(locks, connection))[2:]
+    connection.refused[wait] = [refusal()]
+    assert await taken(locks, connection) == [wait, "times; ", ONE]
+    assert locks.suffice(TABLES), "it cannot be better: the reading would be begun again for ever"
 
 
 async def test_any_other_failure_to_lock_fails_the_reading() -> None:

@@ -23,6 +23,7 @@ from definition_server.control_plane.table_reading import (
     rows_of_batch,
     runs,
     timeouts_sql,
+    wait_sql,
     whole_number,
 )
 
@@ -196,6 +197,8 @@ def test_the_statements_before_the_snapshot_are_the_time_limits_and_the_locks() 
     assert EXISTS_SQL == "SELECT FROM obex_dapl_functions LIMIT 0"
     assert timeouts_sql(2.0) == "SET LOCAL statement_timeout = 2000; SET LOCAL lock_timeout = 1600"
     assert lock_sql(["one", "two"]) == "LOCK TABLE one, two IN ACCESS SHARE MODE"
+    assert lock_sql([]) == ""
+    assert wait_sql(["one", "two"]) == "SELECT FROM one LIMIT 0; SELECT FROM two LIMIT 0"
 
 
 def test_a_size_is_the_sum_of_four_texts_and_a_text_is_cast_only_if_its_octets_are_not_known_otherwise() -> None:
