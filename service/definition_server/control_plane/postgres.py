@@ -238,14 +238,15 @@ class PostgresSource:
         attempts = _NEW_CONNECTIONS + (self._connection is not None)
         while True:
             attempts -= 1
-            first = self._connection is None
-            if self._connection is None:
-                self._connection = await self._connect()
+            connection, first = self._connection, self._connection is None
+            if connection is None:
+                connection = self._connection = await self._connect()
                 self._connections += 1
             try:
-                return await self._transaction(self._connection, first=first)
+                return await self._transaction(connection, first=first)
             except psycopg.Error:
-                if not self._connection.closed or not attempts:
+                # `use_url` may have closed it, so that `self._connection` is None.
+                if not connection.closed or not attempts:
                     raise
                 await self.close()
 

@@ -474,3 +474,17 @@ async def test_octets_that_have_arrived_are_read_without_a_turn_of_the_event_loo
         finally:
             del loop.add_reader
     assert len(added) == 1
+
+
+async def test_a_reading_that_begins_while_the_password_is_rotated_continues_with_a_new_connection() -> None:
+    class Rotated(Connection):
+        async def execute(self, *_: object, **__: object) -> None:
+            await source.use_url(ONE_HOST.replace("secret", "new"))
+            raise psycopg.OperationalError("the connection is closed")
+
+    source = Source(ONE_HOST, ["10.0.0.1"])
+    source.connections = [Rotated()]
+    with pytest.raises(SourceError, match="refused"):  # the second connection
+        async with source.read():
+            pass
+    assert len(source.attempts) == 2
