@@ -191,7 +191,8 @@ class Review:
         gate, digests = self._gate, self._digests
         self._changed = self._builder.differing(gate.served)
         self._no_longer_pending = (gate.pending.keys() & self._changed) | (gate.pending.keys() - digests.keys())
-        self._flaws = {name: flaws for name, (digest, flaws) in gate.found.items() if digests.get(name) == digest}
+        found = gate.found.copy()  # another thread may add rows during an iteration
+        self._flaws = {name: flaws for name, (digest, flaws) in found.items() if digests.get(name) == digest}
         if not self._flaws and not (gate.first and self._last is not None):
             self._new = self._changed  # no row is skipped: a loop over all would take long
             return
@@ -348,7 +349,12 @@ class Review:
             if name in served and name not in judged and name not in tolerated:
                 pending[name] = served[name]
         gate.tolerated = {name: served[name] for name in tolerated}
-        gate.found = {}
+        # Rows that were found bad after `find_changed` are left to the next review.
+        gate.found = {
+            name: found
+            for name, found in gate.found.items()
+            if name not in self._flaws and pending.get(name) == found[0]
+        }
         suspect = {name for name in gate.suspect if gate.served.get(name) == served.get(name)}
         suspect |= {name for name, flaws in self._flaws.items() if flaws & Flaw.NOT_STRICT_JSON and name in served}
         gate.served = served

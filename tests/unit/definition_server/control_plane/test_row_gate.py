@@ -333,6 +333,40 @@ async def test_the_number_of_unchecked_rows_falls_while_the_remaining_rows_are_j
         await bench.close()
 
 
+async def test_a_row_found_bad_while_a_review_compares_rows_is_refused_by_the_next_review() -> None:
+    class Found(dict[bytes, tuple[bytes, Flaw]]):
+        """Another thread may add a row between two steps of an iteration, and after it."""
+
+        def items(self) -> Any:
+            for item in super().items():
+                note("else")
+                yield item
+
+        def copy(self) -> dict[bytes, tuple[bytes, Flaw]]:
+            copied = super().copy()
+            note("else")
+            return copied
+
+    def note(name: str) -> None:
+        gate.note_pending(name.encode(), gate.pending[name.encode()], Flaw.CODE)
+
+    gate = Gate()
+    rows = RowGate(gate, CheckerHere(), first_seconds=0, first_rows=0, logs=False)
+
+    async def review() -> SnapshotBuilder:
+        builder = SnapshotBuilder(known=gate.served)
+        builder.add([row("if"), row("else"), row("for")])
+        await rows.apply(builder, None)
+        return builder
+
+    await review()
+    gate.found = Found()
+    note("if")
+    assert (await review()).digests().keys() == {b"else", b"for"}
+    assert b"else" not in (await review()).digests()
+    await rows.close()
+
+
 async def test_the_loop_does_not_touch_each_row_of_a_large_catalogue_for_one_changed_row() -> None:
     """Most rows are not judged yet. The loop's CPU time is compared with that of copying the rows' hashes."""
     background = Background()
