@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from definition_server.catalog.wire import WireError, varint
+from definition_server.catalog.wire import WireError, read_varint, varint
 from definition_server.data_plane.requests import check_empty, text_of
 from definition_server.rpc import avap_pb2
 
@@ -36,7 +36,17 @@ def fields(draw: st.DrawFn) -> bytes:
     return tag(number, kind) + draw(st.binary(min_size=4, max_size=8))
 
 
-messages = st.lists(fields(), max_size=4).map(b"".join)
+def stops_at_number_0(request: bytes) -> bool:
+    """Whether our reader refuses ``request`` for a field of number 0, which is illegal, but which the library skips."""
+    try:
+        check_empty(request)
+    except WireError as error:
+        text, _, position = str(error).rpartition(" ")
+        return text == "no tag at" and read_varint(request, int(position))[0] < 8
+    return False
+
+
+messages = st.lists(fields(), max_size=4).map(b"".join).filter(lambda request: not stops_at_number_0(request))
 
 
 def by_the_library(kind: type, request: bytes) -> object:
