@@ -212,6 +212,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
     def _closed_by_peer(self, protocol: Secured) -> None:
         """The peer has sent close_notify. The loop's transport flushes, and closes."""
         self._closing = True
+        self._tls.discard()  # the peer decides how long the output is flushed
         with suppress(OSError):
             self._tls.unwrap()
         self._send()

@@ -249,6 +249,18 @@ async def test_the_close_notify_of_the_peer_ends_the_connection(certificate: Cer
     connection.lose()
 
 
+async def test_octets_behind_the_close_notify_of_the_peer_do_not_stay_in_memory(certificate: Certificate) -> None:
+    """The peer decides how long the output is flushed."""
+    connection = Connection(certificate)
+    with pytest.raises(ssl.SSLWantReadError):
+        connection.client.unwrap()
+    connection.transport.data_received(connection.made.read() + bytes(250_000))
+    tls = connection.transport.get_extra_info("ssl_object")
+    assert connection.application.events == ["eof"]
+    assert (tls._arrived.pending, tls._piece.pending) == (0, 0)
+    connection.lose()
+
+
 async def test_the_end_of_tcp_without_close_notify_ends_the_connection(certificate: Certificate) -> None:
     connection = Connection(certificate)
     assert connection.transport.eof_received() is False
