@@ -270,6 +270,7 @@ class Connection:
         """The transport accepts no more output; ``written``: the octets that it has accepted and not sent."""
         self.advance(now)
         self._timers.progressed()
+        self._timers.reading_paused()
         self._outbound.pause(True)
         self._written = written
         self._report()
@@ -278,6 +279,7 @@ class Connection:
         """The transport accepts output again."""
         self.advance(now)
         self._timers.progressed()
+        self._timers.reading_resumed()
         self._outbound.pause(False)
         self._written = 0
         self._report()

@@ -45,6 +45,7 @@ class Timers:
         "_opened_at",
         "_progress_at",
         "_read_at",
+        "_reading",
         "asked_at",
         "now",
     )
@@ -57,6 +58,8 @@ class Timers:
         self._opened_at = self._read_at = self._idle_at = self._progress_at = now
         self._block_at = inf
         """Time at which an unfinished header block began."""
+        self._reading = True
+        """Whether octets of the peer are read when they arrive."""
         self.asked_at = inf
         """Time at which the keepalive PING was sent; infinity if no PING is unanswered."""
         self._age_at = now + limits.max_connection_age * (1 + limits.age_jitter * jitter)
@@ -74,6 +77,17 @@ class Timers:
         """Set the present instant to ``now``, at which the peer has sent something."""
         self.now = self._read_at = now
         self.asked_at = inf
+
+    def reading_paused(self) -> None:
+        """Nothing that the peer sends is read from now on, so its silence means nothing."""
+        self._reading = False
+
+    def reading_resumed(self) -> None:
+        """The peer is heard again; a PING that it could not answer so far counts as just sent."""
+        self._reading = True
+        self._read_at = self.now
+        if self.asked_at != inf:
+            self.asked_at = self.now
 
     def answered(self, instant: float) -> None:
         """The fast path has answered calls, the last of them at ``instant``."""
@@ -121,11 +135,12 @@ class Timers:
 
     def _deadlines(self, *, introduced: bool, idle: bool, unsent: bool) -> tuple[tuple[float, Due], ...]:
         limits = self._limits
-        silent = introduced and self.asked_at == inf
+        asked_at = self.asked_at if self._reading else inf
+        silent = introduced and self._reading and self.asked_at == inf
         return (
             (inf if introduced else self._opened_at + limits.preface_timeout, Due.PREFACE),
             (self._block_at + limits.header_timeout, Due.HEADER_BLOCK),
-            (self.asked_at + limits.keepalive_timeout, Due.DEAD),
+            (asked_at + limits.keepalive_timeout, Due.DEAD),
             (self._read_at + limits.keepalive_time if silent else inf, Due.KEEPALIVE),
             (self._age_at, Due.AGE),
             (self._idle_at + limits.max_connection_idle if idle else inf, Due.IDLE),

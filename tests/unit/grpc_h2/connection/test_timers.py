@@ -270,6 +270,25 @@ def test_a_client_that_answers_the_keepalive_ping_stays_connected(feed: Feed):
     peer.assert_answered(1, b"x")
 
 
+@pytest.mark.requirement("A48")
+@pytest.mark.parametrize("asked_first", [True, False], ids=["asked before", "not asked before"])
+def test_a_client_is_not_said_to_be_dead_while_the_server_does_not_read(asked_first: bool):
+    peer = Peer(limits=Limits(stall_timeout=inf)).send(handled(1))
+    if asked_first:
+        peer.advance(7201)
+    peer.connection.pause_writing(peer.now)
+    peer.advance(8000)
+    assert not peer.connection.terminated
+    peer.connection.resume_writing(peer.now)
+    peer.read()
+    peer.advance(19)
+    assert len([got for got in peer.replies.frames if got.kind == PING]) == asked_first
+    assert not peer.replies.goaways
+    if asked_first:
+        peer.advance(2)
+        assert peer.connection.terminated, "the PING is not answered"
+
+
 # --- too many pings ------------------------------------------------------------------------------------------
 
 
