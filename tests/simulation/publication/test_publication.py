@@ -64,7 +64,7 @@ def test_a_failure_names_the_command_that_replays_it(monkeypatch: pytest.MonkeyP
 @pytest.mark.thorough  # a test of the simulation itself
 def test_some_days_have_every_kind_of_event() -> None:
     trace: list[str] = []
-    for seed in range(12):
+    for seed in range(30):
         run_seed(seed, trace.append)
     for event in (
         "refuses=True", "hangs=True", "breaks=True", "slow=True", "full=True", "checker unavailable: True",
