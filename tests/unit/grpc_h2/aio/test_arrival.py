@@ -292,3 +292,21 @@ async def test_a_handshake_that_fails_does_not_wait_until_its_alert_is_read(
     arrival = Arrival(ours, asyncio.get_running_loop(), Withheld(), Share.ARRIVALS, OTHER, seconds=SECONDS)
     with pytest.raises(ssl.SSLError):
         await arrival.shake_hands(TlsCredentials(certificate.cert, certificate.key).context)
+
+
+async def test_the_time_that_a_peer_takes_to_read_its_part_of_the_handshake_counts(
+    unread: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, peer = unread
+    loop = asyncio.get_running_loop()
+    arrival = Arrival(ours, loop, Withheld(), Share.ARRIVALS, OTHER, seconds=SECONDS)
+    sending = asyncio.ensure_future(arrival._send(b"answer"))
+    late = loop.time() + 0.02
+    await eventually(lambda: loop.time() > late, "the peer takes its time")
+    assert not sending.done()
+    peer.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            peer.recv(1 << 20)
+    await sending
+    assert arrival._seconds <= SECONDS - 0.02

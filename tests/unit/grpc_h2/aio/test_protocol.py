@@ -199,6 +199,24 @@ async def test_nothing_is_read_while_the_transport_is_full() -> None:
     protocol.connection_lost(None)
 
 
+async def test_the_limit_of_the_transport_s_buffer_is_0_only_until_a_peer_has_read_what_a_tick_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, protocol, transport = await connected()
+    limits: list[tuple[int, ...]] = []
+    monkeypatch.setattr(transport, "set_write_buffer_limits", lambda *given: limits.append(given))
+    monkeypatch.setattr(transport, "get_write_buffer_size", lambda: 1)
+    protocol._tick()
+    assert limits == [(0,)]
+    protocol.pause_writing()
+    monkeypatch.setattr(transport, "get_write_buffer_size", lambda: 0)
+    protocol.resume_writing()
+    assert limits == [(0,), ()], "the default"
+    protocol._tick()
+    assert len(limits) == 2
+    protocol.connection_lost(None)
+
+
 @pytest.mark.parametrize("unread", [0, 1])
 async def test_a_peer_is_said_to_read_nothing_only_if_output_waits_for_it(
     unread: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
